@@ -1,0 +1,21 @@
+"""What is compared. A row sets a scene up once and measures one round at a time, on every side."""
+
+from __future__ import annotations
+
+from rows_base import Metric, Row, Target
+from rows_hosts import HOST_ROWS
+from rows_memory import MEMORY_ROWS
+from rows_network import PAIR_ROWS
+from rows_peer import PEER_ROWS
+from rows_posix import POSIX_ROWS
+
+__all__ = ["ALL", "Metric", "Row", "Target", "find"]
+
+ALL: list[type[Row]] = [*MEMORY_ROWS, *PAIR_ROWS, *HOST_ROWS, *PEER_ROWS, *POSIX_ROWS]
+
+
+def find(name: str) -> type[Row]:
+    for row in ALL:
+        if row.name == name:
+            return row
+    raise SystemExit(f"no row {name!r}; there are: {' '.join(row.name for row in ALL)}")

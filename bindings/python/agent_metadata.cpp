@@ -1,0 +1,173 @@
+// The class nixlAgent, third part: metadata, notifications, what it tells about itself.
+
+#include "module.h"
+
+namespace nixl::python {
+namespace {
+
+nb::dict takeNotifications(RawAgent& self, nb::dict into, nb::handle /*backends*/) {
+    for (const Notification& notification : self.get().takeNotifications()) {
+        const nb::str from(notification.from.data(), notification.from.size());
+        nb::object messages = into.attr("get")(from);
+        if (messages.is_none()) {
+            messages = nb::list();
+            into[from] = messages;
+        }
+        messages.attr("append")(toBytes(notification.message));
+    }
+    return into;
+}
+
+void sendNotification(RawAgent& self, Text peer, Text message, nb::handle backends) {
+    const std::vector<std::string> names = backendNames(backends);
+    Agent& agent = self.get();
+    const GilRelease release;
+    agent.sendNotification(peer.str(), message.view, names.empty() ? std::string() : names.front());
+}
+
+[[noreturn]] void throwNoExchange(const char* call) {
+    throw Error(Status::notSupported(
+        std::string(call) +
+        ": this build exchanges metadata only as bytes; send get_agent_metadata() to the peer and "
+        "call add_remote_agent() there"));
+}
+
+// Metadata through a listener or a central store: the network engine's part.
+void bindExchange(nb::class_<RawAgent>& agent) {
+    agent
+        .def(
+            "sendLocalMD",
+            [](RawAgent&, Text, uint16_t) { throwNoExchange("send_local_metadata"); },
+            nb::arg("ip_addr") = "", nb::arg("port") = 0)
+        .def(
+            "sendLocalPartialMD",
+            [](RawAgent&, const RegList&, bool, nb::handle, Text, uint16_t, Text) {
+                throwNoExchange("send_partial_agent_metadata");
+            },
+            nb::arg("descs").lock(), nb::arg("inc_conn_info") = false,
+            nb::arg("backends") = nb::make_tuple(), nb::arg("ip_addr") = "", nb::arg("port") = 0,
+            nb::arg("label") = "")
+        .def(
+            "fetchRemoteMD",
+            [](RawAgent&, Text, Text, uint16_t, Text, nb::handle) {
+                throwNoExchange("fetch_remote_metadata");
+            },
+            nb::arg("remote_agent"), nb::arg("ip_addr") = "", nb::arg("port") = 0,
+            nb::arg("label") = "", nb::arg("timeout").none() = nb::none())
+        .def(
+            "invalidateLocalMD",
+            [](RawAgent&, Text, uint16_t) { throwNoExchange("invalidate_local_metadata"); },
+            nb::arg("ip_addr") = "", nb::arg("port") = 0);
+}
+
+void bindPeers(nb::class_<RawAgent>& agent) {
+    agent
+        .def("getLocalMD",
+             [](RawAgent& self) {
+                 Agent& live = self.get();
+                 std::string blob;
+                 {
+                     const GilRelease release;
+                     blob = live.metadata();
+                 }
+                 return toBytes(blob);
+             })
+        .def(
+            "getLocalPartialMD",
+            [](RawAgent& self, const RegList& descs, bool connection, nb::handle backends) {
+                const std::vector<std::string> names = backendNames(backends);
+                Agent& live = self.get();
+                std::string blob;
+                {
+                    const DescriptorList list = descs.list.trim();
+                    const GilRelease release;
+                    blob = live.partialMetadata(list, connection, names);
+                }
+                return toBytes(blob);
+            },
+            nb::arg("descs").lock(), nb::arg("inc_conn_info") = false,
+            nb::arg("backends") = nb::make_tuple())
+        .def(
+            "loadRemoteMD",
+            [](RawAgent& self, Text metadata) {
+                Agent& live = self.get();
+                std::string name;
+                {
+                    const GilRelease release;
+                    name = live.addPeer(metadata.view);
+                }
+                return toBytes(name);
+            },
+            nb::arg("metadata"))
+        .def(
+            "invalidateRemoteMD",
+            [](RawAgent& self, Text peer) {
+                Agent& live = self.get();
+                const GilRelease release;
+                live.removePeer(peer.str());
+                return StatusValue::SUCCESS;
+            },
+            nb::arg("remote_agent"))
+        .def(
+            "checkRemoteMD",
+            [](RawAgent& self, Text peer, const DescriptorList& descs) {
+                const bool known = self.get().hasPeer(peer.str(), descs.empty() ? nullptr : &descs);
+                return known ? StatusValue::SUCCESS : StatusValue::NOT_FOUND;
+            },
+            nb::arg("remote_agent"), nb::arg("descs").lock())
+        .def(
+            "makeConnection",
+            [](RawAgent& self, Text peer, nb::handle backends) {
+                const std::vector<std::string> names = backendNames(backends);
+                Agent& live = self.get();
+                const GilRelease release;
+                live.connect(peer.str(), names);
+                return StatusValue::SUCCESS;
+            },
+            nb::arg("remote_agent"), nb::arg("backends") = nb::make_tuple())
+        .def("_peers", [](RawAgent& self) { return self.get().peers(); });
+}
+
+void bindNotifications(nb::class_<RawAgent>& agent) {
+    agent
+        .def("getNotifs", &takeNotifications, nb::arg("notif_map"),
+             nb::arg("backends") = nb::make_tuple())
+        .def(
+            "genNotif",
+            [](RawAgent& self, Text peer, Text message, nb::handle backends) {
+                sendNotification(self, peer, message, backends);
+                return StatusValue::SUCCESS;
+            },
+            nb::arg("remote_agent"), nb::arg("msg"), nb::arg("backends") = nb::make_tuple())
+        .def(
+            "_waitNotifications",
+            [](RawAgent& self, nb::handle timeout) {
+                const auto limit = readTimeout(timeout);
+                Agent& live = self.get();
+                const bool some =
+                    waitWithoutGil([&] { return live.waitNotifications(limit, interrupted); });
+                if (PyErr_Occurred() != nullptr) {
+                    throw nb::python_error();
+                }
+                return some;
+            },
+            nb::arg("timeout").none() = nb::none())
+        .def("_fileno", [](RawAgent& self) { return self.get().fileno(); })
+        .def("_drain", [](RawAgent& self) { self.get().drain(); });
+}
+
+}  // namespace
+
+void bindAgentMetadata(nb::class_<RawAgent>& agent) {
+    bindPeers(agent);
+    bindNotifications(agent);
+    bindExchange(agent);
+    agent.def("_stats", [](RawAgent& self) { return self.get().stats(); })
+        .def("_dumpState", [](RawAgent& self) {
+            Agent& live = self.get();
+            const GilRelease release;
+            return live.dumpState();
+        });
+}
+
+}  // namespace nixl::python

@@ -1,0 +1,131 @@
+// The module nixl._bindings: puts its parts together and holds what they share.
+#include "module.h"
+
+#include <mutex>
+
+namespace nixl::python {
+
+bool readText(PyObject* source, std::string_view& out, nb::detail::cleanup_list* cleanup) noexcept {
+    if (PyUnicode_Check(source)) {
+        Py_ssize_t size = 0;
+        const char* data = PyUnicode_AsUTF8AndSize(source, &size);
+        if (data == nullptr) {
+            PyErr_Clear();
+            return false;
+        }
+        out = {data, static_cast<size_t>(size)};
+        return true;
+    }
+    PyObject* bytes = source;
+    if (!PyBytes_Check(source)) {
+        if (cleanup == nullptr || (!PyByteArray_Check(source) && !PyMemoryView_Check(source))) {
+            return false;
+        }
+        bytes = PyBytes_FromObject(source);
+        if (bytes == nullptr) {
+            PyErr_Clear();
+            return false;
+        }
+        cleanup->append(bytes);
+    }
+    char* data = nullptr;
+    Py_ssize_t size = 0;
+    if (PyBytes_AsStringAndSize(bytes, &data, &size) != 0) {
+        PyErr_Clear();
+        return false;
+    }
+    out = {data, static_cast<size_t>(size)};
+    return true;
+}
+
+void throwTypeError(const std::string& text) {
+    PyErr_SetString(PyExc_TypeError, text.c_str());
+    throw nb::python_error();
+}
+
+nb::bytes toBytes(std::string_view text) {
+    return nb::bytes(text.data(), text.size());
+}
+
+bool interrupted() {
+    const GilAcquire gil;
+    return PyErr_CheckSignals() != 0;
+}
+
+namespace {
+
+struct BackendTable {
+    std::mutex mutex;
+    std::vector<std::string> names;
+};
+
+BackendTable& backendTable() {
+    static auto* table = new BackendTable;  // never destroyed: handles may outlive the module
+    return *table;
+}
+
+}  // namespace
+
+uint64_t backendHandle(const std::string& name) {
+    BackendTable& table = backendTable();
+    const std::lock_guard lock(table.mutex);
+    for (size_t i = 0; i < table.names.size(); ++i) {
+        if (table.names[i] == name) {
+            return i + 1;
+        }
+    }
+    table.names.push_back(name);
+    return table.names.size();
+}
+
+std::string backendName(nb::handle handle) {
+    std::string_view text;
+    if (readText(handle.ptr(), text, nullptr)) {
+        return std::string(text);
+    }
+    if (!PyLong_Check(handle.ptr())) {
+        throwTypeError(std::string("a backend is a name or a backend handle, not ") +
+                       nb::type_name(handle.type()).c_str());
+    }
+    const unsigned long long number = PyLong_AsUnsignedLongLong(handle.ptr());
+    PyErr_Clear();
+    BackendTable& table = backendTable();
+    const std::lock_guard lock(table.mutex);
+    if (number == 0 || number > table.names.size()) {
+        throw Error(Status::invalidParam("backend handle " + std::string(nb::str(handle).c_str()) +
+                                         " is none that createBackend returned"));
+    }
+    return table.names[number - 1];
+}
+
+std::vector<std::string> backendNames(nb::handle sequence) {
+    std::vector<std::string> names;
+    if (sequence.is_none()) {
+        return names;
+    }
+    if (PyUnicode_Check(sequence.ptr()) || PyBytes_Check(sequence.ptr())) {
+        throwTypeError("backends is a list of names or backend handles, not one name");
+    }
+    for (const nb::handle item : sequence) {
+        names.push_back(backendName(item));
+    }
+    return names;
+}
+
+}  // namespace nixl::python
+
+NB_MODULE(_bindings, module) {
+    nanobind::set_leak_warnings(false);
+    module.doc() = "The raw interface of NIXL: classes and functions of the C++ library.";
+    nixl::python::bindErrors(module);
+    nixl::python::bindDescriptors(module);
+    nixl::python::bindTransfers(module);
+    nixl::python::bindAgent(module);
+    nixl::python::bindHandles(module);
+    nixl::python::bindMemory(module);
+    module.attr("NIXL_INIT_AGENT") = "";
+    module.attr("DEFAULT_COMM_PORT") = 8888;
+    // Transfers that a GPU starts itself: see prep_mem_view.
+    module.attr("HAVE_UCX_GPU_DEVICE_API") = false;
+    module.attr("__version__") = nixl::version();
+}

@@ -1,0 +1,323 @@
+// Opening, inspecting and naming registered files; see file.h.
+#include "file.h"
+
+#include <cerrno>
+#include <cstring>
+
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "engine.h"
+
+namespace nixl::posix {
+
+namespace {
+
+// statx as newer kernels give it; the C library's headers may be older.
+constexpr unsigned kStatxDioAlign = 0x2000;
+constexpr size_t kDioMemAlignAt = 0x98;     // stx_dio_mem_align
+constexpr size_t kDioOffsetAlignAt = 0x9c;  // stx_dio_offset_align
+
+int openRetrying(const char* path, int flags) {
+    int fd = -1;
+    do {
+        fd = ::open(path, flags, 0666);
+    } while (fd < 0 && errno == EINTR);
+    return fd < 0 ? -errno : fd;
+}
+
+Status refused(const std::string& what, int error) {
+    const auto code = error == ENOENT || error == ENOTDIR                   ? ErrorCode::NOT_FOUND
+                      : error == EACCES || error == EPERM || error == EROFS ? ErrorCode::NOT_ALLOWED
+                                                                            : ErrorCode::BACKEND;
+    return {code, "POSIX: register " + what + ": " + errnoText(error), error};
+}
+
+Status notAFile(const std::string& what, mode_t mode) {
+    const char* kind = S_ISDIR(mode)    ? "a directory"
+                       : S_ISFIFO(mode) ? "a pipe"
+                       : S_ISSOCK(mode) ? "a socket"
+                                        : "not seekable";
+    return Status::invalidParam("POSIX: register " + what + ": it is " + kind +
+                                "; a file or block device is needed");
+}
+
+}  // namespace
+
+Result<std::optional<FileSpec>> parseFileSpec(std::string_view metadata) {
+    const size_t colon = metadata.find(':');
+    const std::string_view flags = metadata.substr(0, colon);
+    if (colon == std::string_view::npos) {
+        return std::optional<FileSpec>();
+    }
+    FileSpec spec;
+    bool read_only = false;
+    std::string_view unknown;
+    for (size_t at = 0; at <= flags.size();) {
+        const size_t comma = std::min(flags.find(',', at), flags.size());
+        const std::string_view word = flags.substr(at, comma - at);
+        at = comma + 1;
+        if (word == "ro") {
+            read_only = true;
+        } else if (word == "rw") {
+            spec.write = true;
+        } else if (word == "direct") {
+            spec.direct = true;
+        } else if (word == "create") {
+            spec.create = true;
+        } else if (unknown.data() == nullptr) {
+            unknown = word;
+        }
+    }
+    const std::string text(metadata);
+    if (!read_only && !spec.write) {
+        return std::optional<FileSpec>();
+    }
+    const std::string_view first = flags.substr(0, flags.find(','));
+    if (unknown.data() != nullptr) {
+        if (first != "ro" && first != "rw") {
+            return std::optional<FileSpec>();
+        }
+        return Status::invalidParam("POSIX: file \"" + text + "\": unknown flag \"" +
+                                    std::string(unknown) + "\"; ro, rw, direct, create are known");
+    }
+    if (read_only && (spec.write || spec.create)) {
+        return Status::invalidParam("POSIX: file \"" + text + "\": ro contradicts " +
+                                    (spec.write ? "rw" : "create"));
+    }
+    spec.path = metadata.substr(colon + 1);
+    if (spec.path.empty() || spec.path.find('\0') != std::string::npos) {
+        return Status::invalidParam("POSIX: file \"" + text + "\": the path is empty or has a NUL");
+    }
+    return std::optional<FileSpec>(std::move(spec));
+}
+
+Result<std::unique_ptr<File>> File::open(const MemoryRegion& region,
+                                         std::shared_ptr<FdCache> cache,
+                                         const LogInfo& log) {
+    Result<std::optional<FileSpec>> spec = parseFileSpec(region.metadata);
+    if (!spec.ok()) {
+        return spec.status();
+    }
+    const std::optional<FileSpec>& path = spec.value();
+    std::unique_ptr<File> file(new File(std::move(cache)));
+    NIXL_RETURN_IF_ERROR(path ? file->initPath(*path, log) : file->initCaller(region, log));
+    return file;
+}
+
+File::~File() {
+    cache_->forget(main_);
+    cache_->forget(twin_);
+}
+
+Status File::initCaller(const MemoryRegion& region, const LogInfo& log) {
+    if (region.deviceId > INT32_MAX) {
+        return Status::invalidParam("POSIX: register fd " + std::to_string(region.deviceId) +
+                                    ": no file descriptor (the device id of a file is one, unless "
+                                    "its metadata names a path as \"rw:/path\")");
+    }
+    callerFd_ = static_cast<int>(region.deviceId);
+    label_ = "fd " + std::to_string(callerFd_);
+    const int flags = fcntl(callerFd_, F_GETFL);
+    if (flags < 0) {
+        return Status(ErrorCode::INVALID_PARAM,
+                      "POSIX: register " + label_ + ": " + errnoText(errno) +
+                          (region.metadata.empty() ? "" : " (its metadata is no \"rw:/path\")"),
+                      errno);
+    }
+    flags_ = flags & O_ACCMODE;
+    append_ = (flags & O_APPEND) != 0;
+    direct_ = (flags & O_DIRECT) != 0;
+    if ((flags & O_PATH) != 0) {
+        return Status::invalidParam("POSIX: register " + label_ + ": opened with O_PATH");
+    }
+    return inspect(callerFd_, log);
+}
+
+Status File::initPath(const FileSpec& spec, const LogInfo& log) {
+    path_ = spec.path;
+    label_ = spec.path;
+    flags_ = spec.write ? O_RDWR : O_RDONLY;
+    direct_ = spec.direct;
+    struct stat info {};
+    if (stat(path_.c_str(), &info) == 0 && S_ISFIFO(info.st_mode)) {
+        return notAFile(label_, info.st_mode);  // opening it would wait for its other end
+    }
+    const int create = spec.create ? O_CREAT : 0;
+    const auto open = [&] {
+        int fd = openRetrying(path_.c_str(),
+                              flags_ | create | O_CLOEXEC | O_NOCTTY | (direct_ ? O_DIRECT : 0));
+        if (fd == -EINVAL && direct_) {
+            direct_ = false;
+            fd = openRetrying(path_.c_str(), flags_ | create | O_CLOEXEC | O_NOCTTY);
+            if (fd >= 0) {
+                log("POSIX: " + label_ + ": its file system refuses O_DIRECT, going buffered");
+            }
+        }
+        return fd;
+    };
+    const int fd = cache_->acquire(main_, open);
+    if (fd < 0) {
+        return refused("\"" + path_ + "\"", -fd);
+    }
+    Status status = inspect(fd, log);
+    cache_->release(main_);
+    return status;
+}
+
+Status File::inspect(int fd, const LogInfo& log) {
+    struct stat info {};
+    if (fstat(fd, &info) < 0) {
+        return refused(label_, errno);
+    }
+    device_ = info.st_dev;
+    inode_ = info.st_ino;
+    regular_ = S_ISREG(info.st_mode);
+    const bool seekable = S_ISREG(info.st_mode) || S_ISBLK(info.st_mode) ||
+                          (S_ISCHR(info.st_mode) && lseek(fd, 0, SEEK_CUR) >= 0);
+    if (!seekable) {
+        return notAFile(label_, info.st_mode);
+    }
+    if (direct_) {
+        readAlignment(fd);
+        if (!direct(1)) {
+            log("POSIX: " + label_ + ": O_DIRECT is not supported for it, going buffered");
+        }
+    }
+    return {};
+}
+
+void File::readAlignment(int fd) {
+    alignas(8) unsigned char data[256] = {};
+    if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH, kStatxDioAlign, data) == 0) {
+        uint32_t mask = 0;
+        std::memcpy(&mask, data, sizeof(mask));
+        if ((mask & kStatxDioAlign) != 0) {
+            std::memcpy(&memoryAlign_, data + kDioMemAlignAt, sizeof(memoryAlign_));
+            std::memcpy(&offsetAlign_, data + kDioOffsetAlignAt, sizeof(offsetAlign_));
+            if (memoryAlign_ == 0 || offsetAlign_ == 0) {
+                refuseDirect(1);  // the descriptor itself stays O_DIRECT: the twin is used
+            }
+            return;
+        }
+    }
+    int sector = 0;
+    if (ioctl(fd, BLKSSZGET, &sector) == 0 && sector > 0) {
+        offsetAlign_ = static_cast<uint32_t>(sector);
+        memoryAlign_ = static_cast<uint32_t>(sector);
+    }
+}
+
+int File::acquire(bool twin) {
+    if (callerOwned() && (!twin || !direct_)) {
+        return callerFd_;
+    }
+    return twin && direct_ ? cache_->acquire(twin_, [this] { return openTwin(); })
+                           : cache_->acquire(main_, [this] { return openMain(); });
+}
+
+int File::acquireOpen(bool twin) {
+    if (callerOwned() && (!twin || !direct_)) {
+        return callerFd_;
+    }
+    return cache_->acquire(twin && direct_ ? twin_ : main_, [] { return -EAGAIN; });
+}
+
+void File::release(bool twin) {
+    if (callerOwned() && (!twin || !direct_)) {
+        return;
+    }
+    cache_->release(twin && direct_ ? twin_ : main_);
+}
+
+void File::refuseDirect(uint64_t epoch) {
+    uint64_t none = 0;
+    refusedAt_.compare_exchange_strong(none, epoch);
+}
+
+// Opens again what was inspected at registration: never another file that took its name.
+int File::openChecked(const char* path, int flags) const {
+    const int fd = openRetrying(path, flags | O_CLOEXEC | O_NOCTTY);
+    if (fd < 0) {
+        return fd;
+    }
+    struct stat info {};
+    const bool same = fstat(fd, &info) == 0 && info.st_dev == device_ && info.st_ino == inode_;
+    if (!same) {
+        close(fd);
+        return -ESTALE;
+    }
+    return fd;
+}
+
+int File::openMain() {
+    return openChecked(path_.c_str(), flags_ | (direct_ ? O_DIRECT : 0));
+}
+
+int File::openTwin() {
+    if (!callerOwned()) {
+        return openChecked(path_.c_str(), flags_);
+    }
+    return openChecked(("/proc/self/fd/" + std::to_string(callerFd_)).c_str(), flags_);
+}
+
+Status File::checkIdentity() const {
+    struct stat info {};
+    if (fstat(callerFd_, &info) < 0) {
+        return {};  // the I/O itself will tell, on the descriptors it concerns
+    }
+    if (info.st_dev == device_ && info.st_ino == inode_) {
+        return {};
+    }
+    return {ErrorCode::BACKEND,
+            "POSIX: " + label_ +
+                " was closed and now belongs to another file than the one that "
+                "was registered; deregister a file before closing it",
+            EBADF};
+}
+
+std::map<std::string, std::string> attributesOf(const struct stat& info) {
+    const char* kind = S_ISREG(info.st_mode)   ? "file"
+                       : S_ISDIR(info.st_mode) ? "directory"
+                       : S_ISBLK(info.st_mode) ? "block"
+                                               : "other";
+    const int64_t seconds = info.st_mtim.tv_sec;
+    return {{"size", std::to_string(info.st_size)},
+            {"mtime", std::to_string(seconds)},
+            {"mtime_ns", std::to_string(seconds * 1'000'000'000 + info.st_mtim.tv_nsec)},
+            {"mode", std::to_string(info.st_mode)},
+            {"type", kind}};
+}
+
+// The metadata is a path, with or without a "rw:" in front; without one the device id is a
+// descriptor.
+Result<std::optional<std::map<std::string, std::string>>> queryFile(const MemoryRegion& region) {
+    using Answer = std::optional<std::map<std::string, std::string>>;
+    struct stat info {};
+    if (region.metadata.empty()) {
+        if (region.deviceId > INT32_MAX || fstat(static_cast<int>(region.deviceId), &info) < 0) {
+            return Answer();
+        }
+        return Answer(attributesOf(info));
+    }
+    Result<std::optional<FileSpec>> spec = parseFileSpec(region.metadata);
+    if (!spec.ok()) {
+        return spec.status();
+    }
+    const std::optional<FileSpec>& parsed = spec.value();
+    const std::string path = parsed ? parsed->path : std::string(region.metadata);
+    if (stat(path.c_str(), &info) == 0) {
+        return Answer(attributesOf(info));
+    }
+    if (errno == ENOENT || errno == ENOTDIR) {
+        return Answer();
+    }
+    return Status::backend("POSIX: query \"" + path + "\": " + errnoText(errno), errno);
+}
+
+}  // namespace nixl::posix

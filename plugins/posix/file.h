@@ -1,0 +1,155 @@
+// Registered files: the caller's descriptor, or a path whose descriptor lives in an LRU cache, so
+// that any number of files can be registered under a small limit of open ones.
+//
+// Threads: everything here is thread-safe after registration.
+#pragma once
+
+#include <atomic>
+#include <cerrno>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include "nixl/backend.h"
+
+namespace nixl::posix {
+
+// What a registration's metadata says: "rw,create,direct:/path", or nothing but a label.
+struct FileSpec {
+    std::string path;
+    bool write = false;
+    bool direct = false;
+    bool create = false;
+};
+
+// nullopt: a label only. An error: begins with ro or rw, but cannot be understood.
+Result<std::optional<FileSpec>> parseFileSpec(std::string_view metadata);
+
+class File;
+
+// Descriptors of path files and of buffered twins; closes the least recently used ones that no
+// request uses when there are more than `capacity`, or when the process runs out of them.
+class FdCache {
+  public:
+    // One descriptor of a file; embedded in it.
+    struct Entry {
+        int fd = -1;
+        unsigned pins = 0;
+        Entry* newer = nullptr;
+        Entry* older = nullptr;
+    };
+
+    explicit FdCache(size_t capacity) : capacity_(capacity), process_(getpid()) {}
+
+    // The descriptor of `entry`, pinned; opened by `open` (a descriptor or -errno) if it is not.
+    // `fresh`, where given, tells whether it was opened now.
+    int acquire(Entry& entry, const std::function<int()>& open);
+    void release(Entry& entry);
+    void forget(Entry& entry);  // closes it; REQUIRES: not pinned
+    unsigned pinned() const { return pinned_.load(); }
+    size_t openCount() const;
+
+  private:
+    void unlink(Entry& entry);
+    void linkNewest(Entry& entry);
+    bool evictOne();
+
+    const size_t capacity_;
+    const pid_t process_;  // a forked child leaves everything alone
+    std::atomic<unsigned> pinned_{0};
+    mutable std::mutex mutex_;  // guards what follows, and all entries
+    Entry* newest_ = nullptr;
+    Entry* oldest_ = nullptr;
+    size_t open_ = 0;
+};
+
+using LogInfo = std::function<void(const std::string&)>;
+
+// One registered file.
+class File final : public BackendMemory {
+  public:
+    static Result<std::unique_ptr<File>> open(const MemoryRegion& region,
+                                              std::shared_ptr<FdCache> cache,
+                                              const LogInfo& log);
+    ~File() override;
+    File(const File&) = delete;
+    File& operator=(const File&) = delete;
+
+    // A pinned descriptor or -errno; `twin`: the one without O_DIRECT.
+    int acquire(bool twin);
+    void release(bool twin);
+
+    // Whether posts numbered `epoch` use O_DIRECT; refuseDirect() ends that for later ones.
+    bool direct(uint64_t epoch) const {
+        const uint64_t refused = refusedAt_.load(std::memory_order_relaxed);
+        return direct_ && (refused == 0 || refused > epoch);
+    }
+    // True when a completion of somebody else's request may make room for acquire().
+    bool othersPinned() const { return cache_->pinned() > 0; }
+    static bool outOfDescriptors(int error) { return error == EMFILE || error == ENFILE; }
+    // As acquire(), but -EAGAIN rather than opening the file.
+    int acquireOpen(bool twin);
+    void refuseDirect(uint64_t epoch);
+    // Offsets and lengths, and addresses, of O_DIRECT I/O are multiples of these.
+    uint32_t offsetAlign() const { return offsetAlign_; }
+    uint32_t memoryAlign() const { return memoryAlign_; }
+
+    bool callerOwned() const { return path_.empty(); }
+    int callerFd() const { return callerFd_; }
+    bool append() const { return append_; }
+    bool sameRegularFile(const File& other) const {
+        return regular_ && other.regular_ && device_ == other.device_ && inode_ == other.inode_;
+    }
+    // Fails when the caller's descriptor number belongs to another file by now.
+    Status checkIdentity() const;
+    // "fd 12" or "/path".
+    const std::string& label() const { return label_; }
+    // Set where non-blocking buffered reads / writes turned out not to be supported.
+    std::atomic<bool> noNowaitRead{false};
+    std::atomic<bool> noNowaitWrite{false};
+
+  private:
+    explicit File(std::shared_ptr<FdCache> cache) : cache_(std::move(cache)) {}
+    Status initCaller(const MemoryRegion& region, const LogInfo& log);
+    Status initPath(const FileSpec& spec, const LogInfo& log);
+    Status inspect(int fd, const LogInfo& log);
+    void readAlignment(int fd);
+    int openMain();
+    int openTwin();
+    int openChecked(const char* path, int flags) const;
+
+    const std::shared_ptr<FdCache> cache_;
+    std::string path_;
+    std::string label_;
+    int callerFd_ = -1;
+    int flags_ = 0;  // for open, without O_CREAT
+    bool direct_ = false;
+    bool append_ = false;
+    bool regular_ = false;
+    uint32_t offsetAlign_ = 4096;
+    uint32_t memoryAlign_ = 4096;
+    dev_t device_ = 0;
+    ino_t inode_ = 0;
+    std::atomic<uint64_t> refusedAt_{0};
+    FdCache::Entry main_;
+    FdCache::Entry twin_;
+};
+
+// What query() tells of one region: nullopt where there is no such file.
+Result<std::optional<std::map<std::string, std::string>>> queryFile(const MemoryRegion& region);
+std::map<std::string, std::string> attributesOf(const struct ::stat& info);
+// At most `limit` regular files whose path begins with `prefix`, in all folders below it.
+Result<std::vector<StorageEntry>> listFiles(std::string_view prefix, size_t limit);
+// Removes a regular file; `name` is a path, with or without a "rw:" in front.
+Status removeFile(std::string_view name);
+
+}  // namespace nixl::posix

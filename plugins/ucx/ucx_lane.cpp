@@ -1,0 +1,259 @@
+// See ucx_lane.h.
+#include "ucx_lane.h"
+
+#include <algorithm>
+#include <mutex>
+
+#include "ucx_machine.h"
+#include "ucx_workers.h"
+
+namespace nixl::ucx {
+namespace {
+
+std::string peerKey(const PlanPeer& peer) {
+    std::string key(peer.name);
+    key.append(reinterpret_cast<const char*>(peer.incarnation.data()), peer.incarnation.size());
+    return key;
+}
+
+// One registration at UCX.
+class UcxMemory final : public BackendMemory {
+  public:
+    UcxMemory(std::shared_ptr<UcxWorkers> workers, UcxContext::Mapped mapped)
+        : workers_(std::move(workers)), mapped_(std::move(mapped)) {}
+    ~UcxMemory() override { workers_->context().unmap(mapped_.handle); }
+    const std::string& key() const { return mapped_.key; }
+
+  private:
+    std::shared_ptr<UcxWorkers> workers_;
+    UcxContext::Mapped mapped_;
+};
+
+// A remote key, packed; unpacked by the worker for each connection.
+class UcxRemoteMemory final : public BackendMemory {
+  public:
+    explicit UcxRemoteMemory(std::string_view key) : key_(key) {}
+    const std::string& key() const { return key_; }
+
+  private:
+    const std::string key_;
+};
+
+// The packed key of a plan's remote region: a peer's, or of this agent itself.
+const std::string* keyOf(const PlanRegion& region, bool self) {
+    if (self) {
+        const auto* const own = dynamic_cast<const UcxMemory*>(region.memory);
+        return own == nullptr ? nullptr : &own->key();
+    }
+    const auto* const remote = dynamic_cast<const UcxRemoteMemory*>(region.memory);
+    return remote == nullptr || remote->key().empty() ? nullptr : &remote->key();
+}
+
+class UcxTransfer final : public BackendTransfer {
+  public:
+    UcxTransfer(const TransferPlan& plan,
+                std::shared_ptr<UcxWorkers> workers,
+                PluginServices& services)
+        : plan_(plan), workers_(std::move(workers)), services_(services) {
+        work_.read = plan.op == OpType::READ;
+        work_.peer = peerKey(plan.peer);
+        work_.parts = dealRuns(plan.runs, plan.bytes, workers_->count(), kUcxPiece, kLeastUcxPart);
+        for (const PlanRegion& region : plan.remoteRegions) {
+            work_.keys.push_back(keyOf(region, plan.peer.self));
+        }
+    }
+
+    Status post(CompletionPtr completion,
+                std::string_view notification,
+                bool has_notification) override {
+        // Only the session tells that the peer is silent; UCX would wait for ever.
+        services_.connectPeer(plan_.peer, [workers = workers_, key = work_.peer](const Status& up) {
+            if (!up.ok()) {
+                workers->losePeer(key, up);
+            }
+        });
+        workers_->run(work_, completion,
+                      [this, completion, message = std::string(notification),
+                       has_notification](Status status) {
+                          moved(completion, std::move(status),
+                                has_notification ? &message : nullptr);
+                      });
+        return {};
+    }
+    void cancel() override { workers_->wake(); }
+
+    TransferDescription describe() const override {
+        const UcxLibrary& library = workers_->context().library();
+        std::string reason = "one-sided operations of UCX " + library.version;
+        if (work_.parts.size() > 1) {
+            reason += " by " + std::to_string(work_.parts.size()) + " workers";
+        }
+        return {"ucx", std::move(reason), library.path};
+    }
+
+  private:
+    void moved(const CompletionPtr& completion, Status status, const std::string* notification) {
+        if (!status.ok()) {
+            // Which of the bytes are in place UCX does not tell: none is said to be.
+            std::vector<SegmentFailure> failures;
+            if (status.code() != ErrorCode::CANCELED) {
+                failures.push_back({0, plan_.bytes, 0, 0});
+            }
+            const std::string name(plan_.peer.name);
+            const bool named = status.message().find(name) != std::string::npos;
+            completion->fail(
+                named ? std::move(status)
+                      : Status(status.code(), "agent \"" + name + "\": " + status.message()),
+                std::move(failures));
+        } else if (notification != nullptr) {
+            services_.notifyPeer(plan_.peer, *notification, [completion](Status sent) {
+                sent.ok() ? completion->succeed() : completion->fail(std::move(sent));
+            });
+        } else {
+            completion->succeed();
+        }
+    }
+
+    const TransferPlan& plan_;
+    const std::shared_ptr<UcxWorkers> workers_;
+    PluginServices& services_;
+    UcxWork work_;
+};
+
+class UcxLane final : public Lane, public RemoteSupport {
+  public:
+    UcxLane(PluginServices& services, UcxOptions options)
+        : services_(services), options_(std::move(options)) {}
+
+    const char* name() const override { return "ucx"; }
+
+    Status start(bool asked) override {
+        const bool rdma = haveRdmaDevices();
+        if (!asked && !rdma) {
+            if (!ucxInstalled()) {
+                logOnce(services_, LogLevel::INFO,
+                        "no UCX library is on this machine; the other lanes work without it. " +
+                            std::string(kInstallUcx));
+            }
+            return {};
+        }
+        Status status = open();
+        if (status.ok() ? rdma && !verbsLoaded(openUcx().value()->path) : rdma) {
+            logOnce(services_, LogLevel::WARN,
+                    "this machine has RDMA devices, but no UCX with verbs can be used: transfers "
+                    "do not go by them. " +
+                        std::string(kInstallVerbs) +
+                        (status.ok() ? "" : " (" + status.message() + ")"));
+        }
+        return asked ? status : Status();
+    }
+
+    Result<std::unique_ptr<BackendMemory>> registerMemory(const MemoryRegion& region) override {
+        if (region.type == MemType::VRAM) {
+            NIXL_RETURN_IF_ERROR(open());
+        }
+        const std::shared_ptr<UcxWorkers> workers = this->workers();
+        if (workers == nullptr) {
+            return std::unique_ptr<BackendMemory>();
+        }
+        Result<UcxContext::Mapped> mapped = workers->context().map(region);
+        if (!mapped.ok()) {
+            return mapped.status();
+        }
+        return std::unique_ptr<BackendMemory>(
+            std::make_unique<UcxMemory>(workers, std::move(mapped).value()));
+    }
+
+    RemoteSupport* remote() override { return this; }
+
+    LaneOffer offer(const TransferPlan& plan) override {
+        if (workers() == nullptr) {
+            return {0, "not asked for (lanes=ucx, GPU memory or an RDMA device start it)"};
+        }
+        const bool reachable = std::all_of(
+            plan.remoteRegions.begin(), plan.remoteRegions.end(),
+            [&](const PlanRegion& region) { return keyOf(region, plan.peer.self) != nullptr; });
+        if (!reachable) {
+            return {0, "the peer gave no UCX keys of this memory"};
+        }
+        return {60, "UCX reaches the peer"};
+    }
+
+    Result<std::unique_ptr<BackendTransfer>> prepare(const TransferPlan& plan) override {
+        const std::shared_ptr<UcxWorkers> workers = this->workers();
+        if (plan.peer.self) {
+            NIXL_RETURN_IF_ERROR(workers->addPeer(peerKey(plan.peer), workers->addresses()));
+        }
+        return std::unique_ptr<BackendTransfer>(
+            std::make_unique<UcxTransfer>(plan, workers, services_));
+    }
+
+    // RemoteSupport
+    Result<std::string> connectionInfo() override {
+        const std::shared_ptr<UcxWorkers> workers = this->workers();
+        return workers == nullptr ? std::string() : workers->addresses();
+    }
+    Status addPeer(const PlanPeer& peer, std::string_view connection_info) override {
+        const std::shared_ptr<UcxWorkers> workers = this->workers();
+        return workers == nullptr || connection_info.empty()
+                   ? Status()
+                   : workers->addPeer(peerKey(peer), connection_info);
+    }
+    void removePeer(const PlanPeer& peer) override {
+        if (const std::shared_ptr<UcxWorkers> workers = this->workers(); workers != nullptr) {
+            workers->removePeer(peerKey(peer));
+        }
+    }
+    void peerLost(const PlanPeer& peer, const Status& why) override {
+        if (const std::shared_ptr<UcxWorkers> workers = this->workers(); workers != nullptr) {
+            workers->losePeer(peerKey(peer), why);
+        }
+    }
+    Status connect(const PlanPeer& /*peer*/) override { return {}; }
+    Result<std::string> exportMemory(const BackendMemory& memory) override {
+        const auto* const mapped = dynamic_cast<const UcxMemory*>(&memory);
+        return mapped == nullptr ? std::string() : mapped->key();
+    }
+    Result<std::unique_ptr<BackendMemory>> importMemory(const PlanPeer& /*peer*/,
+                                                        const MemoryRegion& /*region*/,
+                                                        std::string_view blob) override {
+        return std::unique_ptr<BackendMemory>(std::make_unique<UcxRemoteMemory>(blob));
+    }
+
+  private:
+    Status open() {
+        const std::lock_guard lock(mutex_);
+        if (workers_ != nullptr) {
+            return {};
+        }
+        Result<const UcxLibrary*> library = openUcx();
+        if (!library.ok()) {
+            return library.status();
+        }
+        Result<std::shared_ptr<UcxWorkers>> made = UcxWorkers::create(*library.value(), options_);
+        if (!made.ok()) {
+            return made.status();
+        }
+        workers_ = std::move(made).value();
+        services_.log(LogLevel::INFO,
+                      "UCX " + library.value()->version + " from " + library.value()->path);
+        return {};
+    }
+    std::shared_ptr<UcxWorkers> workers() {
+        const std::lock_guard lock(mutex_);
+        return workers_;
+    }
+
+    PluginServices& services_;
+    const UcxOptions options_;
+    std::mutex mutex_;
+    std::shared_ptr<UcxWorkers> workers_;  // guarded by mutex_
+};
+
+}  // namespace
+
+std::unique_ptr<Lane> makeUcxLane(PluginServices& services, UcxOptions options) {
+    return std::make_unique<UcxLane>(services, std::move(options));
+}
+
+}  // namespace nixl::ucx

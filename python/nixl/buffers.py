@@ -1,0 +1,102 @@
+"""nixl.alloc: memory that other processes of this host can map, so that transfers copy once."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import _bindings as nixlBind
+from .errors import nixlInvalidParamError
+
+__all__ = ["Buffer", "alloc", "alloc_tensor"]
+
+# fcntl names these from Python 3.9 or 3.10 on, depending on the C library it was built with.
+_F_ADD_SEALS = getattr(fcntl, "F_ADD_SEALS", 1033)
+_F_SEAL_SHRINK = getattr(fcntl, "F_SEAL_SHRINK", 2)
+_F_SEAL_GROW = getattr(fcntl, "F_SEAL_GROW", 4)
+
+
+class Buffer(mmap.mmap):
+    """Shareable memory: a writable buffer that NumPy, torch and memoryview take as it is.
+
+    Its pages are allocated up front and its file can no longer shrink, so peers may map it.
+    """
+
+    @property
+    def address(self) -> int:
+        """Where it starts."""
+        return nixlBind._bufferRange(self, True)[0]
+
+    @property
+    def nbytes(self) -> int:
+        """How long it is."""
+        return len(self)
+
+    def __repr__(self) -> str:
+        return f"<nixl.Buffer of {len(self)} bytes>" if not self.closed else "<nixl.Buffer, closed>"
+
+
+def _available() -> int:
+    """Bytes of memory the system, and a control group around us, still have. Allocating more
+    would not fail but wake the out-of-memory killer."""
+    left = 1 << 62
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        with open("/proc/meminfo") as lines:
+            found = next(line for line in lines if line.startswith("MemAvailable:"))
+        left = int(found.split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        most = int((group / "memory.max").read_text())
+        left = min(left, most - int((group / "memory.current").read_text()))
+    return left
+
+
+def alloc(nbytes: int) -> Buffer:
+    """Allocates ``nbytes`` of zeroed shareable memory. Freed with the last reference to it.
+
+    Raises OSError (ENOSPC) when there is not that much memory.
+    """
+    if isinstance(nbytes, bool) or not hasattr(nbytes, "__index__"):
+        raise TypeError(f"nbytes must be an integer, not {type(nbytes).__name__}")
+    size = nbytes.__index__()
+    if size <= 0:
+        raise nixlInvalidParamError(f"nbytes={size}: must be at least 1")
+    if size > _available():
+        raise OSError(errno.ENOSPC, f"nixl.alloc: {size} bytes, of {_available()} available")
+    descriptor = os.memfd_create("nixl", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+        fcntl.fcntl(descriptor, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW)
+        return Buffer(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    finally:
+        os.close(descriptor)  # the mapping keeps a descriptor of its own
+
+
+def alloc_tensor(shape: int | Sequence[int], dtype: Any = "float32") -> Any:
+    """A zeroed tensor in shareable memory: torch for a torch dtype, else a NumPy array.
+
+    ``shape`` is an int or a sequence of them; ``dtype`` a torch dtype, a NumPy dtype or its name.
+    """
+    extents = (shape,) if hasattr(shape, "__index__") else tuple(shape)
+    count = 1
+    for extent in extents:
+        if extent.__index__() < 0:
+            raise nixlInvalidParamError(f"shape {extents}: {extent} is negative")
+        count *= extent.__index__()
+    if type(dtype).__module__.partition(".")[0] == "torch":
+        import torch  # type: ignore[import-not-found, unused-ignore]
+
+        size = torch.empty(0, dtype=dtype).element_size()
+        flat = torch.frombuffer(alloc(max(1, count * size)), dtype=dtype, count=count)
+        return flat.reshape(extents)
+    import numpy
+
+    kind = numpy.dtype(dtype)
+    memory = alloc(max(1, count * kind.itemsize))
+    return numpy.frombuffer(memory, dtype=kind, count=count).reshape(extents)

@@ -1,0 +1,185 @@
+"""nixl_agent_config: how an agent is set up."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from . import _bindings as nixlBind
+from .errors import nixlInvalidParamError
+
+DEFAULT_COMM_PORT: int = nixlBind.DEFAULT_COMM_PORT
+nixl_thread_sync_t = nixlBind.nixl_thread_sync_t
+
+
+def _seconds(value: float | timedelta | None, name: str) -> timedelta:
+    """A time in seconds (or a timedelta) as timedelta; None is zero, which means none."""
+    if value is None:
+        return timedelta(0)
+    if not isinstance(value, timedelta):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+        if not 0 <= value <= 1e9:
+            raise nixlInvalidParamError(f"{name}={value!r}: must be within 0 ... 1e9 seconds")
+        value = timedelta(seconds=value)
+    if value < timedelta(0):
+        raise nixlInvalidParamError(f"{name}={value}: must not be negative")
+    return value
+
+
+def _whole(value: Any, name: str, low: int, high: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+    number = value.__index__()
+    if not low <= number <= high:
+        raise nixlInvalidParamError(f"{name}={number}: must be within {low} ... {high}")
+    return int(number)
+
+
+def _names(values: Any, name: str) -> list[str]:
+    if isinstance(values, (str, bytes)):
+        raise TypeError(f"{name} must be a list of names, not one {type(values).__name__}")
+    names = list(values)
+    for value in names:
+        if not isinstance(value, str):
+            raise TypeError(f"{name}: {value!r} is not a str")
+    return names
+
+
+class nixl_agent_config:
+    """Options of an agent. The environment is read when the agent is created, not here.
+
+    Args:
+        enable_prog_thread: whether library backends that need one get a progress thread.
+        enable_listen_thread: serve metadata to peers on ``listen_port`` (also ``enable_listen``).
+        listen_port: 0 lets the system choose.
+        capture_telemetry: keep counters and events for exporters; the figures of a finished
+            transfer are always there.
+        num_threads: worker threads of network backends; 0 is their own default.
+        backends: created with the agent; an unknown one is a warning, none at all an error.
+        sync_mode: accepted for compatibility; the agent is thread-safe in every mode.
+        backend_params: options per backend: ``{"UCX": {"num_threads": "2"}}``.
+        use_etcd: None: when NIXL_ETCD_ENDPOINTS is set.
+        listen_host: address to listen on; empty: all.
+        auth_key, auth_key_file: the key all agents share (at least 16 bytes; file mode 0600).
+        peer_timeout: seconds after which a silent peer's transfers fail.
+        xfer_timeout: seconds a transfer may take; 0: no limit.
+        lanes: which lanes to use, "host,stream"; empty: NIXL_LANES, else all.
+        busy_poll_us: how long waiting calls and the agent's threads look again before they
+            sleep, in microseconds.
+        raise_on_error: whether check_xfer_state raises for a failed transfer or returns "ERR".
+        metadata_store: where metadata is kept when no address is given.
+        etcd: options of the etcd store (TLS files, user, password, lease time).
+        socket_dir: directory for sockets that containers of one host share.
+    """
+
+    def __init__(
+        self,
+        enable_prog_thread: bool = True,
+        enable_listen_thread: bool = False,
+        listen_port: int = DEFAULT_COMM_PORT,
+        capture_telemetry: bool = False,
+        num_threads: int = 0,
+        backends: Sequence[str] = ("UCX",),
+        sync_mode: nixl_thread_sync_t | None = None,
+        *,
+        backend_params: Mapping[str, Mapping[str, Any]] | None = None,
+        use_etcd: bool | None = None,
+        enable_listen: bool | None = None,
+        listen_host: str = "",
+        auth_key: str | bytes = "",
+        auth_key_file: str | os.PathLike[str] = "",
+        peer_timeout: float | timedelta = 10.0,
+        xfer_timeout: float | timedelta | None = None,
+        lanes: str | Sequence[str] = "",
+        busy_poll_us: int = 0,
+        raise_on_error: bool = True,
+        metadata_store: str = "",
+        etcd: Mapping[str, Any] | None = None,
+        socket_dir: str | os.PathLike[str] = "",
+    ) -> None:
+        if sync_mode is not None and not isinstance(sync_mode, nixl_thread_sync_t):
+            raise TypeError(
+                f"sync_mode must be a nixl_thread_sync_t, not {type(sync_mode).__name__}"
+            )
+        self.backends = _names(backends if backends is not None else ("UCX",), "backends")
+        self.enable_pthread = bool(enable_prog_thread)
+        self.enable_listen = bool(enable_listen_thread if enable_listen is None else enable_listen)
+        self.port = _whole(listen_port, "listen_port", 0, 65535)
+        self.capture_telemetry = bool(capture_telemetry)
+        self.num_threads = _whole(num_threads, "num_threads", 0, 4096)
+        self.sync_mode = sync_mode
+        self.backend_params = {
+            name: backend_options(name, options) for name, options in (backend_params or {}).items()
+        }
+        self.use_etcd = use_etcd
+        self.listen_host = listen_host
+        self.auth_key = auth_key
+        self.auth_key_file = os.fspath(auth_key_file)
+        self.peer_timeout = _seconds(peer_timeout, "peer_timeout")
+        self.xfer_timeout = _seconds(xfer_timeout, "xfer_timeout")
+        self.lanes = lanes if isinstance(lanes, str) else ",".join(_names(lanes, "lanes"))
+        self.busy_poll_us = _whole(busy_poll_us, "busy_poll_us", 0, 1_000_000)
+        self.raise_on_error = bool(raise_on_error)
+        self.metadata_store = metadata_store
+        self.etcd = {str(key): str(value) for key, value in (etcd or {}).items()}
+        self.socket_dir = os.fspath(socket_dir)
+
+    def __repr__(self) -> str:
+        hidden = {"auth_key": "***" if self.auth_key else ""}
+        fields = {**vars(self), **hidden}
+        return f"nixl_agent_config({', '.join(f'{k}={v!r}' for k, v in fields.items())})"
+
+    def raw(self) -> nixlBind.nixlAgentConfig:
+        """The configuration of the raw agent."""
+        raw = nixlBind.nixlAgentConfig()
+        raw.useProgThread = self.enable_pthread
+        raw.useListenThread = self.enable_listen
+        raw.listenPort = self.port
+        raw.captureTelemetry = self.capture_telemetry
+        raw.numWorkers = self.num_threads
+        # What existing code reads; the agent itself is thread-safe in every mode.
+        mode = self.sync_mode
+        if mode is None:  # not "or": the mode NONE is 0
+            mode = (
+                nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT
+                if self.enable_listen
+                else nixl_thread_sync_t.NIXL_THREAD_SYNC_NONE
+            )
+        raw.syncMode = mode
+        raw.backends = self.backends
+        raw.backendParams = self.backend_params
+        raw.useEtcd = self.use_etcd
+        raw.listenHost = self.listen_host
+        raw.authKey = self.auth_key
+        raw.authKeyFile = self.auth_key_file
+        raw.peerTimeout = self.peer_timeout
+        raw.xferTimeout = self.xfer_timeout
+        raw.lanes = self.lanes
+        raw.busyPollMicroseconds = self.busy_poll_us
+        raw.raiseOnError = self.raise_on_error
+        raw.metadataStore = self.metadata_store
+        raw.etcd = self.etcd
+        raw.socketDir = self.socket_dir
+        return raw
+
+
+def backend_options(backend: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """Options of a backend as text: True is "true", numbers are decimal."""
+    text: dict[str, str] = {}
+    for key, value in options.items():
+        if not isinstance(key, str):
+            raise TypeError(f"backend {backend}: option {key!r} must be a str")
+        if isinstance(value, bool):
+            text[key] = "true" if value else "false"
+        elif isinstance(value, (str, int, float)):
+            text[key] = str(value)
+        elif isinstance(value, (bytes, os.PathLike)):
+            text[key] = os.fsdecode(value)
+        else:
+            raise TypeError(
+                f"backend {backend}: option {key}={value!r} must be a str, a number or a bool"
+            )
+    return text

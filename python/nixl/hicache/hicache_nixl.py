@@ -1,0 +1,516 @@
+"""HiCacheNixl: SGLang's hierarchical cache, or any tensors, on storage through NIXL.
+
+Alone: `HiCacheNixl(file_path="/tmp/hicache_storage", plugin="auto")`. In SGLang: as backend
+`dynamic` with module_path "nixl.hicache.hicache_nixl", class_name "HiCacheNixl" and interface_v1 1.
+Thread-safe: set, get and exists may run on any threads at once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import threading
+import uuid
+import weakref
+from typing import Any
+
+import numpy as np
+
+from nixl import _hicache
+
+from . import config as configuration
+from . import values as memory
+from .blocks import KeyedBlocks, PackedBlocks
+from .nixl_utils import NixlBackendConfig, NixlBackendSelection, NixlFileManager, NixlRegistration
+from .objects import PackedObjects
+from .pages import PageInterface
+from .stats import Statistics
+from .telemetry import Exporter
+from .transfers import Mover, rows_of
+
+logger = logging.getLogger("nixl.hicache")
+
+DEFAULT_PATH = "/tmp/hicache_storage"
+PACKED_BELOW = 1 << 20
+MAINTENANCE_SECONDS = 5.0
+
+try:
+    from sglang.srt.mem_cache.hicache_storage import HiCacheStorage as _Base
+except Exception:  # alone, or an SGLang that cannot be imported here
+
+    class _Base:  # type: ignore[no-redef]
+        """Stands in for SGLang's abstract class."""
+
+        def register_mem_pool_host(self, mem_pool_host: Any) -> None:
+            self.mem_pool_host = mem_pool_host
+
+        def register_mem_host_pool_v2(self, host_pool: Any, host_pool_name: Any) -> None:
+            if not hasattr(self, "registered_pools"):
+                self.registered_pools: dict[Any, Any] = {}
+            self.registered_pools[host_pool_name] = host_pool
+
+
+class HiCacheStats(dict):
+    """get_stats(): a dictionary of everything, with the attributes that SGLang reads."""
+
+    def __init__(self, figures: dict[str, Any], recent: dict[str, list[tuple[int, float]]]):
+        super().__init__(figures)
+        self.prefetch_pgs = [pages for pages, _ in recent["get"]]
+        self.prefetch_bandwidth = [rate for _, rate in recent["get"]]
+        self.backup_pgs = [pages for pages, _ in recent["set"]]
+        self.backup_bandwidth = [rate for _, rate in recent["set"]]
+
+
+class HiCacheNixl(PageInterface, _Base):
+    """A key-value store of tensors and KV pages over the best storage backend there is."""
+
+    def __init__(
+        self,
+        storage_config: Any = None,
+        file_path: Any = None,
+        plugin: str = "auto",
+        *,
+        config: Any = None,
+    ):
+        """HiCacheNixl(file_path, plugin), HiCacheNixl(storage_config, file_path) or
+        HiCacheNixl(storage_config, kwargs). `config` adds a configuration: "@file", an inline
+        string or a dictionary."""
+        if isinstance(storage_config, (str, os.PathLike)):
+            if file_path is not None:
+                plugin = file_path
+            storage_config, file_path = None, os.fspath(storage_config)
+        kwargs = file_path if isinstance(file_path, dict) else {}
+        if isinstance(file_path, dict):
+            file_path = kwargs.get("file_path")
+        self.storage_config = storage_config
+        raw = config
+        if raw is None and storage_config is not None:
+            raw = getattr(storage_config, "extra_config", None)
+        self.config = NixlBackendConfig(raw)
+        self.stats = Statistics()
+        self.use_direct_io = self.config.get_use_direct_io()
+        self._closed = False
+        self._lock = threading.Lock()
+        self.storage_dirs = configuration.storage_dirs(
+            self.config.parsed, file_path or DEFAULT_PATH
+        )
+        self._create_agent(plugin)
+        self._create_blocks()
+        self._set_up_pages(storage_config)
+        self._exporter = Exporter(self.agent_name, self._snapshot)
+
+    def _create_agent(self, plugin: str) -> None:
+        from nixl._api import nixl_agent, nixl_agent_config
+
+        self.agent_name = f"hicache_nixl_{uuid.uuid4()}"
+        self.agent = nixl_agent(self.agent_name, nixl_agent_config(backends=[]))
+        if plugin is None or plugin.lower() == "auto":
+            asked = self.config.get_specified_plugin()
+            from_env = bool(os.environ.get(configuration.ENV_PLUGIN)) or bool(
+                os.environ.get(configuration.ENV_PLUGIN_OLD)
+            )
+            plugin = asked if from_env else "auto"
+        self.backend_selector = NixlBackendSelection(plugin, self.config)
+        if not self.backend_selector.create_backend(self.agent):
+            reasons = "; ".join(f"{k}: {v}" for k, v in self.backend_selector.reasons.items())
+            raise RuntimeError(f"HiCacheNixl: no usable storage backend ({reasons})")
+        self.mem_type = self.backend_selector.mem_type
+        self.mover = Mover(
+            self.agent,
+            self.backend_selector.backend_name,
+            self.mem_type,
+            self.config.parsed.get("timeout"),
+        )
+        self.registration = NixlRegistration(self.agent)
+        try:
+            types = self.agent.get_backend_mem_types(self.backend_selector.backend_name)
+        except Exception:
+            types = []
+        self._gpu_ok = any(str(t).startswith("VRAM") for t in types)
+
+    def _create_blocks(self) -> None:
+        parsed = self.config.parsed
+        layout = parsed.get("layout")
+        if layout == "auto" and parsed.get("max_bytes"):
+            layout = "packed"  # the cap is kept there
+        elif layout == "auto" and self.storage_config is None:
+            layout = "files"  # a plain path: one file a key
+        elif layout == "files" and parsed.get("max_bytes"):
+            logger.warning("max_bytes is not kept in the layout `files`; use `packed` or `auto`")
+        self.layout = layout
+        files = None
+        if self.mem_type == "FILE":
+            buckets = self.storage_config is not None
+            files = NixlFileManager(self.storage_dirs, self.use_direct_io, buckets)
+        self.file_manager = files
+        self.keyed = KeyedBlocks(
+            files,
+            self.mover,
+            self.stats,
+            verify=parsed.get("verify"),
+            direct=self.use_direct_io,
+            durable=parsed.get("durability") == "disk",
+            own=self._own_io(),
+        )
+        self.packed = self._open_packed() if layout != "files" else None
+        self._keeper: _Keeper | None = None
+
+    def _open_packed(self) -> PackedBlocks:
+        parsed = self.config.parsed
+        objects = self.mem_type == "OBJ"
+        options = {
+            "segment_bytes": parsed.get("segment_bytes"),
+            "max_bytes": parsed.get("max_bytes"),
+            "durable": parsed.get("durability") == "disk",
+            "segment_per_batch": objects,
+            "external_segments": objects,
+        }
+        try:
+            store = _hicache.Store(self.storage_dirs, **options)
+        except OSError as error:
+            try:
+                store = _hicache.Store(self.storage_dirs, read_only=True, **options)
+            except OSError:
+                raise error from None
+            logger.warning("%s; opened for reading only", error)
+        kind = PackedObjects if objects else PackedBlocks
+        direct = self.use_direct_io and not objects
+        return kind(
+            store,
+            self.mover,
+            self.stats,
+            verify=parsed.get("verify") != "false",
+            direct=direct,
+            own=self._own_io(),
+        )
+
+    def _own_io(self) -> bool:
+        """Whether payload goes to local files by the store's own calls: over POSIX, unless a mode
+        or another parameter of that backend, or `file_io`, asks for its transfers."""
+        parsed = self.config.parsed
+        if self.mover.backend != "POSIX" or parsed.get("file_io") != "auto":
+            return False
+        known = configuration.SCHEMA["plugin.posix"]
+        asked = dict(parsed.plugins.get("POSIX", {}))
+        asked.update({key: value for key, value in parsed.flat.items() if key in known})
+        asked.pop("active", None)
+        return not any(str(value).lower() not in ("false", "none", "") for value in asked.values())
+
+    def _keep_up(self) -> None:
+        """Starts the thread that trims, compacts and adopts, with the first block stored."""
+        if self._keeper is None and self.packed is not None:
+            with self._lock:
+                if self._keeper is None and not self._closed:
+                    fraction = self.config.parsed.get("compact_dead_fraction")
+                    capped = self.config.parsed.get("max_bytes") != 0
+                    self._keeper = _Keeper(self.packed, fraction, capped)
+        if self._keeper is not None:
+            self._keeper.wake()
+
+    # -- registration --------------------------------------------------------------------------
+
+    def register_buffers(self, buffers: Any) -> Any | None:
+        """Registers memory once, so that later transfers from and to it register nothing: a tensor,
+        a list of tensors, or a list of (address, length)."""
+        if buffers is None or (isinstance(buffers, (list, tuple)) and not buffers):
+            return None
+        items = [buffers] if memory.is_tensor(buffers) or isinstance(buffers, tuple) else buffers
+        try:
+            if isinstance(items[0], (tuple, list)):
+                return self.mover.register_host([(int(a), int(n)) for a, n, *_ in items])
+            places = [memory.source(item, None, None, self._gpu_ok) for item in items]
+            for place, item in zip(places, items, strict=True):
+                if (
+                    place.keep is not None
+                    and memory.is_tensor(item)
+                    and (place.address != item.data_ptr())
+                ):
+                    raise ValueError(
+                        "a tensor that is not contiguous, or on a GPU that "
+                        "this backend cannot reach, cannot be registered"
+                    )
+            out = None
+            for mem, device in sorted({(p.mem, p.device) for p in places}):
+                ranges = [
+                    (p.address, p.length) for p in places if (p.mem, p.device) == (mem, device)
+                ]
+                out = self.mover.register_host(ranges, mem, device)
+            return out
+        except Exception as error:
+            logger.error("register_buffers: %s", error)
+            return None
+
+    def register_files(self, file_paths: Any, open_file: bool | None = True) -> Any | None:
+        """Registers files by path, or by (offset, length, descriptor, path) tuples."""
+        if not file_paths:
+            return None
+        if isinstance(file_paths[0], (tuple, list)):
+            return self.registration.register_files(file_paths)
+        if self.file_manager is None:
+            logger.error("register_files: backend %s stores objects", self.mover.backend)
+            return None
+        tuples = self.file_manager.files_to_nixl_tuples(list(file_paths), open_file is not False)
+        if not tuples:
+            return None
+        registered = self.registration.register_files(tuples)
+        if registered is None and open_file is not False:
+            for _, _, fd, _ in tuples:
+                self.file_manager.close_file(fd)
+        elif open_file is not False:
+            with self._lock:
+                self._open_files = [*getattr(self, "_open_files", []), (registered, tuples)]
+        return registered
+
+    def register_objects(self, keys: list[str], sizes: list[int] | None = None) -> Any | None:
+        return self.registration.register_objects(keys, sizes)
+
+    # -- tensors by key ------------------------------------------------------------------------
+
+    def _suffix(self) -> str:
+        return self.config_suffix if self.storage_config is not None else ""
+
+    def _blocks_for(self, length: int) -> Any:
+        if self.packed is None:
+            return self.keyed
+        return self.packed if self.layout == "packed" or length < PACKED_BELOW else self.keyed
+
+    def _move(self, op: str, keys: list[str], places: list[memory.Place]) -> list[bool]:
+        """Stores or fetches each key's place, grouped by what one transfer can hold."""
+        done = [False] * len(keys)
+        groups: dict[tuple[int, str], list[int]] = {}
+        for i, place in enumerate(places):
+            packed = self._blocks_for(place.length) is self.packed
+            groups.setdefault((packed and self.packed is not None, place.mem), []).append(i)
+        for (packed, mem), members in groups.items():
+            blocks = self.packed if packed else self.keyed
+            some = [keys[i] for i in members]
+            rows = rows_of([(places[i].address, places[i].length, places[i].device)
+                            for i in members])  # fmt: skip
+            own = blocks.own and mem == "DRAM"
+            with contextlib.nullcontext() if own else self.mover.host(rows, mem):
+                if op == "set":
+                    replace = self.storage_config is None
+                    more = {} if packed else {"mem": mem}
+                    ok = blocks.put(some, self._suffix(), rows, 1, replace=replace, **more)
+                    if packed:
+                        self._keep_up()
+                else:
+                    more = {} if packed else {"mem": mem}
+                    ok = blocks.get(some, self._suffix(), rows, 1, **more)
+            for i, result in zip(members, ok, strict=True):
+                done[i] = result
+        return done
+
+    def set(
+        self,
+        key: str,
+        value: Any = None,
+        target_location: Any = None,
+        target_sizes: Any = None,
+    ) -> bool:
+        """Stores a tensor, array or bytes, or `target_sizes` bytes at `target_location`."""
+        return self.batch_set(
+            [key],
+            None if value is None else [value],
+            None if target_location is None else [target_location],
+            None if target_sizes is None else [_first(target_sizes)],
+        )
+
+    def batch_set(
+        self,
+        keys: list[str],
+        values: Any = None,
+        target_locations: Any = None,
+        target_sizes: Any = None,
+    ) -> bool:
+        """Stores all; False, with the cause logged, if any could not be. No key is ever partial."""
+        if not keys:
+            return True
+        try:
+            _check_keys(keys)
+            rows = _zip(keys, values, target_locations, target_sizes)
+            gpu_ok = self._gpu_ok and self.layout == "files"
+            places = [memory.source(v, loc, size, gpu_ok) for v, loc, size in rows]
+            with self.stats.timed("set"):
+                done = self._move("set", keys, places)
+        except Exception as error:
+            logger.error("set of %d keys: %s", len(keys), error)
+            self.stats.count("set_failures", len(keys))
+            return False
+        self.stats.moved(
+            "set", sum(done), sum(p.length for p, ok in zip(places, done, strict=True) if ok), 0
+        )
+        self._exporter.maybe()
+        if not all(done):
+            logger.error("set: %d of %d keys were not stored", done.count(False), len(keys))
+        return all(done)
+
+    def get(self, key: str, target_location: Any = None, target_sizes: Any = None) -> Any | None:
+        """Fetches into a tensor, an array, or `target_sizes` bytes at an address; gives the target,
+        or None where the key is missing or corrupt."""
+        return self.batch_get(
+            [key],
+            None if target_location is None else [target_location],
+            None if target_sizes is None else [_first(target_sizes)],
+        )[0]
+
+    def batch_get(
+        self, keys: list[str], target_locations: Any = None, target_sizes: Any = None
+    ) -> list[Any | None]:
+        if not keys:
+            return []
+        _check_keys(keys)
+        rows = _zip(keys, None, target_locations, target_sizes)
+        gpu_ok = self._gpu_ok and self.layout == "files"
+        places = [memory.target(location, size, gpu_ok) for _, location, size in rows]
+        try:
+            with self.stats.timed("get"):
+                done = self._move("get", keys, places)
+        except Exception as error:
+            logger.error("get of %d keys: %s", len(keys), error)
+            return [None] * len(keys)
+        self.stats.moved(
+            "get", sum(done), sum(p.length for p, ok in zip(places, done, strict=True) if ok), 0
+        )
+        self._exporter.maybe()
+        return [place.finish() if ok else None for place, ok in zip(places, done, strict=True)]
+
+    def exists(self, key: str) -> bool:
+        return self._present([key])[0]
+
+    def _present(self, keys: list[str]) -> list[bool]:
+        with self.stats.timed("exists"):
+            found = [False] * len(keys)
+            if self.packed is not None:
+                found = self.packed.present(keys, self._suffix())
+            missing = [i for i, ok in enumerate(found) if not ok]
+            if missing and self.layout != "packed":
+                more = self.keyed.present([keys[i] for i in missing], self._suffix())
+                for i, ok in zip(missing, more, strict=True):
+                    found[i] = ok
+            return found
+
+    # -- the whole -----------------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Removes everything that is stored, also what other processes stored in these places."""
+        if self.packed is not None:
+            self.packed.clear()
+        self.keyed.clear()
+
+    def get_stats(self) -> HiCacheStats:
+        return HiCacheStats(self._snapshot(), self.stats.take_recent())
+
+    def _snapshot(self) -> dict[str, Any]:
+        out = self.stats.as_dict()
+        out["backend"] = self.mover.backend
+        out["layout"] = self.layout
+        if self.packed is not None:
+            out.update(self.packed.store.stats())
+        return out
+
+    def close(self) -> None:
+        """Ends the upkeep and gives registrations and descriptors back. Twice is harmless."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            open_files = getattr(self, "_open_files", [])
+        if getattr(self, "_keeper", None) is not None:
+            self._keeper.stop()
+        if hasattr(self, "_exporter"):
+            self._exporter.write()
+        for registered, tuples in open_files:
+            self.registration.deregister(registered)
+            for _, _, fd, _ in tuples:
+                self.file_manager.close_file(fd)
+        for blocks in (getattr(self, "packed", None), getattr(self, "keyed", None)):
+            if blocks is not None:
+                blocks.close()
+        if hasattr(self, "mover"):
+            self.mover.close()
+        self._host_pools = {}
+
+    def __enter__(self) -> HiCacheNixl:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+
+_KEEPERS: weakref.WeakSet[_Keeper] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_keepers() -> None:
+    """No thread of ours may be in native code while the interpreter goes down."""
+    for keeper in list(_KEEPERS):
+        keeper.stop()
+
+
+class _Keeper:
+    """The upkeep of a packed store on a thread of its own, while there is something to do."""
+
+    def __init__(self, packed: PackedBlocks, fraction: float, capped: bool):
+        self._packed = packed
+        # What others store counts, too: with a cap there may be something to do at any time.
+        self._idle = MAINTENANCE_SECONDS if capped else None
+        self._fraction = fraction
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="nixl-hicache", daemon=True)
+        self._thread.start()
+        _KEEPERS.add(self)
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait(self._idle)
+            if self._stop.wait(MAINTENANCE_SECONDS):
+                return
+            self._wake.clear()
+            try:
+                while self._packed.maintain(self._fraction) and not self._stop.is_set():
+                    pass
+            except Exception as error:
+                logger.warning("upkeep of the packed store: %s", error)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._wake.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(10)
+
+
+def _first(sizes: Any) -> Any:
+    return sizes[0] if isinstance(sizes, (list, tuple)) else sizes
+
+
+def _check_keys(keys: list[str]) -> None:
+    for key in keys:
+        if not isinstance(key, str):
+            raise TypeError(f"key {key!r}: expected str, got {type(key).__name__}")
+
+
+def _zip(keys: list[str], given: Any, locations: Any, sizes: Any) -> list[tuple[Any, Any, Any]]:
+    """One (value, location, size) for each key; lists of another length are refused."""
+    columns = []
+    for label, column in (("values", given), ("locations", locations), ("sizes", sizes)):
+        if column is None:
+            columns.append([None] * len(keys))
+            continue
+        if isinstance(column, (int, np.integer)) and label == "sizes":
+            column = [column] * len(keys)
+        column = [column] if memory.is_tensor(column) and len(keys) == 1 else list(column)
+        if len(column) != len(keys):
+            raise ValueError(f"{len(keys)} keys with {len(column)} {label}")
+        columns.append(column)
+    return list(zip(*columns, strict=True))

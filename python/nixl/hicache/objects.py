@@ -1,0 +1,78 @@
+"""The packed layout over an object store: a batch is one object, blocks are read from it by range.
+The index and its logs lie in the storage directory. Thread-safe."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from typing import Any
+
+import numpy as np
+
+from nixl import _hicache
+
+from .blocks import PackedBlocks
+
+logger = logging.getLogger("nixl.hicache")
+
+
+class PackedObjects(PackedBlocks):
+    """PackedBlocks whose segments are objects, each written whole by one set."""
+
+    def object_key(self, device: int) -> str:
+        """The object behind a segment: unlike its path, the same wherever the logs lie."""
+        return "nixl-hicache/" + os.path.basename(self.store.segment_path(device))
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.segments._path_of = self.object_key
+
+    def _write(self, batch: Any, rows: np.ndarray, per: int) -> None:
+        self.store.checksum(batch, rows, per)
+        host, storage = self.store.describe(batch, _hicache.NEW, rows, per)
+        for device in np.unique(storage[:, 2]).tolist():
+            chosen = storage[:, 2] == device
+            self._write_object(device, host[chosen], storage[chosen])
+
+    def _write_object(self, device: int, host: np.ndarray, storage: np.ndarray) -> None:
+        """An object cannot be written in pieces: gather it, gaps of the alignment included."""
+        size = int((storage[:, 0] + storage[:, 1]).max())
+        image = np.zeros(size, dtype=np.uint8)
+        base = image.ctypes.data
+        for (address, length, _), (offset, _, _) in zip(
+            host.tolist(), storage.tolist(), strict=True
+        ):
+            ctypes.memmove(base + offset, address, length)
+        whole = np.array([[base, size, 0]], dtype=np.uint64)
+        target = np.array([[0, size, device]], dtype=np.uint64)
+        key = self.object_key(device)
+        with self.mover.host(whole), self.mover.registered([(0, size, device, key)]):
+            self.mover.run("WRITE", whole, target)
+
+    def _write_singly(self, batch: Any, rows: np.ndarray, per: int) -> None:
+        for i, state in enumerate(batch.states()):
+            if state == _hicache.NEW:
+                batch.set_state(i, _hicache.FAILED)  # one object: all of it or nothing
+
+    def maintain(self, dead_fraction: float) -> bool:
+        more = super().maintain(dead_fraction)
+        self.remove_dropped()
+        return more
+
+    def remove_dropped(self) -> None:
+        """Removes objects without a live block."""
+        dropped = [
+            "nixl-hicache/" + os.path.basename(p) for p in self.store.take_dropped_segments()
+        ]
+        remove = getattr(self.mover.agent, "remove_storage", None)
+        if not dropped or remove is None:
+            return
+        try:
+            remove([(0, 0, 0, key) for key in dropped], self.mover.backend, "OBJ")
+        except Exception as error:
+            logger.warning("removal of %d objects: %s", len(dropped), error)
+
+    def clear(self) -> None:
+        super().clear()
+        self.remove_dropped()

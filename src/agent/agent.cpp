@@ -1,0 +1,577 @@
+// nixl::Agent: turns Statuses into nixl::Error; see nixl/agent.h.
+#include "nixl/agent.h"
+
+#include <cstdlib>
+
+#include "agent/use.h"
+#include "backend/plugins.h"
+
+namespace nixl {
+
+using agent::check;
+using agent::raise;
+using agent::take;
+using agent::TransferState;
+using agent::Use;
+using base::Deadline;
+using detail::AgentImpl;
+
+namespace {
+
+XferState stateOf(uint32_t word) {
+    switch (word) {
+        case TransferState::PENDING:
+            return XferState::PENDING;
+        case TransferState::DONE:
+            return XferState::DONE;
+        case TransferState::CANCELED:
+            return XferState::CANCELED;
+        default:
+            return XferState::FAILED;
+    }
+}
+
+const PluginTable* table(const std::string& plugin) {
+    Result<const PluginTable*> found = backend::PluginRegistry::instance().find(plugin);
+    if (!found.ok()) {
+        throw Error(found.status(), {{}, {}, plugin});
+    }
+    return found.value();
+}
+
+}  // namespace
+
+Agent::Agent(std::string name, AgentConfig config) {
+    Result<std::shared_ptr<AgentImpl>> made = AgentImpl::create(name, std::move(config));
+    if (!made.ok()) {
+        throw Error(made.status(), {std::move(name), {}, {}});
+    }
+    impl_ = std::move(made).value();
+}
+
+Agent::~Agent() {
+    if (impl_->forked()) {
+        // Threads, sockets and locks are the parent's: what holds them is kept for good.
+        // NOLINTNEXTLINE(bugprone-unhandled-exception-at-new)
+        static_cast<void>(new std::shared_ptr<AgentImpl>(std::move(impl_)));
+        return;
+    }
+    impl_->shutDown();
+}
+
+void Agent::close() noexcept {
+    impl_->shutDown();
+}
+
+const std::string& Agent::name() const noexcept {
+    return impl_->self().name;
+}
+const AgentConfig& Agent::config() const noexcept {
+    return impl_->config();
+}
+
+std::string Agent::incarnation() const {
+    std::string text;
+    for (const uint8_t byte : impl_->self().incarnation) {
+        constexpr char kDigits[] = "0123456789abcdef";
+        text += kDigits[byte >> 4];
+        text += kDigits[byte & 15];
+    }
+    return text;
+}
+
+std::vector<std::string> Agent::availablePlugins() const {
+    return backend::PluginRegistry::instance().names();
+}
+
+std::vector<MemType> Agent::pluginMemoryTypes(const std::string& plugin) const {
+    const PluginTable* const found = table(plugin);
+    return {found->memoryTypes, found->memoryTypes + found->memoryTypeCount};
+}
+
+std::vector<PluginParameter> Agent::pluginParameters(const std::string& plugin) const {
+    const PluginTable* const found = table(plugin);
+    std::vector<PluginParameter> out;
+    for (size_t i = 0; i < found->parameterCount; ++i) {
+        const ParameterSpec& spec = found->parameters[i];
+        out.push_back({spec.name, backend::parameterTypeName(spec.type),
+                       spec.defaultValue == nullptr ? "" : spec.defaultValue,
+                       spec.help == nullptr ? "" : spec.help});
+    }
+    return out;
+}
+
+std::vector<std::string> Agent::backends() const {
+    std::vector<std::string> names;
+    for (const auto& slot : Use(impl_)->slots()) {
+        names.push_back(slot->name);
+    }
+    return names;
+}
+
+std::string Agent::createBackend(const std::string& plugin, const BackendParams& params) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    return take(impl, impl.createBackend(plugin, params));
+}
+
+std::map<std::string, std::string> Agent::backendParameters(const std::string& backend) const {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    return take(impl, impl.slot(backend))->parameters.values();
+}
+
+BackendCapabilities Agent::backendCapabilities(const std::string& backend) const {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    Backend& one = *take(impl, impl.slot(backend))->backend;
+    return {one.supportsLocal(), one.supportsRemote(), one.supportsNotif(), one.getSupportedMems()};
+}
+
+void Agent::registerMemory(const RegistrationList& list, const std::vector<std::string>& backends) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    check(impl, impl.registerMemory(list, backends));
+}
+
+void Agent::deregisterMemory(const RegistrationList& list,
+                             const std::vector<std::string>& backends) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    check(impl, impl.deregisterMemory(list, backends));
+}
+
+RegistrationHandle Agent::registerMemory(const std::vector<MemDescriptor>& descriptors,
+                                         const std::string& backend) {
+    std::vector<std::string> backends;
+    if (!backend.empty()) {
+        backends.push_back(backend);
+    }
+    // One list per memory type, in the order of their first descriptors.
+    std::vector<RegistrationList> lists;
+    for (const MemDescriptor& one : descriptors) {
+        RegistrationList* list = nullptr;
+        for (RegistrationList& known : lists) {
+            list = known.type() == one.type ? &known : list;
+        }
+        if (list == nullptr) {
+            list = &lists.emplace_back(one.type);
+        }
+        list->append(one.address, one.size, one.deviceId, one.metadata);
+    }
+    // What was registered goes again when a later list fails.
+    RegistrationHandle done;
+    for (size_t i = 0; i < lists.size(); ++i) {
+        registerMemory(lists[i], backends);
+        RegistrationHandle next(
+            impl_, {lists.begin(), lists.begin() + static_cast<std::ptrdiff_t>(i) + 1}, backends);
+        done.forget();
+        done = std::move(next);
+    }
+    return done;
+}
+
+void Agent::deregisterMemory(RegistrationHandle& registration) {
+    check(*Use(impl_), registration.release());
+}
+
+std::vector<Agent::QueryResult> Agent::queryMemory(const RegistrationList& list,
+                                                   const std::string& backend) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    return take(impl, impl.query(list, backend));
+}
+
+namespace {
+
+QuerySupport& storageOf(AgentImpl& impl, const std::string& backend) {
+    QuerySupport* const support = take(impl, impl.slot(backend))->backend->query();
+    if (support == nullptr) {
+        raise(impl, Status::notSupported("backend " + backend + " keeps no storage"));
+    }
+    return *support;
+}
+
+}  // namespace
+
+std::vector<StorageEntry> Agent::listStorage(const std::string& backend,
+                                             const std::string& prefix,
+                                             size_t limit) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    return take(impl, storageOf(impl, backend).list(prefix, limit));
+}
+
+void Agent::removeStorage(const std::string& backend, const std::string& name) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    check(impl, storageOf(impl, backend).remove(name));
+}
+
+PreparedList Agent::prepareList(const std::string& peer,
+                                DescriptorList list,
+                                const std::vector<std::string>& backends) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    return {impl_, take(impl, impl.prepareList(peer, std::move(list), backends), peer)};
+}
+
+void Agent::releaseList(PreparedList& list) {
+    if (const HandleId id = list.detach(); id != 0) {
+        releaseList(id);
+    }
+}
+
+void Agent::releaseList(HandleId id) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    check(impl, impl.releaseList(id));
+}
+
+TransferHandle Agent::prepareTransfer(OpType op,
+                                      const DescriptorList& local,
+                                      const DescriptorList& remote,
+                                      const std::string& peer,
+                                      const std::string& backend) {
+    TransferOptions options;
+    if (!backend.empty()) {
+        options.backends.push_back(backend);
+    }
+    return prepareTransfer(op, local, remote, peer, options);
+}
+
+TransferHandle Agent::prepareTransfer(OpType op,
+                                      const DescriptorList& local,
+                                      const DescriptorList& remote,
+                                      const std::string& peer,
+                                      const TransferOptions& options) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    return {impl_, take(impl, impl.prepareTransfer(op, local, remote, peer, options), peer)};
+}
+
+TransferHandle Agent::prepareTransfer(OpType op,
+                                      HandleId local,
+                                      std::span<const int64_t> local_indices,
+                                      HandleId remote,
+                                      std::span<const int64_t> remote_indices,
+                                      const TransferOptions& options) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    return {impl_, take(impl, impl.prepareTransfer<int64_t>(op, local, local_indices, remote,
+                                                            remote_indices, options))};
+}
+
+TransferHandle Agent::prepareTransfer(OpType op,
+                                      HandleId local,
+                                      std::span<const int32_t> local_indices,
+                                      HandleId remote,
+                                      std::span<const int32_t> remote_indices,
+                                      const TransferOptions& options) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    return {impl_, take(impl, impl.prepareTransfer<int32_t>(op, local, local_indices, remote,
+                                                            remote_indices, options))};
+}
+
+XferState Agent::postTransfer(HandleId id, std::optional<std::string_view> notification) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    check(impl, impl.post(id, notification));
+    return transferState(id);
+}
+
+XferState Agent::checkTransfer(HandleId id) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    const auto held = take(impl, impl.transfer(id));
+    uint32_t word = held->word();
+    if (word == TransferState::PENDING) {
+        held->help();
+        word = held->word();
+    }
+    if (word == TransferState::UNPOSTED) {
+        raise(impl, {ErrorCode::NOT_POSTED, "the transfer has never been posted"});
+    }
+    while (word == TransferState::FAILED || word == TransferState::CANCELED) {
+        if (const Status error = held->error(); !error.ok()) {
+            raise(impl, error, held->peerName());
+        }
+        word = held->word();  // another thread has posted it again meanwhile
+    }
+    return stateOf(word);
+}
+
+XferState Agent::transferState(HandleId id) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    const auto held = take(impl, impl.transfer(id));
+    if (held->word() == TransferState::UNPOSTED) {
+        raise(impl, {ErrorCode::NOT_POSTED, "the transfer has never been posted"});
+    }
+    return stateOf(held->word());
+}
+
+// Shares in the work before sleeping: a help that took long did some, and there may be more. Not
+// for long, since signals are seen by the sleep only.
+static void helpForAWhile(agent::Transfer& transfer, Deadline deadline) {
+    using Clock = std::chrono::steady_clock;
+    const Deadline end = std::min(deadline, Clock::now() + std::chrono::milliseconds(20));
+    for (auto before = Clock::now();;) {
+        transfer.help();
+        const auto now = Clock::now();
+        if (transfer.word() != TransferState::PENDING || now >= end ||
+            now - before < std::chrono::microseconds(10)) {
+            return;
+        }
+        before = now;
+    }
+}
+
+// Looks for as long as busy_poll_us says. True where the caller need not sleep: something was seen,
+// or a signal came, which a later sleep would not notice.
+template <typename Look>
+static bool spinBeforeSleep(AgentImpl& impl,
+                            Deadline deadline,
+                            bool (*interrupted)(),
+                            const Look& look) {
+    base::BusyPoll& poll = impl.shared()->busyPoll;
+    if (poll.spin(deadline, look) || (poll.enabled() && interrupted != nullptr && interrupted())) {
+        return true;
+    }
+    poll.countSleep();
+    return false;
+}
+
+XferState Agent::waitTransfer(HandleId id,
+                              std::chrono::nanoseconds timeout,
+                              bool (*interrupted)()) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    const Deadline deadline = base::deadlineAfter(timeout);
+    const auto held = take(impl, impl.transfer(id));
+    while (held->word() == TransferState::PENDING) {
+        helpForAWhile(*held, deadline);
+        const bool stop = spinBeforeSleep(impl, deadline, interrupted, [&] {
+            held->help();
+            return held->word() != TransferState::PENDING;
+        });
+        if (stop) {
+            break;
+        }
+        const base::WaitResult result = held->state()->wait(deadline);
+        if (held->word() != TransferState::PENDING) {
+            break;
+        }
+        if (result == base::WaitResult::TIMED_OUT) {
+            raise(impl,
+                  Status::timeout("the transfer with agent \"" + held->peerName() +
+                                  "\" is still in progress after the time given to wait"),
+                  held->peerName());
+        }
+        if (result == base::WaitResult::INTERRUPTED && interrupted != nullptr && interrupted()) {
+            return XferState::PENDING;
+        }
+    }
+    impl.shared()->signal().drain();
+    return checkTransfer(id);
+}
+
+int64_t Agent::waitAny(std::span<const HandleId> ids,
+                       std::chrono::nanoseconds timeout,
+                       bool (*interrupted)()) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    const Deadline deadline = base::deadlineAfter(timeout);
+    agent::Signal& signal = impl.shared()->signal();
+    int64_t ended = -1;
+    const auto look = [&] {
+        for (size_t i = 0; i < ids.size() && ended < 0; ++i) {
+            const auto held = take(impl, impl.transfer(ids[i]));
+            if (held->word() == TransferState::PENDING) {
+                held->help();
+            }
+            if (held->word() != TransferState::PENDING) {
+                ended = static_cast<int64_t>(i);
+            }
+        }
+        return ended >= 0;
+    };
+    for (;;) {
+        const uint32_t seen = signal.count();
+        if (look() || spinBeforeSleep(impl, deadline, interrupted, look)) {
+            signal.drain();
+            return ended;
+        }
+        const base::WaitResult result = signal.wait(seen, deadline);
+        if (result == base::WaitResult::TIMED_OUT ||
+            (result == base::WaitResult::INTERRUPTED && interrupted != nullptr && interrupted())) {
+            return -1;
+        }
+    }
+}
+
+void Agent::cancelTransfer(HandleId id) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    take(impl, impl.transfer(id))
+        ->cancel(std::chrono::steady_clock::now() + std::chrono::milliseconds(100));
+}
+
+void Agent::releaseTransfer(HandleId id) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    check(impl, impl.releaseTransfer(id));
+}
+
+void Agent::releaseTransfer(TransferHandle& handle) {
+    if (const HandleId id = handle.detach(); id != 0) {
+        releaseTransfer(id);
+    }
+}
+
+Status Agent::transferError(HandleId id) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    return take(impl, impl.transfer(id))->error();
+}
+
+std::vector<DescriptorFailure> Agent::transferFailures(HandleId id) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    return take(impl, impl.transfer(id))->failures();
+}
+
+TransferTelemetry Agent::transferTelemetry(HandleId id) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    return take(impl, take(impl, impl.transfer(id))->telemetry());
+}
+
+TransferExplanation Agent::explainTransfer(HandleId id) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    return take(impl, impl.transfer(id))->explain();
+}
+
+TransferCost Agent::estimateTransfer(HandleId id) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    return take(impl, impl.transfer(id))->estimate();
+}
+
+std::string Agent::transferBackend(HandleId id) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    return take(impl, impl.transfer(id))->backendName();
+}
+
+void Agent::sendNotification(const std::string& peer,
+                             std::string_view message,
+                             const std::string& backend) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    if (!backend.empty()) {
+        take(impl, impl.slot(backend));
+    }
+    check(impl, impl.sendNotification(peer, message), peer);
+}
+
+std::vector<Notification> Agent::takeNotifications() {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    impl.shared()->signal().drain();
+    if (!impl.shared()->hasNotifications()) {
+        impl.helpSessions();
+    }
+    return impl.shared()->takeNotifications();
+}
+
+bool Agent::waitNotifications(std::chrono::nanoseconds timeout, bool (*interrupted)()) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    const Deadline deadline = base::deadlineAfter(timeout);
+    agent::Signal& signal = impl.shared()->signal();
+    const auto look = [&] {
+        impl.helpSessions();
+        return impl.shared()->hasNotifications();
+    };
+    for (;;) {
+        const uint32_t seen = signal.count();
+        if (impl.shared()->hasNotifications() ||
+            spinBeforeSleep(impl, deadline, interrupted, look)) {
+            return impl.shared()->hasNotifications();
+        }
+        const base::WaitResult result = signal.wait(seen, deadline);
+        if (result == base::WaitResult::TIMED_OUT ||
+            (result == base::WaitResult::INTERRUPTED && interrupted != nullptr && interrupted())) {
+            return impl.shared()->hasNotifications();
+        }
+        check(impl, impl.usable());
+    }
+}
+
+int Agent::fileno() {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    const int fd = impl.shared()->signal().fileno();
+    if (fd < 0) {
+        raise(impl, Status::backend("no eventfd can be made (descriptor limit)", errno));
+    }
+    return fd;
+}
+
+void Agent::drain() {
+    Use(impl_)->shared()->signal().drain();
+}
+
+std::string Agent::metadata() {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    return take(impl, impl.metadata());
+}
+
+std::string Agent::partialMetadata(const DescriptorList& list,
+                                   bool connection_info,
+                                   const std::vector<std::string>& backends) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    return take(impl, impl.partialMetadata(list, connection_info, backends));
+}
+
+std::string Agent::addPeer(std::string_view metadata) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    return take(impl, impl.addPeer(metadata));
+}
+
+void Agent::removePeer(const std::string& peer) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    check(impl, impl.removePeer(peer), peer);
+}
+
+bool Agent::hasPeer(const std::string& peer, const DescriptorList* list) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    return take(impl, impl.hasPeer(peer, list), peer);
+}
+
+std::vector<std::string> Agent::peers() const {
+    return Use(impl_)->peerNames();
+}
+
+void Agent::connect(const std::string& peer, const std::vector<std::string>& backends) {
+    const Use use(impl_);
+    AgentImpl& impl = *use;
+    check(impl, impl.connect(peer, backends), peer);
+}
+
+std::map<std::string, uint64_t> Agent::stats() const {
+    return Use(impl_)->stats();
+}
+std::string Agent::dumpState() const {
+    return Use(impl_)->dumpState();
+}
+
+}  // namespace nixl

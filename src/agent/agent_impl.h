@@ -1,0 +1,219 @@
+// The agent behind nixl::Agent: owns reactor, copy pool, backends, peers, prepared lists and
+// transfers, and the policy between them. Errors are Statuses here; agent.cpp throws them.
+//
+// Threads: every call is safe from any thread. Posting and polling take no lock of the agent.
+// Members are destroyed in an order that shutDown() prepares.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "nixl/agent.h"
+#include "nixl/lane.h"
+
+#include "agent/backend_slot.h"
+#include "agent/call_gate.h"
+#include "agent/peer.h"
+#include "agent/progress.h"
+#include "agent/shared.h"
+#include "agent/transfer.h"
+#include "base/reactor.h"
+#include "base/slot_table.h"
+#include "base/work_pool.h"
+#include "peer/engine.h"
+
+namespace nixl::agent {
+
+// One side as the user prepared it, resolved for one or more backends.
+struct PreparedSide {
+    std::string peerName;  // empty: the local side
+    std::shared_ptr<Peer> peer;
+    DescriptorList list;
+    std::vector<std::string> backends;  // hints
+    Mutex mutex;
+    std::map<unsigned, std::shared_ptr<const SideResolution>> resolved NIXL_GUARDED_BY(mutex);
+};
+
+}  // namespace nixl::agent
+
+namespace nixl::detail {
+
+class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
+  public:
+    using Slot = std::shared_ptr<agent::BackendSlot>;
+    using Slots = std::vector<Slot>;
+    using Names = std::vector<std::string>;
+
+    static Result<std::shared_ptr<AgentImpl>> create(std::string name, AgentConfig config);
+    ~AgentImpl();
+    AgentImpl(const AgentImpl&) = delete;
+    AgentImpl& operator=(const AgentImpl&) = delete;
+
+    // NOT_ALLOWED in a forked child and after shutDown().
+    Status usable() const;
+    bool forked() const noexcept;
+    // Cancels and ends everything; at most about a second. Idempotent.
+    void shutDown();
+
+    // Every call from outside is inside this gate while it uses the agent.
+    agent::CallGate& gate() noexcept { return gate_; }
+
+    const peer::Identity& self() const noexcept { return shared_->self(); }
+    const AgentConfig& config() const noexcept { return config_; }
+    const std::shared_ptr<agent::AgentShared>& shared() const noexcept { return shared_; }
+
+    // Backends (backends.cpp).
+    Result<std::string> createBackend(const std::string& plugin, const BackendParams& params);
+    Slots slots() const;
+    Result<Slot> slot(const std::string& name) const;
+    // The backends of these names, or all.
+    Result<Slots> choose(const Names& names) const;
+
+    // Memory (registration.cpp).
+    Status registerMemory(const RegistrationList& list, const Names& backends);
+    Status deregisterMemory(const RegistrationList& list, const Names& backends);
+    Result<std::vector<Agent::QueryResult>> query(const RegistrationList& list,
+                                                  const std::string& backend);
+
+    // Transfers (prepare.cpp).
+    Result<HandleId> prepareList(const std::string& peer,
+                                 DescriptorList list,
+                                 const Names& backends);
+    Result<HandleId> prepareTransfer(OpType op,
+                                     const DescriptorList& local,
+                                     const DescriptorList& remote,
+                                     const std::string& peer,
+                                     const TransferOptions& options);
+    template <typename Index>
+    Result<HandleId> prepareTransfer(OpType op,
+                                     HandleId local,
+                                     std::span<const Index> local_indices,
+                                     HandleId remote,
+                                     std::span<const Index> remote_indices,
+                                     const TransferOptions& options);
+    using TransferRef = base::SlotTable<agent::Transfer>::Ref;
+    Result<TransferRef> transfer(HandleId id);
+    Status post(HandleId id, std::optional<std::string_view> notification);
+    Status releaseTransfer(HandleId id);
+    Status releaseList(HandleId id);
+    std::vector<HandleId> transfers() { return transfers_.ids(); }
+
+    // Peers and metadata (peers.cpp, metadata.cpp).
+    Result<std::string> metadata();
+    Result<std::string> partialMetadata(const DescriptorList& list,
+                                        bool connection_info,
+                                        const Names& backends);
+    Result<std::string> addPeer(std::string_view blob);
+    Status removePeer(const std::string& name);
+    std::shared_ptr<agent::Peer> peer(const std::string& name) const;
+    Result<bool> hasPeer(const std::string& name, const DescriptorList* list);
+    std::vector<std::string> peerNames() const;
+    Status connect(const std::string& name, const Names& backends);
+    // Reads the sessions, for callers who poll (network.cpp).
+    void helpSessions();
+    Status sendNotification(const std::string& name, std::string_view message);
+
+    std::map<std::string, uint64_t> stats() const;
+    std::string dumpState();
+
+  private:
+    AgentImpl(AgentConfig config, std::shared_ptr<agent::AgentShared> shared);
+    Status start();
+    Status createConfigured();
+    Result<std::vector<std::unique_ptr<Lane>>> projectLanes(PluginServices& services,
+                                                            const LaneBackendSpec& spec);
+    // The session engine (network.cpp); null while no backend uses lanes.
+    peer::Engine* engine() const;
+    // Sends to whoever it is, itself included; `done` is called once.
+    void notify(const peer::Identity& who, std::string message, std::function<void(Status)> done);
+    Status ensureEngine();
+    Status connectSession(const peer::Identity& who);
+    // The same without waiting.
+    void openSession(const peer::Identity& who, std::function<void(Status)> done);
+    // Tells the backends that keep connections of their own.
+    void sessionLost(const peer::Identity& who, const Status& why);
+    void endBackendConnections();
+    void dropConnections(const peer::Identity& who);
+    Status notifySession(const peer::Identity& who, std::string_view message);
+    Status deregisterFenced(const RegistrationList& list,
+                            const std::vector<unsigned>& backends,
+                            base::Deadline deadline);
+    // INVALID_PARAM for an unknown peer, null for the agent itself.
+    Result<std::shared_ptr<agent::Peer>> findPeer(const std::string& name) const;
+
+    using Side = std::shared_ptr<const agent::SideResolution>;
+    Result<Side> resolveOwn(const DescriptorList& list, const agent::BackendSlot& slot) const;
+    Result<Side> resolvePeer(const DescriptorList& list,
+                             const agent::BackendSlot& slot,
+                             const std::shared_ptr<agent::Peer>& peer) const;
+    Status importKeys(agent::SideResolution& side,
+                      const agent::BackendSlot& slot,
+                      const std::vector<const memory::RemoteRegion*>& used) const;
+    Result<Side> resolveSide(agent::PreparedSide& side, const agent::BackendSlot& slot) const;
+    Result<HandleId> enter(Result<std::unique_ptr<agent::Transfer>> made);
+    template <typename Attempt>
+    Result<HandleId> tryBackends(const TransferOptions& options,
+                                 MemType local,
+                                 MemType remote,
+                                 bool self,
+                                 const Attempt& attempt);
+
+    Status registerAt(const RegistrationList& list,
+                      const agent::BackendSlot& slot,
+                      std::vector<memory::RegionTable::Addition>& additions) const;
+    // The identity and everything of the chosen backends; `only` (sorted region ids) limits it.
+    Status fillBlob(metadata::Blob& blob,
+                    const Slots& slots,
+                    const std::vector<uint64_t>* only) const;
+    Status tellBackends(const agent::Peer& peer) const;
+
+    void watchDeadline(HandleId id, const std::shared_ptr<agent::TransferState>& state);
+    void armDeadline() NIXL_REQUIRES(deadlineMutex_);
+    void onDeadline();
+    void endLate(const std::vector<HandleId>& ids,
+                 base::Deadline started,
+                 const std::function<void(agent::Transfer&, Status)>& end);
+    static void disposeTransfer(void* self, std::unique_ptr<agent::Transfer> transfer);
+    void sweepParked();
+
+    const AgentConfig config_;
+    const std::shared_ptr<agent::AgentShared> shared_;
+    const uint64_t forkEpoch_;
+    std::atomic<bool> ended_{false};
+    agent::CallGate gate_;
+
+    std::unique_ptr<base::EpollReactor> reactor_;
+    std::unique_ptr<base::ThreadPool> pool_;
+    std::unique_ptr<agent::ProgressThread> progress_;
+    Mutex engineMutex_;
+    std::unique_ptr<peer::Engine> engine_ NIXL_GUARDED_BY(engineMutex_);
+    std::atomic<peer::Engine*> engineReady_{nullptr};
+
+    mutable SharedMutex backendsMutex_;
+    Slots backends_ NIXL_GUARDED_BY(backendsMutex_);
+
+    Mutex addPeerMutex_;  // one blob at a time, so that none is lost in a merge
+    mutable SharedMutex peersMutex_;
+    std::map<std::string, std::shared_ptr<agent::Peer>> peers_ NIXL_GUARDED_BY(peersMutex_);
+
+    base::SlotTable<agent::Transfer> transfers_;
+    base::SlotTable<agent::PreparedSide> lists_;
+    Mutex parkedMutex_;
+    std::vector<std::unique_ptr<agent::Transfer>> parked_ NIXL_GUARDED_BY(parkedMutex_);
+
+    struct Deadline {
+        base::Deadline when;
+        HandleId id = 0;
+        std::weak_ptr<agent::TransferState> state;
+    };
+    Mutex deadlineMutex_;
+    std::deque<Deadline> deadlines_ NIXL_GUARDED_BY(deadlineMutex_);
+    uint64_t deadlineTimer_ NIXL_GUARDED_BY(deadlineMutex_) = 0;
+};
+
+}  // namespace nixl::detail

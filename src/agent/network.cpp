@@ -1,0 +1,197 @@
+// AgentImpl: the session engine, made when the first backend asks for lanes.
+#include <cerrno>
+#include <cstdlib>
+#include <fstream>
+#include <future>
+#include <sstream>
+#include <system_error>
+
+#include <sys/stat.h>
+
+#include "agent/agent_impl.h"
+#include "base/log.h"
+#include "peer/local_lane.h"
+#include "peer/wire.h"
+
+namespace nixl::detail {
+
+namespace {
+
+// The key of the configuration, or of its file, which nobody else may read.
+Result<std::string> readAuthKey(const AgentConfig& config) {
+    std::string key = config.authKey;
+    if (key.empty() && !config.authKeyFile.empty()) {
+        struct stat info {};
+        if (stat(config.authKeyFile.c_str(), &info) != 0) {
+            return Status::invalidParam("auth_key_file " + config.authKeyFile + ": " +
+                                        std::generic_category().message(errno));
+        }
+        if ((info.st_mode & 077) != 0) {
+            return Status::invalidParam("auth_key_file " + config.authKeyFile +
+                                        " can be read by others; its mode must be 0600");
+        }
+        std::ifstream file(config.authKeyFile, std::ios::binary);
+        std::stringstream text;
+        text << file.rdbuf();
+        key = text.str();
+        while (!key.empty() && (key.back() == '\n' || key.back() == '\r')) {
+            key.pop_back();
+        }
+        if (key.empty()) {
+            return Status::invalidParam("auth_key_file " + config.authKeyFile + " is empty");
+        }
+    }
+    if (!key.empty() && key.size() < 16) {
+        return Status::invalidParam("an authentication key of " + std::to_string(key.size()) +
+                                    " bytes; at least 16 are needed");
+    }
+    return key;
+}
+
+}  // namespace
+
+peer::Engine* AgentImpl::engine() const {
+    return engineReady_.load(std::memory_order_acquire);
+}
+
+Status AgentImpl::ensureEngine() {
+    MutexLock lock(engineMutex_);
+    if (engine_ != nullptr) {
+        return {};
+    }
+    Result<std::string> key = readAuthKey(config_);
+    if (!key.ok()) {
+        return key.status();
+    }
+    peer::EngineConfig config;
+    config.self = self();
+    config.authKey = std::move(key).value();
+    config.peerTimeout = config_.peerTimeout;
+    const char* const folder = std::getenv("NIXL_SOCKET_DIR");
+    config.socketDir = config_.socketDir.empty() && folder != nullptr ? folder : config_.socketDir;
+    config.busyPollMicroseconds = config_.busyPollMicroseconds;
+    shared_->onPeerLost = [this](const peer::Identity& who, const Status& why) {
+        sessionLost(who, why);
+    };
+    Result<std::unique_ptr<peer::Engine>> made =
+        peer::Engine::create(config, *reactor_, *pool_, *shared_);
+    if (!made.ok()) {
+        return made.status();
+    }
+    engine_ = std::move(made).value();
+    {
+        ReadLock peers_lock(peersMutex_);
+        for (const auto& [name, known] : peers_) {
+            static_cast<void>(
+                engine_->addPeer(known->identity, known->session, known->grants).ok());
+        }
+    }
+    engineReady_.store(engine_.get(), std::memory_order_release);
+    return {};
+}
+
+Result<std::vector<std::unique_ptr<Lane>>> AgentImpl::projectLanes(PluginServices& services,
+                                                                   const LaneBackendSpec& spec) {
+    NIXL_RETURN_IF_ERROR(ensureEngine());
+    std::vector<std::unique_ptr<Lane>> lanes;
+    lanes.push_back(peer::makeLocalLane(self(), services,
+                                        std::chrono::microseconds(spec.inlineBudgetMicroseconds)));
+    peer::LaneOptions options;
+    options.inlineBudgetMicroseconds = spec.inlineBudgetMicroseconds;
+    options.checksum = spec.checksum;
+    // A lane may fall back to the other only where that is wanted too.
+    const auto wanted = [&](std::string_view name) {
+        return spec.wantedLanes.empty() ||
+               ("," + spec.wantedLanes + ",").find("," + std::string(name) + ",") !=
+                   std::string::npos;
+    };
+    options.fallBack = wanted("host") && wanted("stream");
+    for (auto& lane : engine()->lanes(options)) {
+        lanes.push_back(std::move(lane));
+    }
+    return lanes;
+}
+
+Status AgentImpl::connectSession(const peer::Identity& who) {
+    auto outcome = std::make_shared<std::promise<Status>>();
+    engine()->connect(who, [outcome](const Status& status) { outcome->set_value(status); });
+    // The engine answers within its peer timeout; twice that is a defect and no reason to hang.
+    std::future<Status> result = outcome->get_future();
+    if (result.wait_for(2 * config_.peerTimeout + std::chrono::seconds(1)) !=
+        std::future_status::ready) {
+        return Status::timeout("agent \"" + who.name + "\": no session within " +
+                               std::to_string(2 * config_.peerTimeout.count()) + " ms");
+    }
+    return result.get();
+}
+
+void AgentImpl::openSession(const peer::Identity& who, std::function<void(Status)> done) {
+    peer::Engine* const sessions = engine();
+    if (who == self() || peer::findLocalAgent(who.incarnation) != nullptr ||
+        (sessions != nullptr && sessions->ready(who))) {
+        done({});
+    } else if (sessions == nullptr) {
+        done(Status::disconnected("agent \"" + who.name + "\" cannot be reached"));
+    } else {
+        sessions->connect(who, std::move(done));
+    }
+}
+
+void AgentImpl::sessionLost(const peer::Identity& who, const Status& why) {
+    for (const Slot& slot : slots()) {
+        if (RemoteSupport* const support = slot->backend->remote(); support != nullptr) {
+            support->peerLost({who.name, who.incarnation, false}, why);
+        }
+    }
+}
+
+void AgentImpl::endBackendConnections() {
+    const Status why = Status::canceled("agent \"" + self().name + "\" has ended");
+    sessionLost(self(), why);
+    for (const std::string& name : peerNames()) {
+        if (const std::shared_ptr<agent::Peer> known = peer(name); known != nullptr) {
+            sessionLost(known->identity, why);
+        }
+    }
+}
+
+Status AgentImpl::notifySession(const peer::Identity& who, std::string_view message) {
+    // The first one opens the session and reports what stands in the way.
+    if (!engine()->ready(who)) {
+        NIXL_RETURN_IF_ERROR(connectSession(who));
+    }
+    return engine()->sendNotification(
+        who, std::string(message), [shared = shared_, name = who.name](const Status& status) {
+            if (!status.ok()) {
+                shared->failures.fetch_add(1, std::memory_order_relaxed);
+                base::log(LogLevel::WARN, "a notification to agent \"" + name +
+                                              "\" was not delivered: " + status.message());
+            }
+        });
+}
+
+void AgentImpl::helpSessions() {
+    if (peer::Engine* const sessions = engine(); sessions != nullptr) {
+        sessions->help();
+    }
+}
+
+Status AgentImpl::deregisterFenced(const RegistrationList& list,
+                                   const std::vector<unsigned>& backends,
+                                   base::Deadline deadline) {
+    peer::Engine* const sessions = engine();
+    if (sessions == nullptr) {
+        return shared_->regions().remove(list, backends, deadline);
+    }
+    memory::RemovalFence fence;
+    fence.revoke = [sessions](const memory::Region& region) {
+        sessions->revoke(region.id, region.generation);
+    };
+    fence.restore = [sessions](const memory::Region& region) {
+        sessions->restore(region.id, region.generation);
+    };
+    fence.awaitQuiet = [sessions](base::Deadline limit) { return sessions->awaitQuiet(limit); };
+    return shared_->regions().remove(list, backends, deadline, &fence);
+}
+
+}  // namespace nixl::detail

@@ -1,0 +1,149 @@
+// AgentImpl: registering, deregistering and querying memory and storage.
+#include "agent/agent_impl.h"
+#include "base/log.h"
+
+namespace nixl::detail {
+namespace {
+
+bool isMemory(MemType type) {
+    return type == MemType::DRAM || type == MemType::VRAM;
+}
+
+MemoryRegion regionOf(MemType type, const RegistrationList::Entry& entry) {
+    return {type, entry.address, entry.size, entry.deviceId, entry.metadata};
+}
+
+std::string place(size_t index, MemType type) {
+    return "descriptor " + std::to_string(index) + " (" + memTypeName(type) + ")";
+}
+
+Status checkEntries(const RegistrationList& list) {
+    for (size_t i = 0; i < list.entries.size(); ++i) {
+        const RegistrationList::Entry& entry = list.entries[i];
+        const auto index = static_cast<int64_t>(i);
+        if (entry.address + entry.size < entry.address) {
+            return Status::invalidParam(
+                place(i, list.type()) + ": address " + std::to_string(entry.address) + " plus " +
+                    std::to_string(entry.size) + " bytes passes the end of addresses",
+                index);
+        }
+        if (isMemory(list.type()) && (entry.address == 0 || entry.size == 0)) {
+            return Status::invalidParam(
+                place(i, list.type()) + ": " +
+                    (entry.address == 0 ? "a null address" : "a length of 0 bytes") +
+                    " cannot be registered",
+                index);
+        }
+    }
+    return {};
+}
+
+}  // namespace
+
+Status AgentImpl::registerAt(const RegistrationList& list,
+                             const agent::BackendSlot& slot,
+                             std::vector<memory::RegionTable::Addition>& additions) const {
+    for (size_t i = 0; i < list.entries.size(); ++i) {
+        Result<std::unique_ptr<BackendMemory>> memory =
+            slot.backend->registerMemory(regionOf(list.type(), list.entries[i]));
+        if (!memory.ok()) {
+            const Status& why = memory.status();
+            for (auto& addition : additions) {
+                while (!addition.memories.empty() && addition.memories.back().first == slot.index) {
+                    addition.memories.pop_back();
+                }
+            }
+            return {why.code(),
+                    "backend " + slot.name + " cannot register " + place(i, list.type()) + ": " +
+                        why.message(),
+                    why.systemErrno(), static_cast<int64_t>(i)};
+        }
+        additions[i].memories.emplace_back(slot.index, std::move(memory).value());
+    }
+    return {};
+}
+
+Status AgentImpl::registerMemory(const RegistrationList& list, const Names& backends) {
+    NIXL_RETURN_IF_ERROR(checkEntries(list));
+    Result<Slots> chosen = choose(backends);
+    if (!chosen.ok()) {
+        return chosen.status();
+    }
+    std::vector<memory::RegionTable::Addition> additions(list.entries.size());
+    for (size_t i = 0; i < additions.size(); ++i) {
+        additions[i].entry = &list.entries[i];
+    }
+    Status first;
+    size_t taken = 0;
+    std::string names;
+    for (const Slot& slot : chosen.value()) {
+        names += (names.empty() ? "" : " ") + slot->name;
+        if (!slot->holds(list.type())) {
+            if (!backends.empty()) {
+                return Status::notSupported("backend " + slot->name + " does not take " +
+                                            memTypeName(list.type()) + " memory");
+            }
+            continue;
+        }
+        Status status = registerAt(list, *slot, additions);
+        if (status.ok()) {
+            ++taken;
+            continue;
+        }
+        if (!backends.empty()) {
+            return status;
+        }
+        base::log(LogLevel::DEBUG, status.message());
+        first = first.ok() ? std::move(status) : std::move(first);
+    }
+    if (taken == 0) {
+        return !first.ok()
+                   ? first
+                   : Status::notSupported("no backend of agent \"" + self().name + "\" takes " +
+                                          memTypeName(list.type()) + " memory; it has " +
+                                          (names.empty() ? "none" : names));
+    }
+    shared_->regions().add(list.type(), std::move(additions));
+    return {};
+}
+
+Status AgentImpl::deregisterMemory(const RegistrationList& list, const Names& backends) {
+    if (list.entries.empty()) {
+        return {};
+    }
+    Result<Slots> chosen = choose(backends);
+    if (!chosen.ok()) {
+        return chosen.status();
+    }
+    std::vector<unsigned> indices;
+    for (const Slot& slot : chosen.value()) {
+        indices.push_back(slot->index);
+    }
+    sweepParked();
+    return deregisterFenced(list, indices, std::chrono::steady_clock::now() + config_.peerTimeout);
+}
+
+Result<std::vector<Agent::QueryResult>> AgentImpl::query(const RegistrationList& list,
+                                                         const std::string& backend) {
+    Result<Slot> chosen = slot(backend);
+    if (!chosen.ok()) {
+        return chosen.status();
+    }
+    QuerySupport* const support = chosen.value()->backend->query();
+    if (support == nullptr) {
+        return Status::notSupported("backend " + chosen.value()->name +
+                                    " cannot be queried: it keeps no storage");
+    }
+    if (!chosen.value()->holds(list.type())) {
+        return Status::notSupported("backend " + chosen.value()->name + " does not keep " +
+                                    memTypeName(list.type()));
+    }
+    std::vector<MemoryRegion> regions;
+    regions.reserve(list.entries.size());
+    for (const RegistrationList::Entry& entry : list.entries) {
+        regions.push_back(regionOf(list.type(), entry));
+    }
+    return support->query(regions);
+}
+
+}  // namespace nixl::detail

@@ -1,0 +1,108 @@
+// What of an agent others hold on to: its regions, its notification queue, its signal. Shared by
+// the agent, its posted transfers and those who reach it; outlives the agent, and then answers
+// with REMOTE_DISCONNECT. All calls are thread-safe.
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "nixl/agent.h"
+
+#include "agent/signal.h"
+#include "base/busy_poll.h"
+#include "base/mutex.h"
+#include "memory/region_table.h"
+#include "peer/target_access.h"
+
+namespace nixl::agent {
+
+// Bytes of notifications from agents of this process that may wait; more is refused. Sessions of
+// other processes have their own credits (docs/protocol.md).
+inline constexpr uint64_t kMaxQueuedBytes = 64 << 20;
+
+class AgentShared final : public peer::TargetAccess, public peer::NetworkAccess {
+  public:
+    AgentShared(peer::Identity identity, peer::Key grant, std::chrono::microseconds busy_poll = {});
+
+    const peer::Identity& self() const noexcept { return self_; }
+    const peer::Key& grant() const noexcept { return grant_; }
+    memory::RegionTable& regions() noexcept { return regions_; }
+    Signal& signal() noexcept { return signal_; }
+
+    // peer::TargetAccess
+    const std::string& agentName() const override { return self_.name; }
+    Result<peer::RegionPin> pin(uint64_t region_id, uint32_t generation) override;
+    Status deliverLocal(const peer::Identity& from, std::string message) override;
+
+    // peer::NetworkAccess
+    std::optional<peer::Key> grantKey(peer::GrantId grant) override;
+    Result<memory::RegionPtr> region(peer::GrantId grant,
+                                     uint64_t id,
+                                     uint32_t generation,
+                                     OpType op) override;
+    void deliver(const peer::Identity& from,
+                 std::string message,
+                 std::shared_ptr<void> credit) override;
+
+    void peerLost(const peer::Identity& peer, const Status& why) override {
+        if (!closed() && onPeerLost) {
+            onPeerLost(peer, why);
+        }
+    }
+
+    // The grant that opens just these regions, for a partial blob: the same for the same regions.
+    peer::Key partialGrant(std::vector<uint64_t> regions);
+
+    std::vector<Notification> takeNotifications();
+    bool hasNotifications() const;
+    // Who sent us something last under this name.
+    std::optional<peer::Identity> heardFrom(const std::string& name) const;
+
+    // From here on everything is refused.
+    void close() { closed_.store(true, std::memory_order_release); }
+    bool closed() const noexcept { return closed_.load(std::memory_order_acquire); }
+
+    // Set before the first session; not called once close() and Engine::stop() have returned.
+    std::function<void(const peer::Identity&, const Status&)> onPeerLost;
+    // Counters of agent.stats().
+    std::atomic<uint64_t> posts{0};
+    std::atomic<uint64_t> bytes{0};
+    std::atomic<uint64_t> failures{0};
+    std::atomic<uint64_t> lateEnds{0};
+    // Of the calls that wait.
+    base::BusyPoll busyPoll;
+
+  private:
+    struct Queued {
+        peer::Identity from;
+        std::string message;
+        std::shared_ptr<void> credit;
+    };
+    struct Grant {
+        peer::Key key{};
+        bool all = false;
+        std::vector<uint64_t> regions;  // sorted
+    };
+    void forgetGrants() NIXL_REQUIRES(mutex_);
+
+    const peer::Identity self_;
+    const peer::Key grant_;
+    memory::RegionTable regions_;
+    Signal signal_;
+    std::atomic<bool> closed_{false};
+    mutable Mutex mutex_;
+    std::deque<Queued> queue_ NIXL_GUARDED_BY(mutex_);
+    uint64_t queuedBytes_ NIXL_GUARDED_BY(mutex_) = 0;
+    std::map<std::string, peer::Identity> heard_ NIXL_GUARDED_BY(mutex_);
+    std::map<peer::GrantId, Grant> grants_ NIXL_GUARDED_BY(mutex_);
+    std::map<std::vector<uint64_t>, peer::Key> partial_ NIXL_GUARDED_BY(mutex_);
+    size_t manyGrants_ NIXL_GUARDED_BY(mutex_) = 4096;  // look for useless ones from here on
+};
+
+}  // namespace nixl::agent

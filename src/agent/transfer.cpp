@@ -1,0 +1,383 @@
+// See transfer.h.
+#include "agent/transfer.h"
+
+#include <algorithm>
+
+namespace nixl::agent {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Rounded up: what took any time never shows as none.
+std::chrono::microseconds toMicroseconds(Clock::duration duration) {
+    return std::chrono::ceil<std::chrono::microseconds>(duration);
+}
+
+// The regions that the runs touch, each once.
+template <typename Get>
+std::vector<uint32_t> usedRegions(const std::vector<PlanRun>& runs, size_t count, const Get& get) {
+    std::vector<uint32_t> used;
+    if (count == 1) {
+        if (!runs.empty()) {
+            used.push_back(0);
+        }
+        return used;
+    }
+    std::vector<bool> seen(count);
+    for (const PlanRun& run : runs) {
+        const uint32_t region = get(run);
+        if (!seen[region]) {
+            seen[region] = true;
+            used.push_back(region);
+        }
+    }
+    return used;
+}
+
+}  // namespace
+
+bool TransferState::conclude(Word end, Status status, std::vector<SegmentFailure> failures) {
+    {
+        MutexLock lock(mutex);
+        if (word.load(std::memory_order_relaxed) != PENDING) {
+            agent->lateEnds.fetch_add(1, std::memory_order_relaxed);
+            return false;
+        }
+        ended = Clock::now();
+        if (end == CANCELED && !cancelReason.ok()) {
+            end = FAILED;
+            const std::string how = status.message();
+            status = std::move(cancelReason);
+            if (how.find("remote_unconfirmed") != std::string::npos) {
+                status = Status(status.code(), status.message() + "; " + how);
+            }
+        }
+        if (end != DONE && status.ok()) {
+            status = Status(ErrorCode::UNKNOWN, "the backend gave no reason");
+        }
+        error = std::move(status);
+        segmentFailures = std::move(failures);
+        if (end != DONE) {
+            agent->failures.fetch_add(1, std::memory_order_relaxed);
+        }
+        word.store(end, std::memory_order_seq_cst);
+    }
+    if (waiters.load(std::memory_order_seq_cst) != 0) {
+        base::futexWakeAll(word);
+    }
+    agent->signal().raise();
+    return true;
+}
+
+base::WaitResult TransferState::wait(base::Deadline deadline) {
+    waiters.fetch_add(1, std::memory_order_seq_cst);
+    const base::WaitResult result = base::futexWait(word, PENDING, deadline);
+    waiters.fetch_sub(1, std::memory_order_relaxed);
+    return result;
+}
+
+bool TransferState::pendingSince(Clock::time_point when) const {
+    MutexLock lock(mutex);
+    return word.load(std::memory_order_relaxed) == PENDING && started <= when;
+}
+
+// Carries the end of one post from the backend to the user. The transfer lives as long as `busy`.
+class PostCompletion final : public Completion {
+  public:
+    PostCompletion(Transfer* transfer, std::optional<std::string> self_notification)
+        : transfer_(transfer),
+          state_(transfer->state_),
+          notification_(std::move(self_notification)) {}
+
+  protected:
+    void onFinal(XferState state,
+                 Status&& status,
+                 std::vector<SegmentFailure>&& failures) override {
+        end_ = state == XferState::DONE     ? TransferState::DONE
+               : state == XferState::FAILED ? TransferState::FAILED
+                                            : TransferState::CANCELED;
+        status_ = std::move(status);
+        failures_ = std::move(failures);
+        transfer_->unpinAll();
+        if (end_ == TransferState::DONE && notification_.has_value()) {
+            const std::shared_ptr<AgentShared>& agent = state_->agent;
+            agent->deliver(agent->self(), std::move(*notification_), nullptr);
+        }
+    }
+    void afterFinal() override {
+        transfer_ = nullptr;
+        state_->busy.store(false, std::memory_order_release);
+        state_->conclude(end_, std::move(status_), std::move(failures_));
+    }
+
+  private:
+    Transfer* transfer_;
+    const std::shared_ptr<TransferState> state_;
+    std::optional<std::string> notification_;
+    TransferState::Word end_ = TransferState::FAILED;
+    Status status_;
+    std::vector<SegmentFailure> failures_;
+};
+
+Transfer::Transfer(Parts parts, const std::shared_ptr<AgentShared>& agent)
+    : parts_(std::move(parts)), state_(std::make_shared<TransferState>(agent)) {
+    const auto& runs = parts_.runs.runs;
+    if (!parts_.local->uses.empty()) {
+        usedLocal_ = usedRegions(runs, parts_.local->uses.size(),
+                                 [](const PlanRun& run) { return run.localRegion; });
+    }
+    if (!parts_.remote->uses.empty()) {
+        usedRemote_ = usedRegions(runs, parts_.remote->uses.size(),
+                                  [](const PlanRun& run) { return run.remoteRegion; });
+    }
+    plan_.op = parts_.op;
+    const std::shared_ptr<Peer>& peer = parts_.remote->peer;
+    const peer::Identity& other = peer ? peer->identity : agent->self();
+    plan_.peer = {other.name, other.incarnation, peer == nullptr};
+    plan_.localRegions = parts_.local->regions;
+    plan_.remoteRegions = parts_.remote->regions;
+    plan_.runs = runs;
+    plan_.bytes = parts_.runs.bytes;
+    plan_.segments = parts_.runs.segments;
+    plan_.descriptors = parts_.runs.descriptors;
+    Backend& backend = *parts_.backend->backend;
+    coreNotifies_ = !backend.supportsNotif();
+}
+
+Result<std::unique_ptr<Transfer>> Transfer::create(Parts parts,
+                                                   const std::shared_ptr<AgentShared>& agent) {
+    std::unique_ptr<Transfer> transfer(new Transfer(std::move(parts), agent));
+    Backend& backend = *transfer->parts_.backend->backend;
+    Result<std::unique_ptr<BackendTransfer>> inner = backend.prepareTransfer(transfer->plan_);
+    if (!inner.ok()) {
+        return inner.status();
+    }
+    MutexLock lock(transfer->mutex_);
+    transfer->inner_ = std::move(inner).value();
+    return transfer;
+}
+
+Transfer::~Transfer() = default;
+
+Status Transfer::pinAll() {
+    const auto pin = [](const std::vector<memory::RegionUse>& uses,
+                        const std::vector<uint32_t>& used, size_t& pinned) {
+        for (; pinned < used.size(); ++pinned) {
+            if (!uses[used[pinned]].region->pin()) {
+                return false;
+            }
+        }
+        return true;
+    };
+    const auto unpin = [](const std::vector<memory::RegionUse>& uses,
+                          const std::vector<uint32_t>& used, size_t pinned) {
+        for (size_t i = 0; i < pinned; ++i) {
+            uses[used[i]].region->unpin();
+        }
+    };
+    size_t local = 0;
+    size_t remote = 0;
+    if (pin(parts_.local->uses, usedLocal_, local) &&
+        pin(parts_.remote->uses, usedRemote_, remote)) {
+        return {};
+    }
+    unpin(parts_.local->uses, usedLocal_, local);
+    unpin(parts_.remote->uses, usedRemote_, remote);
+    return Status::notFound(std::string("transfer with agent \"") + peerName() +
+                            "\": memory of its " +
+                            (local < usedLocal_.size() ? "local" : "remote") +
+                            " side has been deregistered since it was prepared");
+}
+
+void Transfer::unpinAll() noexcept {
+    for (const uint32_t index : usedLocal_) {
+        parts_.local->uses[index].region->unpin();
+    }
+    for (const uint32_t index : usedRemote_) {
+        parts_.remote->uses[index].region->unpin();
+    }
+}
+
+Status Transfer::post(std::optional<std::string_view> notification) {
+    MutexLock lock(mutex_);
+    if (word() == TransferState::PENDING || busy()) {
+        return {ErrorCode::REPOST_ACTIVE,
+                "transfer with agent \"" + peerName() + "\" is still in progress"};
+    }
+    if (parts_.remote->peer && parts_.remote->peer->gone.load(std::memory_order_acquire)) {
+        return Status::disconnected("agent \"" + peerName() +
+                                    "\" was removed or restarted since this was prepared");
+    }
+    NIXL_RETURN_IF_ERROR(pinAll());
+    if (!notification.has_value() && parts_.notification.has_value()) {
+        notification = *parts_.notification;
+    }
+    const auto start = Clock::now();
+    {
+        MutexLock state_lock(state_->mutex);
+        state_->error = {};
+        state_->cancelReason = {};
+        state_->segmentFailures.clear();
+        state_->startTime = std::chrono::system_clock::now();
+        state_->started = start;
+    }
+    state_->busy.store(true, std::memory_order_release);
+    state_->word.store(TransferState::PENDING, std::memory_order_release);
+    std::optional<std::string> own;
+    if (coreNotifies_ && notification.has_value()) {
+        own.emplace(*notification);
+        notification.reset();
+    }
+    auto completion = std::make_shared<PostCompletion>(this, std::move(own));
+    current_ = completion;
+    Status status = inner_->post(std::move(completion), notification.value_or(std::string_view()),
+                                 notification.has_value());
+    const auto spent = Clock::now() - start;
+    if (!status.ok()) {
+        unpinAll();
+        current_.reset();
+        state_->busy.store(false, std::memory_order_release);
+        state_->conclude(TransferState::FAILED, status, {});
+        return status;
+    }
+    state_->agent->posts.fetch_add(1, std::memory_order_relaxed);
+    state_->agent->bytes.fetch_add(plan_.bytes, std::memory_order_relaxed);
+    MutexLock state_lock(state_->mutex);
+    state_->postDuration = spent;
+    state_->inlinePost = word() != TransferState::PENDING;
+    return {};
+}
+
+void Transfer::requestCancel(Status reason) {
+    if (word() != TransferState::PENDING) {
+        return;
+    }
+    {
+        MutexLock state_lock(state_->mutex);
+        state_->cancelReason = std::move(reason);
+    }
+    MutexLock lock(mutex_);
+    if (current_ != nullptr && !current_->final()) {
+        current_->requestCancel();
+        inner_->cancel();
+    }
+}
+
+void Transfer::cancel(base::Deadline limit, Status reason) {
+    requestCancel(std::move(reason));
+    while (word() == TransferState::PENDING) {
+        if (Clock::now() >= limit) {
+            state_->conclude(TransferState::CANCELED,
+                             Status::canceled("canceled; the backend has not confirmed that it "
+                                              "stopped, so its memory stays busy until it does "
+                                              "(remote_unconfirmed)"),
+                             {});
+            return;
+        }
+        help();
+        const base::Deadline soon = Clock::now() + std::chrono::milliseconds(2);
+        state_->wait(std::min(limit, parts_.backend->backend->needsProgress() ? soon : limit));
+    }
+}
+
+void Transfer::help() {
+    Backend& backend = *parts_.backend->backend;
+    if (backend.needsProgress()) {
+        backend.progress();
+    }
+    if (mutex_.tryLock()) {
+        if (word() == TransferState::PENDING) {
+            inner_->help();
+        }
+        mutex_.unlock();
+    }
+}
+
+Status Transfer::error() const {
+    std::vector<DescriptorFailure> failed = failures();
+    Status error;
+    {
+        MutexLock lock(state_->mutex);
+        error = state_->error;
+    }
+    if (error.ok() || failed.empty() || error.descriptorIndex() >= 0) {
+        return error;
+    }
+    const auto index = static_cast<int64_t>(failed.front().index);
+    return {error.code(),
+            error.message() + " (descriptor " + std::to_string(index) +
+                (failed.size() > 1 ? " and " + std::to_string(failed.size() - 1) + " more" : "") +
+                ")",
+            error.systemErrno(), index};
+}
+
+std::vector<DescriptorFailure> Transfer::failures() const {
+    std::vector<SegmentFailure> segments;
+    {
+        MutexLock lock(state_->mutex);
+        segments = state_->segmentFailures;
+    }
+    std::vector<DescriptorFailure> failed;
+    for (const SegmentFailure& segment : segments) {
+        std::vector<DescriptorFailure> some = memory::mapFailure(parts_.runs, segment);
+        failed.insert(failed.end(), some.begin(), some.end());
+    }
+    std::sort(failed.begin(), failed.end(),
+              [](const auto& a, const auto& b) { return a.index < b.index; });
+    failed.erase(std::unique(failed.begin(), failed.end(),
+                             [](const auto& a, const auto& b) { return a.index == b.index; }),
+                 failed.end());
+    return failed;
+}
+
+Result<TransferTelemetry> Transfer::telemetry() const {
+    const uint32_t now = word();
+    if (now == TransferState::UNPOSTED) {
+        return Status(ErrorCode::NOT_POSTED, "no figures: the transfer was never posted");
+    }
+    if (now == TransferState::PENDING) {
+        return Status(ErrorCode::NO_TELEMETRY, "the transfer is still in progress");
+    }
+    MutexLock lock(state_->mutex);
+    TransferTelemetry figures;
+    figures.startTime = state_->startTime;
+    figures.postDuration = toMicroseconds(state_->postDuration);
+    // A transfer that ended inside post took no less than the post.
+    figures.xferDuration =
+        std::max(toMicroseconds(state_->ended - state_->started), figures.postDuration);
+    figures.totalBytes = plan_.bytes;
+    figures.descCount = plan_.descriptors;
+    return figures;
+}
+
+TransferExplanation Transfer::explain() const {
+    TransferExplanation out;
+    out.backend = parts_.backend->name;
+    out.descriptors = plan_.descriptors;
+    out.segments = plan_.segments;
+    out.bytes = plan_.bytes;
+    {
+        MutexLock lock(mutex_);
+        TransferDescription description = inner_->describe();
+        out.lane = std::move(description.lane);
+        out.reason = std::move(description.reason);
+        out.device = std::move(description.device);
+    }
+    MutexLock lock(state_->mutex);
+    out.lastPostInline = state_->inlinePost;
+    return out;
+}
+
+TransferCost Transfer::estimate() const {
+    MutexLock lock(mutex_);
+    if (std::optional<TransferCost> cost = inner_->estimateCost(); cost.has_value()) {
+        return *cost;
+    }
+    TransferCost cost;  // what a plain device does: 1 GB/s and 10 us a segment
+    cost.duration = std::chrono::microseconds(plan_.bytes / 1000 + plan_.segments * 10);
+    cost.margin = cost.duration;
+    cost.method = "1 GB/s and 10 us a segment; the backend has no estimate of its own";
+    return cost;
+}
+
+}  // namespace nixl::agent

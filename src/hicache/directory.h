@@ -1,0 +1,186 @@
+// One storage directory of the packed layout: segment files with the payload (written by one
+// process each), a log per writer, and the index of all of them in memory. Layout on disk:
+//   DIR/.nixl-packed/format              version and the secret of the fingerprints
+//   DIR/.nixl-packed/logs/WRITER.log     what WRITER stored; flock held while it lives
+//   DIR/.nixl-packed/segments/WRITER-N   payload, 4 KiB aligned, never overwritten
+// Owned by a Store. Thread-safe: one mutex, held for memory work and log appends only.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "nixl/error.h"
+
+#include "base/mutex.h"
+#include "hicache/batch.h"
+#include "hicache/index.h"
+#include "hicache/log_file.h"
+
+namespace nixl::hicache {
+
+inline constexpr uint64_t kAlignment = 4096;
+constexpr uint64_t alignUp(uint64_t bytes) {
+    return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+struct DirectoryOptions {
+    uint64_t segmentBytes = 256ULL << 20;
+    uint64_t maxBytes = 0;                   // payload on disk in this directory; 0: no cap
+    uint64_t logRewriteBytes = 16ULL << 20;  // smaller logs are left as they are
+    bool durable = false;           // fdatasync payload and log before a block counts as stored
+    bool readOnly = false;          // look only: create, adopt and repair nothing
+    bool segmentPerBatch = false;   // for stores whose "segments" are objects, written whole
+    bool externalSegments = false;  // segments are no files here: never create, punch or unlink
+};
+
+struct DirectoryStats {
+    uint64_t blocks = 0;
+    uint64_t liveBytes = 0;  // payload, rounded up to the alignment
+    uint64_t diskBytes = 0;  // allocated in segments, live or not yet reclaimed
+    uint64_t segments = 0;
+    uint64_t writers = 0;
+    uint64_t ownedWriters = 0;
+    uint64_t logBytes = 0;
+    uint64_t damagedLogBytes = 0;
+    uint64_t evictions = 0;
+    uint64_t evictedBytes = 0;
+    uint64_t compactedBytes = 0;
+    uint64_t corruptBlocks = 0;
+};
+
+struct CheckResult {
+    uint32_t next = 0;  // where the next call goes on; kNone at the end
+    uint64_t blocks = 0;
+    uint64_t bytes = 0;
+    std::vector<Fingerprint> bad;
+};
+
+class Directory {
+  public:
+    static Result<std::unique_ptr<Directory>> open(const std::string& path,
+                                                   const DirectoryOptions& options);
+    ~Directory();
+
+    const HashSecret& secret() const { return secret_; }
+    const std::string& path() const { return path_; }
+    bool readOnly() const { return options_.readOnly; }
+
+    // The following work on the batch's slots whose directory is `self`.
+    void find(Batch& batch, uint16_t self);
+    // After reading: a hit whose entry has changed meanwhile becomes a miss.
+    void confirm(Batch& batch, uint16_t self);
+    // Forgets CORRUPT slots; those of this process' writers for good.
+    void forget(Batch& batch, uint16_t self);
+    // Gives every slot that is not stored yet a place (`replace`: also those that are).
+    Status reserve(Batch& batch, uint16_t self, bool replace);
+    // NEW slots become STORED, all with one append; others that had a place give it back.
+    Status commit(Batch& batch, uint16_t self);
+    // How many leading slots are stored.
+    size_t containsPrefix(const Batch& batch);
+
+    Status erase(const std::vector<Fingerprint>& keys);
+    Status clear();
+    // Adopts logs of dead writers, trims to the cap, reclaims segments; true: call again soon.
+    Result<bool> maintain(double dead_fraction);
+    std::string segmentPath(uint32_t segment) const;
+    bool segmentDropped(uint32_t segment) const;
+    // Objects that back dropped segments (externalSegments), to be deleted by the caller.
+    std::vector<std::string> takeDroppedSegments();
+    DirectoryStats stats();
+    // Reads blocks from entry `from` on, at most `max_bytes`, and compares their checksums.
+    CheckResult check(uint32_t from, uint64_t max_bytes);
+    // The keys behind fingerprints, from the logs; empty where unknown.
+    std::vector<std::string> namesOf(const std::vector<Fingerprint>& keys);
+
+  private:
+    struct Segment {
+        std::string path;
+        uint32_t log = 0;
+        uint32_t number = 0;
+        uint64_t size = 0;     // end of the last place given out
+        uint64_t live = 0;     // bytes of blocks in the index
+        uint64_t punched = 0;  // bytes given back to the file system
+        uint32_t pending = 0;  // reserved, not yet committed
+        bool sealed = false;   // takes no more blocks
+        bool dropped = false;
+    };
+    struct Log {
+        std::string writer;
+        std::unique_ptr<LogFile> file;
+        std::unordered_map<uint32_t, uint32_t> segments;  // number to index
+        uint64_t records = 0;
+        uint64_t blocks = 0;  // entries in the index that this log holds
+        std::string pending;  // records to append to it at the next flush
+        uint32_t nextSegment = 0;
+        bool owned = false;
+    };
+    struct Hole {
+        std::string path;
+        uint64_t offset;
+        uint64_t length;
+    };
+
+    Directory(std::string path, const DirectoryOptions& options);
+    Status start();
+    Status loadFormat();
+    void refresh() NIXL_REQUIRES(mutex_);
+    void scanLogs() NIXL_REQUIRES(mutex_);
+    void follow(uint32_t log) NIXL_REQUIRES(mutex_) NIXL_NO_TSA;
+    void forgetLog(uint32_t log) NIXL_REQUIRES(mutex_);
+    void dropBlocksOf(uint32_t segment) NIXL_REQUIRES(mutex_);
+    bool adoptLogs() NIXL_REQUIRES(mutex_);
+    void finishAdoption(uint32_t log) NIXL_REQUIRES(mutex_);
+    void orderByAge() NIXL_REQUIRES(mutex_);
+    void resetAfterRemoval() NIXL_REQUIRES(mutex_);
+    void apply(uint32_t log, const Record& record) NIXL_REQUIRES(mutex_);
+    void applyPut(uint32_t log, const Record& record) NIXL_REQUIRES(mutex_);
+    void applyClear(uint64_t version) NIXL_REQUIRES(mutex_);
+    uint32_t segmentOf(uint32_t log, uint32_t number) NIXL_REQUIRES(mutex_);
+    void account(uint32_t id, bool add) NIXL_REQUIRES(mutex_);
+    void drop(uint32_t id) NIXL_REQUIRES(mutex_);
+    bool ownedEntry(const Entry& entry) const NIXL_REQUIRES(mutex_);
+    uint64_t nextVersion() NIXL_REQUIRES(mutex_);
+    Status ensureWriter() NIXL_REQUIRES(mutex_);
+    Status place(Slot& slot) NIXL_REQUIRES(mutex_);
+    void settle(Slot& slot) NIXL_REQUIRES(mutex_);
+    Status newSegment() NIXL_REQUIRES(mutex_);
+    Status insertStored(Batch& batch, uint16_t self) NIXL_REQUIRES(mutex_);
+    // Appends what waits for the logs of this process.
+    Status flushLogs() NIXL_REQUIRES(mutex_);
+    void eraseRecord(uint32_t id) NIXL_REQUIRES(mutex_);
+    void touch(uint32_t id) NIXL_REQUIRES(mutex_);
+    // Makes room for `bytes`; the holes are to be punched without the lock.
+    Status evict(uint64_t bytes, std::vector<Hole>& holes) NIXL_REQUIRES(mutex_);
+    // Unlinks segments without live blocks; `paths` are to be unlinked without the lock.
+    void dropEmptySegments(std::vector<std::string>& paths) NIXL_REQUIRES(mutex_);
+    void reclaim(const std::vector<Hole>& holes, const std::vector<std::string>& paths);
+    Result<bool> compactOne(double dead_fraction);
+    uint32_t pickSegment(double dead_fraction) NIXL_REQUIRES(mutex_);
+    Status moveBlocks(uint32_t segment, const std::vector<Slot>& blocks);
+    bool unchanged(const Slot& block, uint32_t segment) const NIXL_REQUIRES(mutex_);
+    Status rewriteLog(uint32_t log) NIXL_REQUIRES(mutex_) NIXL_NO_TSA;
+    Status syncSegments(const Batch& batch, uint16_t self);
+
+    const std::string path_;
+    const std::string root_;
+    const DirectoryOptions options_;
+    HashSecret secret_;
+    mutable Mutex mutex_;
+    Index index_ NIXL_GUARDED_BY(mutex_);
+    std::vector<Segment> segments_ NIXL_GUARDED_BY(mutex_);
+    std::vector<Log> logs_ NIXL_GUARDED_BY(mutex_);
+    std::unordered_map<std::string, uint32_t> logByName_ NIXL_GUARDED_BY(mutex_);
+    std::vector<std::string> droppedSegments_ NIXL_GUARDED_BY(mutex_);
+    DirectoryStats stats_ NIXL_GUARDED_BY(mutex_);
+    uint32_t writer_ NIXL_GUARDED_BY(mutex_) = kNone;   // the log new blocks go to
+    uint32_t current_ NIXL_GUARDED_BY(mutex_) = kNone;  // the segment new blocks go to
+    uint64_t reserved_ NIXL_GUARDED_BY(mutex_) = 0;     // bytes of held places
+    uint64_t lastVersion_ NIXL_GUARDED_BY(mutex_) = 0;
+    uint64_t clearedUpTo_ NIXL_GUARDED_BY(mutex_) = 0;
+    uint64_t logsChanged_ NIXL_GUARDED_BY(mutex_) = 0;  // mtime of logs/ when last scanned
+};
+
+}  // namespace nixl::hicache

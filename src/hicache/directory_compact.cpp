@@ -1,0 +1,297 @@
+// Keeping a directory small: trimming, compaction, rewriting logs; and checking it. See
+// directory.h.
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <utility>
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "base/crc32c.h"
+#include "hicache/directory.h"
+
+namespace nixl::hicache {
+
+Result<bool> Directory::maintain(double dead_fraction) {
+    std::vector<Hole> holes;
+    std::vector<std::string> paths;
+    bool more = false;
+    {
+        const MutexLock lock(mutex_);
+        refresh();
+        if (options_.readOnly) {
+            return false;
+        }
+        adoptLogs();
+        const uint64_t over = options_.maxBytes != 0 && stats_.liveBytes > options_.maxBytes
+                                  ? stats_.liveBytes - options_.maxBytes
+                                  : 0;
+        if (over != 0) {
+            NIXL_RETURN_IF_ERROR(evict(0, holes));
+        }
+        dropEmptySegments(paths);
+        for (uint32_t i = 0; i < logs_.size(); ++i) {
+            const Log& log = logs_[i];
+            const bool large =
+                log.file != nullptr && log.file->readBytes() > options_.logRewriteBytes;
+            if (log.owned && large && log.records > 4 * (log.blocks + 1)) {
+                NIXL_RETURN_IF_ERROR(rewriteLog(i));
+            }
+        }
+    }
+    reclaim(holes, paths);
+    if (!options_.externalSegments) {
+        auto moved = compactOne(dead_fraction);
+        if (!moved.ok()) {
+            return moved.status();
+        }
+        more = moved.value();
+    }
+    return more;
+}
+
+uint32_t Directory::pickSegment(double dead_fraction) {
+    uint32_t best = kNone;
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < segments_.size(); ++i) {
+        const Segment& segment = segments_[i];
+        const bool idle = segment.sealed && segment.pending == 0 && !segment.dropped;
+        if (!idle || !logs_[segment.log].owned || segment.live + segment.punched >= segment.size) {
+            continue;
+        }
+        const uint64_t dead = segment.size - segment.live - segment.punched;
+        if (static_cast<double>(dead) > dead_fraction * static_cast<double>(segment.size) &&
+            dead > most) {
+            most = dead;
+            best = i;
+        }
+    }
+    return best;
+}
+
+Result<bool> Directory::compactOne(double dead_fraction) {
+    uint32_t segment = kNone;
+    std::vector<Slot> blocks;
+    {
+        const MutexLock lock(mutex_);
+        segment = pickSegment(dead_fraction);
+        if (segment == kNone) {
+            return false;
+        }
+        for (uint32_t id = 0; id < index_.slots(); ++id) {
+            const Entry& entry = index_.at(id);
+            if (entry.used && entry.segment == segment) {
+                Slot slot;
+                slot.key = entry.key;
+                slot.version = entry.version;
+                slot.offset = entry.offset;
+                slot.length = entry.length;
+                slot.checksum = entry.checksum;
+                slot.entry = id;
+                blocks.push_back(slot);
+            }
+        }
+    }
+    std::sort(blocks.begin(), blocks.end(),
+              [](const Slot& a, const Slot& b) { return a.offset < b.offset; });
+    NIXL_RETURN_IF_ERROR(moveBlocks(segment, blocks));
+    std::vector<std::string> paths;
+    {
+        const MutexLock lock(mutex_);
+        dropEmptySegments(paths);
+    }
+    reclaim({}, paths);
+    return true;
+}
+
+bool Directory::unchanged(const Slot& block, uint32_t segment) const {
+    if (block.entry >= index_.slots()) {
+        return false;
+    }
+    const Entry& entry = index_.at(block.entry);
+    return entry.used && entry.key == block.key && entry.version == block.version &&
+           entry.segment == segment;
+}
+
+// Copies whole blocks to the writer's current segment and logs them there as newer versions.
+Status Directory::moveBlocks(uint32_t segment, const std::vector<Slot>& blocks) {
+    auto from = openFile(segmentPath(segment), O_RDONLY);
+    if (!from.ok()) {
+        return from.status();
+    }
+    std::vector<std::string> names;
+    {
+        std::vector<Fingerprint> keys;
+        keys.reserve(blocks.size());
+        for (const Slot& block : blocks) {
+            keys.push_back(block.key);
+        }
+        names = namesOf(keys);
+    }
+    std::string buffer;
+    Batch batch;
+    for (size_t i = 0; i < blocks.size(); ++i) {
+        buffer.resize(blocks[i].length);
+        auto got = readAll(from.value().get(), segmentPath(segment), buffer.data(), buffer.size(),
+                           blocks[i].offset);
+        batch.slots.assign(1, blocks[i]);
+        batch.names = names[i];
+        batch.nameEnds.assign(1, names[i].size());
+        Slot& slot = batch.slots.front();
+        if (!got.ok() || got.value() != buffer.size() ||
+            base::crc32c(buffer) != blocks[i].checksum) {
+            slot.state = SlotState::CORRUPT;
+            forget(batch, 0);
+            continue;
+        }
+        std::string path;
+        {
+            const MutexLock lock(mutex_);
+            NIXL_RETURN_IF_ERROR(ensureWriter());
+            NIXL_RETURN_IF_ERROR(place(slot));
+            path = segments_[slot.segment].path;
+        }
+        auto to = openFile(path, O_WRONLY);
+        const Status written =
+            to.ok() ? writeAll(to.value().get(), path, buffer.data(), buffer.size(), slot.offset)
+                    : to.status();
+        if (written.ok() && options_.durable) {
+            fdatasync(to.value().get());
+        }
+        const MutexLock lock(mutex_);
+        settle(slot);
+        NIXL_RETURN_IF_ERROR(written);
+        if (unchanged(blocks[i], segment)) {
+            slot.state = SlotState::NEW;
+            stats_.compactedBytes += alignUp(slot.length);
+            NIXL_RETURN_IF_ERROR(insertStored(batch, slot.directory));
+        }
+    }
+    return {};
+}
+
+// Writes the records that still count to a new file and puts it in place of the old one. Those who
+// follow the log have read the old one to its end when they notice.
+Status Directory::rewriteLog(uint32_t log) {
+    NIXL_RETURN_IF_ERROR(flushLogs());
+    const std::string path = logs_[log].file->path();
+    const std::string temporary = path + ".new";
+    unlink(temporary.c_str());
+    auto made = LogFile::create(temporary);
+    auto old = LogFile::open(path, false);
+    if (!made.ok() || !old.ok()) {
+        return made.ok() ? old.status() : made.status();
+    }
+    std::string records;
+    uint64_t count = 0;
+    Status status;
+    LogFile& fresh = *made.value();
+    encode({.type = RecordType::CLEAR, .key = {}, .version = clearedUpTo_}, records);
+    const Status read = old.value()->readNew([&](const Record& record) NIXL_NO_TSA {
+        if (record.type != RecordType::PUT || !status.ok()) {
+            return;
+        }
+        const uint32_t id = index_.find(record.key);
+        if (id == kNone || index_.at(id).version != record.version ||
+            index_.at(id).offset != record.offset || segments_[index_.at(id).segment].log != log ||
+            segments_[index_.at(id).segment].number != record.segment) {
+            return;
+        }
+        encode(record, records);
+        const uint64_t touched = index_.at(id).touched * 1000000000ULL;
+        if (touched > record.version) {
+            encode({.type = RecordType::TOUCH, .key = record.key, .version = touched}, records);
+        }
+        ++count;
+        if (records.size() > (1U << 20)) {
+            status = fresh.append(records);
+            records.clear();
+        }
+    });
+    NIXL_RETURN_IF_ERROR(read);
+    NIXL_RETURN_IF_ERROR(status);
+    NIXL_RETURN_IF_ERROR(fresh.append(records));
+    NIXL_RETURN_IF_ERROR(fresh.sync());
+    if (rename(temporary.c_str(), path.c_str()) != 0) {
+        return systemError("rename", temporary, errno);
+    }
+    fresh.moved(path);
+    logs_[log].file = std::move(made).value();
+    logs_[log].records = count;
+    return {};
+}
+
+CheckResult Directory::check(uint32_t from, uint64_t max_bytes) {
+    CheckResult out;
+    std::vector<std::pair<Slot, std::string>> blocks;
+    {
+        const MutexLock lock(mutex_);
+        uint32_t id = from;
+        for (; id < index_.slots() && out.bytes < max_bytes; ++id) {
+            const Entry& entry = index_.at(id);
+            if (entry.used && !segments_[entry.segment].dropped) {
+                Slot slot;
+                slot.key = entry.key;
+                slot.offset = entry.offset;
+                slot.length = entry.length;
+                slot.checksum = entry.checksum;
+                blocks.emplace_back(slot, segments_[entry.segment].path);
+                out.bytes += entry.length;
+            }
+        }
+        out.next = id < index_.slots() ? id : kNone;
+    }
+    out.blocks = blocks.size();
+    std::string buffer;
+    FileDescriptor fd;
+    std::string opened;
+    for (const auto& [slot, path] : blocks) {
+        if (opened != path) {
+            auto file = openFile(path, O_RDONLY);
+            fd = file.ok() ? std::move(file).value() : FileDescriptor();
+            opened = path;
+        }
+        buffer.resize(slot.length);
+        auto got = readAll(fd.get(), path, buffer.data(), buffer.size(), slot.offset);
+        if (!got.ok() || got.value() != buffer.size() || base::crc32c(buffer) != slot.checksum) {
+            out.bad.push_back(slot.key);
+        }
+    }
+    return out;
+}
+
+std::vector<std::string> Directory::namesOf(const std::vector<Fingerprint>& keys) {
+    struct Hash {
+        size_t operator()(const Fingerprint& key) const { return key.low; }
+    };
+    std::unordered_map<Fingerprint, size_t, Hash> wanted;
+    for (size_t i = 0; i < keys.size(); ++i) {
+        wanted[keys[i]] = i;
+    }
+    std::vector<std::string> paths;
+    {
+        const MutexLock lock(mutex_);
+        for (const Log& log : logs_) {
+            if (log.file != nullptr) {
+                paths.push_back(log.file->path());
+            }
+        }
+    }
+    std::vector<std::string> names(keys.size());
+    for (const std::string& path : paths) {
+        auto log = LogFile::open(path, false);
+        if (log.ok()) {
+            const Status status = log.value()->readNew([&](const Record& record) {
+                const auto at = wanted.find(record.key);
+                if (record.type == RecordType::PUT && at != wanted.end()) {
+                    names[at->second] = record.name;
+                }
+            });
+            static_cast<void>(status);
+        }
+    }
+    return names;
+}
+
+}  // namespace nixl::hicache

@@ -1,0 +1,311 @@
+// See store.h.
+#include "hicache/store.h"
+
+#include <algorithm>
+#include <unordered_map>
+#include <utility>
+
+#include <unistd.h>
+
+#include "base/crc32c.h"
+#include "hicache/checksums.h"
+#include "hicache/payload.h"
+
+namespace nixl::hicache {
+
+Result<std::unique_ptr<Store>> Store::open(const StoreOptions& options) {
+    if (options.directories.empty() || options.directories.size() > UINT16_MAX) {
+        return Status::invalidParam("packed store: " + std::to_string(options.directories.size()) +
+                                    " directories; at least one is needed");
+    }
+    std::unique_ptr<Store> store(new Store());
+    store->process_ = getpid();
+    DirectoryOptions each = options.directory;
+    if (each.maxBytes != 0) {
+        each.maxBytes = std::max<uint64_t>(each.maxBytes / options.directories.size(), kAlignment);
+        // Room comes back by whole segments where a file system has no holes: keep them small.
+        each.segmentBytes =
+            std::min(each.segmentBytes, std::max<uint64_t>(each.maxBytes / 8, 1ULL << 20));
+    }
+    for (const std::string& path : options.directories) {
+        auto directory = Directory::open(path, each);
+        if (!directory.ok()) {
+            return directory.status();
+        }
+        store->directories_.push_back(std::move(directory).value());
+    }
+    return store;
+}
+
+Status Store::checkProcess() const {
+    const pid_t now = getpid();
+    if (now != process_) {
+        return Status::notAllowed("packed store: opened by process " + std::to_string(process_) +
+                                  ", used by its fork " + std::to_string(now) +
+                                  "; open it again there");
+    }
+    return {};
+}
+
+void Store::addKey(Batch& batch, std::string_view key, bool keep_names) const {
+    Slot slot;
+    if (directories_.size() > 1) {
+        slot.directory = static_cast<uint16_t>(base::crc32c(key) % directories_.size());
+    }
+    slot.key = fingerprint(directories_[slot.directory]->secret(), key);
+    batch.slots.push_back(slot);
+    if (keep_names) {
+        batch.names.append(key);
+        batch.nameEnds.push_back(batch.names.size());
+    }
+}
+
+Status Store::find(Batch& batch) {
+    NIXL_RETURN_IF_ERROR(checkProcess());
+    for (size_t i = 0; i < directories_.size(); ++i) {
+        directories_[i]->find(batch, static_cast<uint16_t>(i));
+    }
+    return {};
+}
+
+Status Store::confirm(Batch& batch) {
+    NIXL_RETURN_IF_ERROR(checkProcess());
+    for (size_t i = 0; i < directories_.size(); ++i) {
+        directories_[i]->confirm(batch, static_cast<uint16_t>(i));
+    }
+    return {};
+}
+
+Result<size_t> Store::containsPrefix(Batch& batch) {
+    NIXL_RETURN_IF_ERROR(checkProcess());
+    if (directories_.size() == 1) {
+        return directories_[0]->containsPrefix(batch);
+    }
+    NIXL_RETURN_IF_ERROR(find(batch));
+    const auto end = std::find_if(batch.slots.begin(), batch.slots.end(),
+                                  [](const Slot& slot) { return slot.state != SlotState::HIT; });
+    return static_cast<size_t>(end - batch.slots.begin());
+}
+
+Status Store::reserve(Batch& batch, bool replace) {
+    NIXL_RETURN_IF_ERROR(checkProcess());
+    Status first;
+    for (size_t i = 0; i < directories_.size(); ++i) {
+        const Status status = directories_[i]->reserve(batch, static_cast<uint16_t>(i), replace);
+        if (first.ok() && !status.ok()) {
+            first = status;
+        }
+    }
+    return first;
+}
+
+Status Store::commit(Batch& batch) {
+    NIXL_RETURN_IF_ERROR(checkProcess());
+    Status first;
+    for (size_t i = 0; i < directories_.size(); ++i) {
+        const Status status = directories_[i]->commit(batch, static_cast<uint16_t>(i));
+        if (first.ok() && !status.ok()) {
+            first = status;
+        }
+    }
+    return first;
+}
+
+void Store::abandon(Batch& batch) {
+    bool held = false;
+    for (Slot& slot : batch.slots) {
+        if (slot.held) {
+            slot.state = SlotState::FAILED;
+            held = true;
+        }
+    }
+    if (held) {
+        const Status status = commit(batch);
+        static_cast<void>(status);  // nothing is stored by it
+    }
+}
+
+Status Store::forgetCorrupt(Batch& batch) {
+    NIXL_RETURN_IF_ERROR(checkProcess());
+    for (size_t i = 0; i < directories_.size(); ++i) {
+        directories_[i]->forget(batch, static_cast<uint16_t>(i));
+    }
+    return {};
+}
+
+Status Store::erase(const std::vector<std::string>& keys) {
+    NIXL_RETURN_IF_ERROR(checkProcess());
+    Batch batch;
+    for (const std::string& key : keys) {
+        addKey(batch, key, false);
+    }
+    for (size_t i = 0; i < directories_.size(); ++i) {
+        std::vector<Fingerprint> mine;
+        for (const Slot& slot : batch.slots) {
+            if (slot.directory == i) {
+                mine.push_back(slot.key);
+            }
+        }
+        NIXL_RETURN_IF_ERROR(directories_[i]->erase(mine));
+    }
+    return {};
+}
+
+Status Store::clear() {
+    NIXL_RETURN_IF_ERROR(checkProcess());
+    for (const auto& directory : directories_) {
+        NIXL_RETURN_IF_ERROR(directory->clear());
+    }
+    return {};
+}
+
+Result<bool> Store::maintain(double dead_fraction) {
+    NIXL_RETURN_IF_ERROR(checkProcess());
+    bool more = false;
+    for (const auto& directory : directories_) {
+        auto again = directory->maintain(dead_fraction);
+        if (!again.ok()) {
+            return again;
+        }
+        more = more || again.value();
+    }
+    return more;
+}
+
+namespace {
+
+uint64_t lengthOf(std::span<const Part> parts) {
+    uint64_t total = 0;
+    for (const Part& part : parts) {
+        total += part.length;
+    }
+    return total;
+}
+
+void join(std::vector<Row>& local, std::vector<Row>& remote, const Row& from, const Row& to) {
+    if (!local.empty()) {
+        Row& near = local.back();
+        Row& far = remote.back();
+        if (near.address + near.length == from.address && near.device == from.device &&
+            far.address + far.length == to.address && far.device == to.device) {
+            near.length += from.length;
+            far.length += to.length;
+            return;
+        }
+    }
+    local.push_back(from);
+    remote.push_back(to);
+}
+
+}  // namespace
+
+void Store::describe(Batch& batch,
+                     SlotState wanted,
+                     std::span<const Part> parts,
+                     size_t per_slot,
+                     std::vector<Row>& local,
+                     std::vector<Row>& remote) const {
+    local.reserve(parts.size());
+    remote.reserve(parts.size());
+    for (size_t i = 0; i < batch.slots.size(); ++i) {
+        Slot& slot = batch.slots[i];
+        if (slot.state != wanted) {
+            continue;
+        }
+        const auto mine = parts.subspan(i * per_slot, per_slot);
+        if (lengthOf(mine) != slot.length) {
+            slot.state = SlotState::SIZE;
+            continue;
+        }
+        const uint64_t device = deviceOf(slot.directory, slot.segment);
+        uint64_t offset = slot.offset;
+        for (const Part& part : mine) {
+            if (part.length == 0) {
+                continue;
+            }
+            join(local, remote, {part.address, part.length, part.device},
+                 {offset, part.length, device});
+            offset += part.length;
+        }
+    }
+}
+
+void Store::checksum(Batch& batch, std::span<const Part> parts, size_t per_slot) const {
+    std::vector<Part> picked;
+    std::vector<size_t> slots;
+    picked.reserve(parts.size());
+    for (size_t i = 0; i < batch.slots.size(); ++i) {
+        if (batch.slots[i].state == SlotState::NEW || batch.slots[i].state == SlotState::HIT) {
+            slots.push_back(i);
+            const auto mine = parts.subspan(i * per_slot, per_slot);
+            picked.insert(picked.end(), mine.begin(), mine.end());
+        }
+    }
+    std::vector<uint32_t> sums(slots.size());
+    checksumBlocks(picked, per_slot, sums);
+    for (size_t i = 0; i < slots.size(); ++i) {
+        Slot& slot = batch.slots[slots[i]];
+        if (slot.state == SlotState::NEW) {
+            slot.checksum = sums[i];
+        } else if (slot.checksum != sums[i]) {
+            slot.state = SlotState::CORRUPT;
+        }
+    }
+}
+
+Status Store::move(Batch& batch,
+                   SlotState wanted,
+                   std::span<const Part> parts,
+                   size_t per_slot,
+                   bool verify,
+                   bool direct) const {
+    NIXL_RETURN_IF_ERROR(checkProcess());
+    std::unordered_map<uint64_t, std::string> paths;
+    std::vector<Piece> pieces;
+    pieces.reserve(batch.slots.size());
+    for (size_t i = 0; i < batch.slots.size(); ++i) {
+        Slot& slot = batch.slots[i];
+        if (slot.state != wanted) {
+            continue;
+        }
+        const auto mine = parts.subspan(i * per_slot, per_slot);
+        if (lengthOf(mine) != slot.length) {
+            slot.state = SlotState::SIZE;
+            continue;
+        }
+        const uint64_t device = deviceOf(slot.directory, slot.segment);
+        const auto [path, fresh] = paths.try_emplace(device);
+        if (fresh) {
+            path->second = segmentPath(device);
+        }
+        pieces.push_back({&slot, mine, &path->second});
+    }
+    const bool write = wanted == SlotState::NEW;
+    return movePieces(std::move(pieces),
+                      {.write = write, .checksums = write || verify, .direct = direct});
+}
+
+std::string Store::segmentPath(uint64_t device) const {
+    const uint64_t directory = (device >> 32) - 1;
+    return directory < directories_.size()
+               ? directories_[directory]->segmentPath(static_cast<uint32_t>(device))
+               : std::string();
+}
+
+bool Store::segmentDropped(uint64_t device) const {
+    const uint64_t directory = (device >> 32) - 1;
+    return directory >= directories_.size() ||
+           directories_[directory]->segmentDropped(static_cast<uint32_t>(device));
+}
+
+std::vector<std::string> Store::takeDroppedSegments() {
+    std::vector<std::string> out;
+    for (const auto& directory : directories_) {
+        for (std::string& path : directory->takeDroppedSegments()) {
+            out.push_back(std::move(path));
+        }
+    }
+    return out;
+}
+
+}  // namespace nixl::hicache

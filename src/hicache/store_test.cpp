@@ -1,0 +1,463 @@
+// The packed store over real files: storing and finding, several writers, crash tails, eviction,
+// compaction, removal underneath, fork.
+#include "hicache/store.h"
+
+#include <cerrno>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <thread>
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "hicache/system.h"
+
+namespace nixl::hicache {
+namespace {
+
+namespace fs = std::filesystem;
+
+class PackedStore : public testing::Test {
+  protected:
+    void SetUp() override {
+        dir_ = fs::temp_directory_path() / ("nixl-packed-" + randomName());
+        fs::create_directories(dir_);
+    }
+    void TearDown() override { fs::remove_all(dir_); }
+
+    std::unique_ptr<Store> open(DirectoryOptions options = {}) {
+        auto store = Store::open({.directories = {dir_.string()}, .directory = options});
+        EXPECT_TRUE(store.ok()) << store.status().message();
+        return std::move(store).value();
+    }
+
+    static std::string payload(const std::string& key, size_t size = 5000) {
+        std::mt19937_64 random(std::hash<std::string>()(key));
+        std::string out(size, '\0');
+        for (char& c : out) {
+            c = static_cast<char>(random());
+        }
+        return out;
+    }
+
+    static std::vector<Part> partsOf(const std::vector<std::string>& blocks) {
+        std::vector<Part> parts;
+        for (const std::string& block : blocks) {
+            parts.push_back({reinterpret_cast<uint64_t>(block.data()), block.size(), 0});
+        }
+        return parts;
+    }
+
+    // What a connector does, with plain writes in place of the agent's transfer.
+    static std::vector<SlotState> put(Store& store,
+                                      const std::vector<std::string>& keys,
+                                      const std::vector<std::string>& blocks,
+                                      bool replace = false) {
+        Batch batch;
+        for (size_t i = 0; i < keys.size(); ++i) {
+            store.addKey(batch, keys[i], true);
+            batch.slots[i].length = blocks[i].size();
+        }
+        const Status reserved = store.reserve(batch, replace);
+        std::vector<Row> local;
+        std::vector<Row> remote;
+        const auto parts = partsOf(blocks);
+        store.describe(batch, SlotState::NEW, parts, 1, local, remote);
+        for (size_t i = 0; i < local.size(); ++i) {
+            const std::string path = store.segmentPath(remote[i].device);
+            auto fd = openFile(path, O_WRONLY);
+            EXPECT_TRUE(fd.ok());
+            EXPECT_TRUE(writeAll(fd.value().get(), path,
+                                 reinterpret_cast<const void*>(local[i].address), local[i].length,
+                                 remote[i].address)
+                            .ok());
+        }
+        store.checksum(batch, parts, 1);
+        const Status committed = store.commit(batch);
+        std::vector<SlotState> states;
+        for (const Slot& slot : batch.slots) {
+            states.push_back(slot.state);
+        }
+        return states;
+    }
+
+    static std::vector<std::string> putAll(Store& store, const std::string& prefix, int count) {
+        std::vector<std::string> keys;
+        std::vector<std::string> blocks;
+        for (int i = 0; i < count; ++i) {
+            keys.push_back(prefix + std::to_string(i));
+            blocks.push_back(payload(keys.back()));
+        }
+        for (const SlotState state : put(store, keys, blocks)) {
+            EXPECT_EQ(state, SlotState::STORED);
+        }
+        return keys;
+    }
+
+    // MISS, CORRUPT, or HIT with the right bytes (anything else fails the test).
+    static SlotState get(Store& store, const std::string& key, std::string* out = nullptr) {
+        Batch batch;
+        store.addKey(batch, key, false);
+        EXPECT_TRUE(store.find(batch).ok());
+        if (batch.slots[0].state != SlotState::HIT) {
+            return batch.slots[0].state;
+        }
+        std::string block(batch.slots[0].length, '\0');
+        const std::vector<Part> parts = partsOf({block});
+        std::vector<Part> mine{{reinterpret_cast<uint64_t>(block.data()), block.size(), 0}};
+        std::vector<Row> local;
+        std::vector<Row> remote;
+        store.describe(batch, SlotState::HIT, mine, 1, local, remote);
+        for (size_t i = 0; i < local.size(); ++i) {
+            const std::string path = store.segmentPath(remote[i].device);
+            auto fd = openFile(path, O_RDONLY);
+            if (!fd.ok()) {
+                return SlotState::FAILED;
+            }
+            auto got = readAll(fd.value().get(), path, reinterpret_cast<void*>(local[i].address),
+                               local[i].length, remote[i].address);
+            EXPECT_TRUE(got.ok());
+        }
+        store.checksum(batch, mine, 1);
+        if (batch.slots[0].state == SlotState::CORRUPT) {
+            EXPECT_TRUE(store.forgetCorrupt(batch).ok());
+            return SlotState::CORRUPT;
+        }
+        EXPECT_TRUE(store.confirm(batch).ok());
+        if (out != nullptr) {
+            *out = block;
+        } else if (batch.slots[0].state == SlotState::HIT) {
+            EXPECT_EQ(block, payload(key, block.size())) << key;
+        }
+        return batch.slots[0].state;
+    }
+
+    std::vector<fs::path> files(const std::string& kind) {
+        std::vector<fs::path> out;
+        for (const auto& entry : fs::directory_iterator(dir_ / ".nixl-packed" / kind)) {
+            out.push_back(entry.path());
+        }
+        return out;
+    }
+
+    fs::path dir_;
+};
+
+TEST_F(PackedStore, whatWasStoredIsFoundByAllAndAfterReopening) {
+    std::vector<std::string> keys;
+    {
+        auto store = open();
+        auto reader = open();
+        keys = putAll(*store, "k", 300);
+        EXPECT_EQ(get(*store, "k0"), SlotState::HIT);
+        EXPECT_EQ(get(*reader, "k299"), SlotState::HIT);
+        EXPECT_EQ(get(*store, "k300"), SlotState::MISS);
+    }
+    auto store = open();
+    for (const std::string& key : keys) {
+        ASSERT_EQ(get(*store, key), SlotState::HIT) << key;
+    }
+    EXPECT_EQ(store->directory(0).stats().ownedWriters, 1U);
+    EXPECT_EQ(store->directory(0).stats().blocks, 300U);
+}
+
+TEST_F(PackedStore, storedKeysAreSkippedAndReplacedOnlyOnRequest) {
+    auto store = open();
+    put(*store, {"a"}, {payload("a")});
+    EXPECT_EQ(put(*store, {"a"}, {payload("other")})[0], SlotState::STORED);
+    EXPECT_EQ(get(*store, "a"), SlotState::HIT);
+    EXPECT_EQ(put(*store, {"a"}, {payload("other")}, true)[0], SlotState::STORED);
+    std::string now;
+    EXPECT_EQ(get(*store, "a", &now), SlotState::HIT);
+    EXPECT_EQ(now, payload("other"));
+    store = open();
+    EXPECT_EQ(get(*store, "a", &now), SlotState::HIT);
+    EXPECT_EQ(now, payload("other"));
+}
+
+TEST_F(PackedStore, containsPrefixCountsToTheFirstGap) {
+    auto store = open();
+    putAll(*store, "p", 10);
+    Batch batch;
+    for (const char* key : {"p0", "p1", "p2", "none", "p3"}) {
+        store->addKey(batch, key, false);
+    }
+    EXPECT_EQ(store->containsPrefix(batch).value(), 3U);
+}
+
+TEST_F(PackedStore, aTornTailOfTheLogIsDroppedAndAppendingGoesOn) {
+    putAll(*open(), "a", 5);
+    const fs::path log = files("logs").at(0);
+    const auto whole = fs::file_size(log);
+    for (const int cut : {1, 30, 71, 72}) {
+        fs::resize_file(log, whole);
+        {
+            auto store = open();
+            EXPECT_EQ(store->directory(0).stats().blocks, 5U);
+            putAll(*store, "b", 1);
+        }
+        fs::resize_file(log, fs::file_size(log) - static_cast<uintmax_t>(cut));
+        auto store = open();
+        EXPECT_EQ(get(*store, "b0"), SlotState::MISS) << cut;
+        EXPECT_EQ(get(*store, "a4"), SlotState::HIT) << cut;
+        putAll(*store, "c", 1);
+        store = open();
+        EXPECT_EQ(get(*store, "c0"), SlotState::HIT) << cut;
+    }
+}
+
+TEST_F(PackedStore, damageInsideTheLogLosesOnlyThatBlock) {
+    putAll(*open(), "a", 5);
+    const fs::path log = files("logs").at(0);
+    std::fstream file(log, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(100);
+    file.put('\x5a');
+    file.close();
+    auto store = open();
+    EXPECT_EQ(store->directory(0).stats().blocks, 4U);
+    EXPECT_GT(store->directory(0).stats().damagedLogBytes, 0U);
+}
+
+TEST_F(PackedStore, aFlippedBitOfThePayloadIsCorruptThenAMiss) {
+    auto store = open();
+    putAll(*store, "a", 3);
+    std::fstream file(files("segments").at(0), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(8192 + 17);
+    file.put(static_cast<char>(payload("a1")[17] ^ 1));
+    file.close();
+    EXPECT_EQ(store->directory(0).check(0, 1 << 30).bad.size(), 1U);
+    EXPECT_EQ(get(*store, "a1"), SlotState::CORRUPT);
+    EXPECT_EQ(get(*store, "a1"), SlotState::MISS);
+    EXPECT_EQ(get(*store, "a0"), SlotState::HIT);
+    putAll(*store, "a", 3);
+    EXPECT_EQ(get(*store, "a1"), SlotState::HIT);
+}
+
+TEST_F(PackedStore, aReservationWithoutCommitIsNeverSeen) {
+    {
+        auto store = open();
+        putAll(*store, "a", 2);
+        Batch batch;
+        store->addKey(batch, "lost", true);
+        batch.slots[0].length = 100;
+        EXPECT_TRUE(store->reserve(batch, false).ok());
+    }
+    auto store = open();
+    EXPECT_EQ(get(*store, "lost"), SlotState::MISS);
+    EXPECT_EQ(get(*store, "a1"), SlotState::HIT);
+}
+
+TEST_F(PackedStore, theCapEvictsTheLeastRecentlyUsedAndGivesRoomBack) {
+    auto store = open({.segmentBytes = 1ULL << 20, .maxBytes = 100ULL * 8192});
+    putAll(*store, "old", 50);
+    putAll(*store, "mid", 40);
+    for (int i = 0; i < 10; ++i) {
+        EXPECT_EQ(get(*store, "old" + std::to_string(i)), SlotState::HIT);
+    }
+    putAll(*store, "new", 40);
+    const auto stats = store->directory(0).stats();
+    EXPECT_LE(stats.liveBytes, 100ULL * 8192);
+    EXPECT_GE(stats.evictions, 30U);
+    EXPECT_EQ(get(*store, "old0"), SlotState::HIT);
+    EXPECT_EQ(get(*store, "old20"), SlotState::MISS);
+    EXPECT_EQ(get(*store, "new39"), SlotState::HIT);
+    uint64_t blocks = 0;
+    for (const fs::path& path : files("segments")) {
+        struct stat info {};
+        ASSERT_EQ(::stat(path.c_str(), &info), 0);
+        blocks += static_cast<uint64_t>(info.st_blocks) * 512;
+    }
+    EXPECT_LE(blocks, 120ULL * 8192);  // holes, or a file system without them would show here
+    store.reset();
+    store = open({.maxBytes = 100ULL * 8192});
+    EXPECT_EQ(get(*store, "old20"), SlotState::MISS);
+    EXPECT_EQ(get(*store, "old0"), SlotState::HIT);
+}
+
+TEST_F(PackedStore, aBatchAboveTheCapIsRefused) {
+    auto store = open({.maxBytes = 8192});
+    const auto states = put(*store, {"a", "b"}, {payload("a"), payload("b")});
+    EXPECT_EQ(states[0], SlotState::REFUSED);
+    EXPECT_EQ(put(*store, {"a"}, {payload("a")})[0], SlotState::STORED);
+}
+
+TEST_F(PackedStore, compactionMovesLiveBlocksAndRemovesTheSegment) {
+    auto store = open({.segmentBytes = 64ULL << 10});
+    for (int round = 0; round < 4; ++round) {  // the same keys again: most places become dead
+        std::vector<std::string> keys;
+        std::vector<std::string> blocks;
+        for (int i = 0; i < 20; ++i) {
+            keys.push_back("k" + std::to_string(i));
+            blocks.push_back(payload(keys.back()));
+        }
+        put(*store, keys, blocks, true);
+        putAll(*store, "stay" + std::to_string(round) + "-", 3);
+    }
+    const size_t before = files("segments").size();
+    while (store->maintain(0.1).value()) {
+    }
+    EXPECT_LT(files("segments").size(), before);
+    auto other = open();
+    for (Store* each : {store.get(), other.get()}) {
+        for (int i = 0; i < 20; ++i) {
+            EXPECT_EQ(get(*each, "k" + std::to_string(i)), SlotState::HIT) << i;
+        }
+        EXPECT_EQ(get(*each, "stay0-1"), SlotState::HIT);
+    }
+    EXPECT_GT(store->directory(0).stats().compactedBytes, 0U);
+}
+
+TEST_F(PackedStore, aRewrittenLogSaysTheSameToOldAndNewReaders) {
+    auto store = open({.logRewriteBytes = 1000});
+    auto reader = open();
+    putAll(*store, "keep", 10);
+    for (int round = 0; round < 10; ++round) {
+        std::vector<std::string> blocks(20, payload("x"));
+        std::vector<std::string> keys;
+        for (int i = 0; i < 20; ++i) {
+            keys.push_back("x" + std::to_string(i));
+        }
+        put(*store, keys, blocks, true);
+        EXPECT_EQ(get(*reader, "keep1"), SlotState::HIT);
+    }
+    const auto before = store->directory(0).stats().logBytes;
+    EXPECT_TRUE(store->maintain(0.9).ok());
+    EXPECT_LT(store->directory(0).stats().logBytes, before / 3);
+    putAll(*store, "after", 2);
+    EXPECT_EQ(get(*reader, "after1"), SlotState::HIT);
+    EXPECT_EQ(get(*reader, "keep9"), SlotState::HIT);
+    EXPECT_EQ(reader->directory(0).stats().blocks, store->directory(0).stats().blocks);
+    EXPECT_EQ(open()->directory(0).stats().blocks, 32U);
+}
+
+TEST_F(PackedStore, clearEmptiesEveryWriterAndNothingComesBack) {
+    auto a = open();
+    auto b = open();
+    putAll(*a, "a", 5);
+    putAll(*b, "b", 5);
+    EXPECT_TRUE(a->clear().ok());
+    EXPECT_EQ(get(*a, "b1"), SlotState::MISS);
+    EXPECT_EQ(get(*b, "b1"), SlotState::MISS);
+    putAll(*b, "c", 1);
+    EXPECT_TRUE(b->maintain(0.5).ok());
+    a.reset();
+    b.reset();
+    auto again = open();
+    EXPECT_EQ(again->directory(0).stats().blocks, 1U);
+    EXPECT_EQ(get(*again, "c0"), SlotState::HIT);
+    EXPECT_EQ(get(*again, "a0"), SlotState::MISS);
+}
+
+TEST_F(PackedStore, aNewerValueOfAnotherWriterWinsEvenAfterItIsGone) {
+    auto a = open();
+    auto b = open();
+    put(*a, {"k"}, {payload("one")});
+    put(*b, {"k"}, {payload("two")}, true);
+    std::string value;
+    EXPECT_EQ(get(*a, "k", &value), SlotState::HIT);
+    EXPECT_EQ(value, payload("two"));
+    putAll(*a, "more", 1);  // says in a's log that its value is superseded
+    EXPECT_TRUE(b->erase({"k"}).ok());
+    a.reset();
+    b.reset();
+    EXPECT_EQ(get(*open(), "k"), SlotState::MISS);
+}
+
+TEST_F(PackedStore, theDirectoryRemovedUnderneathIsNoticedAndMadeAgain) {
+    auto store = open();
+    putAll(*store, "a", 3);
+    fs::remove_all(dir_);
+    EXPECT_EQ(get(*store, "a1"), SlotState::MISS);
+    putAll(*store, "b", 3);
+    EXPECT_EQ(get(*store, "b1"), SlotState::HIT);
+    EXPECT_EQ(get(*store, "a1"), SlotState::MISS);
+}
+
+TEST_F(PackedStore, aRemovalBetweenReserveAndCommitFailsTheSet) {
+    auto store = open();
+    Batch batch;
+    store->addKey(batch, "k", true);
+    batch.slots[0].length = 10;
+    ASSERT_TRUE(store->reserve(batch, false).ok());
+    fs::remove_all(dir_);
+    EXPECT_FALSE(store->commit(batch).ok());
+    EXPECT_NE(batch.slots[0].state, SlotState::STORED);
+}
+
+TEST_F(PackedStore, keysSpreadOverSeveralDirectories) {
+    fs::create_directories(dir_ / "x");
+    fs::create_directories(dir_ / "y");
+    const StoreOptions options{.directories = {(dir_ / "x").string(), (dir_ / "y").string()},
+                               .directory = {}};
+    {
+        auto store = std::move(Store::open(options)).value();
+        putAll(*store, "k", 64);
+        EXPECT_GT(store->directory(0).stats().blocks, 10U);
+        EXPECT_GT(store->directory(1).stats().blocks, 10U);
+    }
+    auto store = std::move(Store::open(options)).value();
+    for (int i = 0; i < 64; ++i) {
+        EXPECT_EQ(get(*store, "k" + std::to_string(i)), SlotState::HIT);
+    }
+}
+
+TEST_F(PackedStore, threadsStoreAndFetchAtOnceWhileBlocksAreEvicted) {
+    auto store = open({.segmentBytes = 1ULL << 20, .maxBytes = 4ULL << 20});
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 4; ++t) {
+        threads.emplace_back([&, t] {
+            for (int i = 0; i < 40; ++i) {
+                const std::string prefix = std::to_string(t) + "-" + std::to_string(i) + "-";
+                putAll(*store, prefix, 10);
+                for (int j = 0; j < 10; ++j) {
+                    const SlotState state = get(*store, prefix + std::to_string(j));
+                    EXPECT_TRUE(state == SlotState::HIT || state == SlotState::MISS ||
+                                state == SlotState::CORRUPT || state == SlotState::FAILED);
+                }
+            }
+        });
+    }
+    for (std::thread& thread : threads) {
+        thread.join();
+    }
+    EXPECT_LE(store->directory(0).stats().liveBytes, 4ULL << 20);
+}
+
+TEST_F(PackedStore, aForkedChildIsRefused) {
+    auto store = open();
+    putAll(*store, "a", 1);
+    const pid_t child = fork();
+    if (child == 0) {
+        Batch batch;
+        store->addKey(batch, "a0", false);
+        _exit(store->find(batch).ok() ? 1 : 0);
+    }
+    int status = -1;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+}
+
+TEST_F(PackedStore, readOnlyLooksButTouchesNothing) {
+    putAll(*open(), "a", 2);
+    const auto log = files("logs").at(0);
+    std::ofstream(log, std::ios::app | std::ios::binary) << "torn";
+    const auto size = fs::file_size(log);
+    auto store = open({.readOnly = true});
+    EXPECT_EQ(get(*store, "a1"), SlotState::HIT);
+    EXPECT_EQ(put(*store, {"b"}, {payload("b")})[0], SlotState::REFUSED);
+    EXPECT_EQ(fs::file_size(log), size);
+}
+
+TEST_F(PackedStore, aForeignFormatIsRefused) {
+    fs::create_directories(dir_ / ".nixl-packed");
+    std::ofstream(dir_ / ".nixl-packed" / "format") << "something else";
+    auto store = Store::open({.directories = {dir_.string()}, .directory = {}});
+    ASSERT_FALSE(store.ok());
+    EXPECT_NE(store.status().message().find("format"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace nixl::hicache

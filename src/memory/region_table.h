@@ -1,0 +1,109 @@
+// All ranges an agent has registered, by memory type and device: sorted, counted, range-aware.
+// Duplicates, overlaps and neighbours are legal.
+//
+// Threads: every call is safe from any thread; look-ups share the lock. Backends' memories are
+// destroyed without it.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "base/mutex.h"
+#include "memory/intervals.h"
+#include "memory/resolve.h"
+
+namespace nixl::memory {
+
+// A region as one backend sees it.
+struct RegionUse {
+    RegionPtr region;
+    BackendMemory* memory = nullptr;  // lives until the region is quiet after being revoked
+};
+
+// What else must be quiet before a region goes: accesses of other processes. Any may be empty.
+struct RemovalFence {
+    std::function<void(const Region&)> revoke;
+    std::function<void(const Region&)> restore;
+    std::function<Status(base::Deadline)> awaitQuiet;
+};
+
+class RegionTable {
+  public:
+    // One range with what each backend made of it, ready to be entered.
+    struct Addition {
+        const RegistrationList::Entry* entry = nullptr;
+        std::vector<std::pair<unsigned, std::unique_ptr<BackendMemory>>> memories;
+    };
+
+    // Enters all. A range that is there already is counted; its spare memory is dropped.
+    void add(MemType type, std::vector<Addition> additions);
+
+    // Takes every entry of `list` back once from each of `backends`. Regions nobody holds any more
+    // go, after every pin is gone: TIMEOUT at the deadline, and then nothing has changed.
+    // NOT_FOUND names the first entry that is not registered there; nothing has changed.
+    Status remove(const RegistrationList& list,
+                  const std::vector<unsigned>& backends,
+                  base::Deadline deadline,
+                  const RemovalFence* fence = nullptr);
+
+    // The backends that hold exactly this range (all of `list`'s first entry).
+    std::vector<unsigned> backendsOf(MemType type, const RegistrationList::Entry& entry) const;
+
+    // Resolves `list` for one backend; keeps the regions in `regions`, in the order of the
+    // side's region indices. NOT_FOUND names index and range.
+    Status resolve(const DescriptorList& list,
+                   unsigned backend,
+                   ResolvedSide& side,
+                   std::vector<RegionUse>& regions) const;
+
+    // The region of this id, or null.
+    RegionPtr byId(uint64_t id) const;
+    // Calls `visit(const Region&)` for every region that is not leaving, by type, device and
+    // address, under the table's lock.
+    template <typename Visit>
+    void forEach(const Visit& visit) const {
+        ReadLock lock(mutex_);
+        for (const auto& [key, tree] : trees_) {
+            tree.all([&](const Region& region) {
+                if (!region.revoked()) {
+                    visit(region);
+                }
+            });
+        }
+    }
+    size_t size() const;
+
+    // Revokes everything and forgets the backends' memories, for the agent's end.
+    void clear();
+
+  private:
+    using Key = std::pair<MemType, uint64_t>;
+    struct Taken {
+        RegionPtr region;
+        unsigned backend = 0;
+    };
+
+    Region* enter(MemType type, const RegistrationList::Entry& entry) NIXL_REQUIRES(mutex_);
+    void leave(Region* region) NIXL_REQUIRES(mutex_);
+    Region* exact(MemType type, const RegistrationList::Entry& entry) const
+        NIXL_REQUIRES_SHARED(mutex_);
+    Status take(const RegistrationList& list,
+                const std::vector<unsigned>& backends,
+                std::vector<Taken>& taken,
+                std::vector<RegionPtr>& leaving) NIXL_REQUIRES(mutex_);
+    void giveBack(const std::vector<Taken>& taken, const std::vector<RegionPtr>& leaving)
+        NIXL_REQUIRES(mutex_);
+
+    mutable SharedMutex mutex_;
+    std::map<Key, IntervalTree> trees_ NIXL_GUARDED_BY(mutex_);
+    // Dense by id (ids start at 1 and grow); slots of regions that left are null.
+    std::vector<Region*> byId_ NIXL_GUARDED_BY(mutex_);
+    std::vector<uint64_t> freeIds_ NIXL_GUARDED_BY(mutex_);
+    std::vector<uint32_t> generations_ NIXL_GUARDED_BY(mutex_);
+    size_t count_ NIXL_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace nixl::memory

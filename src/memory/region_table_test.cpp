@@ -1,0 +1,185 @@
+// The region table against plain lists: what covers what, who holds what, when ranges go.
+#include "memory/region_table.h"
+
+#include <algorithm>
+#include <random>
+#include <thread>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace nixl::memory {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+base::Deadline in(int milliseconds) {
+    return std::chrono::steady_clock::now() + std::chrono::milliseconds(milliseconds);
+}
+
+// Counts those that live, so that a leak or an early end shows.
+int alive = 0;
+struct Memory final : BackendMemory {
+    Memory() { ++alive; }
+    ~Memory() override { --alive; }
+};
+
+void add(RegionTable& table, const RegistrationList& list, const std::vector<unsigned>& backends) {
+    std::vector<RegionTable::Addition> additions;
+    for (const RegistrationList::Entry& entry : list.entries) {
+        additions.emplace_back();
+        additions.back().entry = &entry;
+        for (const unsigned backend : backends) {
+            additions.back().memories.emplace_back(backend, std::make_unique<Memory>());
+        }
+    }
+    table.add(list.type(), std::move(additions));
+}
+
+Status resolve(const RegionTable& table, uint64_t address, uint64_t size, unsigned backend = 0) {
+    DescriptorList list;
+    list.append(address, size);
+    ResolvedSide side;
+    std::vector<RegionUse> regions;
+    return table.resolve(list, backend, side, regions);
+}
+
+TEST(RegionTable, CountsDuplicates) {
+    RegionTable table;
+    const RegistrationList range{{4096, 100}};
+    add(table, range, {0});
+    add(table, range, {0});
+    add(table, range, {1});
+    EXPECT_EQ(table.size(), 1U);
+    EXPECT_TRUE(table.remove(range, {0}, in(1000)).ok());
+    EXPECT_TRUE(resolve(table, 4096, 100).ok()) << "registered twice, deregistered once";
+    EXPECT_TRUE(table.remove(range, {0}, in(1000)).ok());
+    EXPECT_FALSE(resolve(table, 4096, 100).ok());
+    EXPECT_TRUE(resolve(table, 4096, 100, 1).ok()) << "the other backend still holds it";
+    EXPECT_EQ(table.remove(range, {0}, in(1000)).code(), ErrorCode::NOT_FOUND);
+    EXPECT_TRUE(table.remove(range, {1}, in(1000)).ok());
+    EXPECT_EQ(table.size(), 0U);
+    EXPECT_EQ(alive, 0);
+}
+
+TEST(RegionTable, ARefusedRemovalChangesNothing) {
+    RegionTable table;
+    add(table, RegistrationList{{4096, 100}, {8192, 100}}, {0});
+    const Status status = table.remove(RegistrationList{{4096, 100}, {8192, 99}}, {0}, in(1000));
+    EXPECT_EQ(status.code(), ErrorCode::NOT_FOUND);
+    EXPECT_THAT(status.message(), AllOf(HasSubstr("descriptor 1"), HasSubstr("99")));
+    EXPECT_TRUE(resolve(table, 4096, 100).ok());
+    EXPECT_TRUE(resolve(table, 8192, 100).ok());
+    table.clear();
+    EXPECT_EQ(alive, 0);
+}
+
+TEST(RegionTable, PinsHoldARangeBack) {
+    RegionTable table;
+    const RegistrationList range{{4096, 100}};
+    add(table, range, {0});
+    const RegionPtr region = table.byId(1);
+    ASSERT_TRUE(region && region->pin());
+    const Status late = table.remove(range, {0}, in(20));
+    EXPECT_EQ(late.code(), ErrorCode::TIMEOUT);
+    EXPECT_THAT(late.message(), HasSubstr("stays registered"));
+    EXPECT_TRUE(resolve(table, 4096, 100).ok());
+    EXPECT_TRUE(region->pin()) << "a removal that gave up leaves it usable";
+    region->unpin();
+    std::thread user([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(30));
+        region->unpin();
+    });
+    EXPECT_TRUE(table.remove(range, {0}, in(10'000)).ok());
+    user.join();
+    EXPECT_FALSE(region->pin()) << "it has gone";
+    add(table, range, {0});
+    EXPECT_NE(table.byId(region->id)->generation, region->generation);
+    table.clear();
+}
+
+// Random ranges on a small field of bytes; each byte knows how often it is held.
+class Field {
+  public:
+    explicit Field(uint64_t seed) : random_(seed) {}
+
+    void change() {
+        if (entries_.size() < 3 || random_() % 3 != 0) {
+            const uint64_t start = random_() % (kBytes - 1);
+            const uint64_t size = 1 + random_() % std::min<uint64_t>(40, kBytes - start);
+            RegistrationList list;
+            list.append(kBase + start, size);
+            nixl::memory::add(table_, list, {0});
+            entries_.push_back(list.entries[0]);
+            return;
+        }
+        const size_t at = random_() % entries_.size();
+        RegistrationList list;
+        list.entries.push_back(entries_[at]);
+        ASSERT_TRUE(table_.remove(list, {0}, in(1000)).ok());
+        entries_.erase(entries_.begin() + static_cast<std::ptrdiff_t>(at));
+    }
+
+    void check() {
+        const uint64_t start = random_() % kBytes;
+        const uint64_t size = 1 + random_() % 60;
+        DescriptorList list;
+        list.append(kBase + start, size);
+        ResolvedSide side;
+        std::vector<RegionUse> uses;
+        const Status status = table_.resolve(list, 0, side, uses);
+        ASSERT_EQ(status.ok(), held(start, size))
+            << start << "+" << size << ": " << status.message();
+        if (!status.ok()) {
+            return;
+        }
+        const ResolvedSide::Entry entry = side.at(0);
+        if (entry.region != kSplit) {
+            EXPECT_TRUE(uses.at(entry.region).region->covers(kBase + start, size));
+            EXPECT_NE(uses.at(entry.region).memory, nullptr);
+            return;
+        }
+        uint64_t next = kBase + start;
+        for (const ResolvedSide::Piece& piece : side.piecesOf(0)) {
+            EXPECT_EQ(piece.address, next);
+            EXPECT_TRUE(uses.at(piece.region).region->covers(piece.address, piece.size));
+            next += piece.size;
+        }
+        EXPECT_EQ(next, kBase + start + size);
+    }
+
+  private:
+    static constexpr uint64_t kBase = 1 << 20;
+    static constexpr uint64_t kBytes = 300;
+
+    bool held(uint64_t start, uint64_t size) const {
+        for (uint64_t byte = kBase + start; byte < kBase + start + size; ++byte) {
+            if (std::none_of(entries_.begin(), entries_.end(), [byte](const auto& entry) {
+                    return byte >= entry.address && byte < entry.address + entry.size;
+                })) {
+                return false;
+            }
+        }
+        return true;
+    }
+
+    std::mt19937_64 random_;
+    RegionTable table_;
+    std::vector<RegistrationList::Entry> entries_;
+};
+
+TEST(RegionTable, ResolvesExactlyWhatIsHeld) {
+    for (uint64_t seed = 0; seed < 20; ++seed) {
+        Field field(seed);
+        for (int i = 0; i < 300 && !testing::Test::HasFailure(); ++i) {
+            field.change();
+            field.check();
+        }
+        ASSERT_FALSE(testing::Test::HasFailure()) << "seed " << seed;
+    }
+    EXPECT_EQ(alive, 0);
+}
+
+}  // namespace
+}  // namespace nixl::memory

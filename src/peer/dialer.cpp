@@ -1,0 +1,345 @@
+// See dialer.h.
+#include "peer/dialer.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <system_error>
+#include <utility>
+
+#include <sys/epoll.h>
+
+namespace nixl::peer {
+
+namespace {
+
+constexpr size_t kReadSize = 8 << 10;
+
+// Handshake messages are short and rare: a socket that does not take one whole is given up.
+Status sendAll(Channel& channel, const std::string& bytes) {
+    if (bytes.empty()) {
+        return {};
+    }
+    const iovec vector{const_cast<char*>(bytes.data()), bytes.size()};
+    auto put = channel.send(&vector, 1);
+    if (!put.ok()) {
+        return put.status();
+    }
+    return put.value() == bytes.size()
+               ? Status()
+               : Status::disconnected("the connection does not take the handshake");
+}
+
+// Appends what can be read now.
+Status readSome(Channel& channel, std::string& input) {
+    char buffer[kReadSize];
+    iovec vector{buffer, sizeof(buffer)};
+    auto got = channel.receive(&vector, 1);
+    if (!got.ok()) {
+        return got.status();
+    }
+    input.append(buffer, got.value());
+    return {};
+}
+
+// One whole frame at the start of `input`; an empty optional where more bytes are needed.
+Result<std::optional<std::pair<FrameType, std::string>>> takeFrame(std::string& input) {
+    using Frame = std::optional<std::pair<FrameType, std::string>>;
+    if (input.size() < kFrameHeader) {
+        return Frame();
+    }
+    auto header = readHeader(input);
+    if (!header.ok()) {
+        return header.status();
+    }
+    if (header.value().length > kMaxHandshakeFrame) {
+        return Status::disconnected("not a handshake frame");
+    }
+    const size_t size = kFrameHeader + header.value().length;
+    if (input.size() < size) {
+        return Frame();
+    }
+    Frame frame(std::in_place, header.value().type,
+                input.substr(kFrameHeader, header.value().length));
+    input.erase(0, size);
+    return frame;
+}
+
+}  // namespace
+
+Dialer::Dialer(Reactor& reactor,
+               std::vector<Target> targets,
+               Connector connector,
+               std::chrono::milliseconds patience)
+    : reactor_(reactor),
+      targets_(std::move(targets)),
+      perTarget_(std::clamp(patience / std::max<int64_t>(static_cast<int64_t>(targets_.size()), 1),
+                            std::chrono::milliseconds(50),
+                            kLongestPerTarget)),
+      fresh_(connector),
+      connector_(std::move(connector)) {}
+
+Dialer::~Dialer() {
+    closeSocket();
+}
+
+void Dialer::closeSocket() {
+    if (timer_ != 0) {
+        reactor_.stopTimer(std::exchange(timer_, 0));
+    }
+    if (watch_ != 0) {
+        reactor_.unwatch(std::exchange(watch_, 0));
+    }
+    channel_.reset();
+}
+
+void Dialer::cancel() {
+    succeeded_ = nullptr;
+    failed_ = nullptr;
+    closeSocket();
+}
+
+void Dialer::start(Succeeded succeeded, Failed failed) {
+    succeeded_ = std::move(succeeded);
+    failed_ = std::move(failed);
+    tryNext();
+}
+
+void Dialer::fail(NotOpened why) {
+    closeSocket();
+    succeeded_ = nullptr;
+    if (const auto call = std::exchange(failed_, nullptr)) {
+        call(std::move(why));
+    }
+}
+
+void Dialer::endTarget(const Status& why, bool refused) {
+    lastError_ = why;
+    allRefused_ = allRefused_ && refused;
+    closeSocket();
+    tryNext();
+}
+
+void Dialer::tryNext() {
+    while (next_ < targets_.size()) {
+        const Target& target = targets_[next_++];
+        connector_ = fresh_;
+        connected_ = false;
+        input_.clear();
+        auto socket = startConnect(target);
+        if (!socket.ok()) {
+            const int error = socket.status().systemErrno();
+            lastError_ = socket.status();
+            allRefused_ = allRefused_ && (error == ECONNREFUSED || error == ENOENT);
+            continue;
+        }
+        tuneSocket(socket.value().get());
+        channel_ = makeSocketChannel(std::move(socket).value());
+        const std::weak_ptr<Dialer> weak = weak_from_this();
+        const auto self = shared_from_this();
+        // The watch keeps this alive; it is dropped with the watch.
+        auto watch = reactor_.watch(channel_->fd(), EPOLLOUT,
+                                    [self](uint32_t events) { self->onEvent(events); });
+        if (!watch.ok()) {
+            channel_.reset();
+            return fail({watch.status(), false, {}});
+        }
+        watch_ = watch.value();
+        timer_ = reactor_.startTimer(Reactor::Clock::now() + perTarget_, [weak, &target] {
+            if (const auto dialer = weak.lock()) {
+                dialer->timer_ = 0;
+                dialer->endTarget(Status::timeout("no answer from " + target.text), false);
+            }
+        });
+        return;
+    }
+    if (targets_.empty()) {
+        return fail({Status::disconnected("no way to reach it is known"), false, {}});
+    }
+    fail({lastError_, allRefused_, {}});
+}
+
+void Dialer::onEvent(uint32_t /*events*/) {
+    const auto keep = shared_from_this();
+    if (!connected_) {
+        onConnected();
+    } else {
+        readFrames({});
+    }
+}
+
+void Dialer::onConnected() {
+    const Target& target = targets_[next_ - 1];
+    if (const int error = connectError(channel_->fd()); error != 0) {
+        return endTarget(Status(ErrorCode::REMOTE_DISCONNECT,
+                                "cannot connect to " + target.text + ": " +
+                                    std::generic_category().message(error),
+                                error),
+                         error == ECONNREFUSED || error == ENOENT);
+    }
+    connected_ = true;
+    const Status sent = sendAll(*channel_, connector_.start());
+    const Status watched = reactor_.modify(watch_, EPOLLIN);
+    if (!watched.ok()) {
+        return endTarget(watched, false);
+    }
+    if (!sent.ok()) {
+        // Who refuses without having read anything closes before this is sent: its word counts.
+        readFrames(sent);
+    }
+}
+
+void Dialer::readFrames(const Status& sent) {
+    Status status = readSome(*channel_, input_);
+    while (true) {
+        auto frame = takeFrame(input_);
+        if (!frame.ok()) {
+            return endTarget(frame.status(), false);
+        }
+        if (!frame.value()) {
+            break;
+        }
+        // NOLINTNEXTLINE(bugprone-unchecked-optional-access)
+        auto answer = connector_.onFrame(frame.value()->first, frame.value()->second);
+        if (!answer.ok()) {
+            NotOpened why{answer.status(), false, {}};
+            if (connector_.refused()) {
+                // NOLINTNEXTLINE(bugprone-unchecked-optional-access)
+                why.code = connector_.refused()->code;
+            } else if (answer.status().code() == ErrorCode::NOT_ALLOWED) {
+                why.code = RejectCode::AUTHENTICATION;  // found on this side
+            } else if (answer.status().code() == ErrorCode::MISMATCH) {
+                why.code = RejectCode::VERSION;
+            }
+            // Another agent behind this address: the right one may be behind the next.
+            if (why.code == RejectCode::WRONG_AGENT && next_ < targets_.size()) {
+                return endTarget(why.status, false);
+            }
+            return fail(std::move(why));
+        }
+        if (Status sent = sendAll(*channel_, answer.value()); !sent.ok()) {
+            return endTarget(sent, false);
+        }
+        if (connector_.done()) {
+            Opened opened;
+            opened.result = connector_.result();
+            opened.early = std::exchange(input_, {});
+            opened.process = socketPeer(channel_->fd());
+            opened.target = targets_[next_ - 1];
+            reactor_.unwatch(std::exchange(watch_, 0));
+            opened.channel = std::move(channel_);
+            closeSocket();
+            failed_ = nullptr;
+            if (const auto call = std::exchange(succeeded_, nullptr)) {
+                call(std::move(opened));
+            }
+            return;
+        }
+    }
+    if (!sent.ok() || !status.ok()) {
+        endTarget(sent.ok() ? status : sent, false);
+    }
+}
+
+Greeter::Greeter(Reactor& reactor, Fd socket, const HandshakeSelf& self, Admission& admission)
+    : reactor_(reactor),
+      acceptor_(self, admission),
+      channel_(makeSocketChannel(std::move(socket))) {
+    tuneSocket(channel_->fd());
+}
+
+Greeter::~Greeter() {
+    closeSocket();
+}
+
+void Greeter::closeSocket() {
+    if (timer_ != 0) {
+        reactor_.stopTimer(std::exchange(timer_, 0));
+    }
+    if (watch_ != 0) {
+        reactor_.unwatch(std::exchange(watch_, 0));
+    }
+    channel_.reset();
+}
+
+void Greeter::cancel() {
+    finished_ = nullptr;
+    closeSocket();
+}
+
+void Greeter::start(Finished finished) {
+    finished_ = std::move(finished);
+    const auto self = shared_from_this();
+    auto watch = reactor_.watch(channel_->fd(), EPOLLIN, [self](uint32_t) { self->onEvent(); });
+    if (!watch.ok()) {
+        return finish(watch.status());
+    }
+    watch_ = watch.value();
+    const std::weak_ptr<Greeter> weak = weak_from_this();
+    timer_ = reactor_.startTimer(Reactor::Clock::now() + kPatience, [weak] {
+        if (const auto greeter = weak.lock()) {
+            greeter->timer_ = 0;
+            greeter->finish(Status::timeout("no handshake within 5 s"));
+        }
+    });
+}
+
+void Greeter::finish(Result<Opened> result) {
+    const auto call = std::exchange(finished_, nullptr);
+    const auto keep = shared_from_this();
+    closeSocket();
+    if (call) {
+        call(std::move(result));
+    }
+}
+
+void Greeter::onEvent() {
+    const auto keep = shared_from_this();
+    if (Status status = take(); !status.ok()) {
+        finish(status);
+    }
+}
+
+Status Greeter::take() {
+    const Status status = readSome(*channel_, input_);
+    if (!magic_) {
+        const size_t known = std::min(input_.size(), kMagic.size());
+        if (input_.compare(0, known, kMagic, 0, known) != 0) {
+            return Status::disconnected("a stranger that does not speak the protocol");
+        }
+        if (input_.size() < kMagic.size()) {
+            // NOLINTNEXTLINE(performance-no-automatic-move)
+            return status;
+        }
+        magic_ = true;
+        input_.erase(0, kMagic.size());
+    }
+    while (true) {
+        auto frame = takeFrame(input_);
+        if (!frame.ok()) {
+            return frame.status();
+        }
+        if (!frame.value()) {
+            // NOLINTNEXTLINE(performance-no-automatic-move)
+            return status;
+        }
+        // NOLINTNEXTLINE(bugprone-unchecked-optional-access)
+        auto answer = acceptor_.onFrame(frame.value()->first, frame.value()->second);
+        if (!answer.ok()) {
+            static_cast<void>(sendAll(*channel_, acceptor_.farewell()).ok());
+            return answer.status();
+        }
+        NIXL_RETURN_IF_ERROR(sendAll(*channel_, answer.value()));
+        if (acceptor_.done()) {
+            Opened opened;
+            opened.result = acceptor_.result();
+            opened.early = std::exchange(input_, {});
+            opened.process = socketPeer(channel_->fd());
+            reactor_.unwatch(std::exchange(watch_, 0));
+            opened.channel = std::move(channel_);
+            finish(std::move(opened));
+            return {};
+        }
+    }
+}
+
+}  // namespace nixl::peer

@@ -1,0 +1,110 @@
+// Opening and accepting connections: connects to one of several places and runs the handshake, or
+// runs the handshake of a connection that came in. Reactor thread only; objects keep themselves
+// alive until they have called back, and are ended early by cancel().
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "nixl/services.h"
+
+#include "peer/handshake.h"
+#include "peer/socket.h"
+
+namespace nixl::peer {
+
+// A connection whose handshake is done.
+struct Opened {
+    std::unique_ptr<Channel> channel;
+    HandshakeResult result;
+    std::string early;  // bytes that came after the handshake
+    SocketPeer process;
+    Target target;  // dialled only
+};
+
+// Why there is none.
+struct NotOpened {
+    Status status;
+    bool refused = false;            // nobody listens at any of the places
+    std::optional<RejectCode> code;  // the other side said so
+};
+
+class Dialer : public std::enable_shared_from_this<Dialer> {
+  public:
+    using Succeeded = std::function<void(Opened)>;
+    using Failed = std::function<void(NotOpened)>;
+
+    // `patience` is for all targets together.
+    Dialer(Reactor& reactor,
+           std::vector<Target> targets,
+           Connector connector,
+           std::chrono::milliseconds patience);
+    ~Dialer();
+    void start(Succeeded succeeded, Failed failed);
+    // No callback comes any more.
+    void cancel();
+    // The other side has taken the connection, so the handshake is going on.
+    bool connected() const { return connected_; }
+
+    static constexpr std::chrono::milliseconds kLongestPerTarget{1500};
+
+  private:
+    void tryNext();
+    void onEvent(uint32_t events);
+    void onConnected();
+    // `sent`: how the last sending went; counts where nothing that came in says more.
+    void readFrames(const Status& sent);
+    void endTarget(const Status& why, bool refused);
+    void fail(NotOpened why);
+    void closeSocket();
+
+    Reactor& reactor_;
+    const std::vector<Target> targets_;
+    std::chrono::milliseconds perTarget_;
+    const Connector fresh_;
+    Connector connector_;
+    size_t next_ = 0;
+    bool connected_ = false;
+    bool allRefused_ = true;
+    Status lastError_;
+    std::unique_ptr<Channel> channel_;
+    uint64_t watch_ = 0;
+    uint64_t timer_ = 0;
+    std::string input_;
+    Succeeded succeeded_;
+    Failed failed_;
+};
+
+class Greeter : public std::enable_shared_from_this<Greeter> {
+  public:
+    using Finished = std::function<void(Result<Opened>)>;
+
+    Greeter(Reactor& reactor, Fd socket, const HandshakeSelf& self, Admission& admission);
+    ~Greeter();
+    void start(Finished finished);
+    void cancel();
+    Reactor::Clock::time_point since() const { return since_; }
+
+    static constexpr std::chrono::milliseconds kPatience{5000};
+
+  private:
+    void onEvent();
+    Status take();
+    void finish(Result<Opened> result);
+    void closeSocket();
+
+    Reactor& reactor_;
+    const Reactor::Clock::time_point since_ = Reactor::Clock::now();
+    Acceptor acceptor_;
+    std::unique_ptr<Channel> channel_;
+    uint64_t watch_ = 0;
+    uint64_t timer_ = 0;
+    bool magic_ = false;
+    std::string input_;
+    Finished finished_;
+};
+
+}  // namespace nixl::peer

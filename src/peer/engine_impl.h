@@ -1,0 +1,101 @@
+// The inside of the engine, for the files of this folder: what its links share.
+// Thread-safe; links are entered and left under the lock, listeners live on the reactor thread.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/mutex.h"
+#include "base/threads.h"
+#include "peer/data_loop.h"
+#include "peer/dialer.h"
+#include "peer/engine.h"
+#include "peer/host_pages.h"
+#include "peer/link.h"
+
+namespace nixl::peer {
+
+class EngineImpl final : public Admission, public std::enable_shared_from_this<EngineImpl> {
+  public:
+    EngineImpl(const EngineConfig& config, Reactor& reactor, WorkPool& pool, NetworkAccess& access);
+    ~EngineImpl() override;
+
+    Status start();
+    void stop();
+
+    std::string connectionInfo();
+    std::shared_ptr<Link> find(const Identity& peer);
+    std::shared_ptr<Link> findOrMake(const Identity& peer);
+    void forget(const std::shared_ptr<Link>& link);
+    // The same where the agent has not been told of the peer: each of them is another one.
+    void forgetStranger(const std::shared_ptr<Link>& link);
+    Status know(const Identity& peer, std::optional<Endpoints> endpoints, GrantsPtr grants);
+    std::vector<std::shared_ptr<Link>> links();
+
+    // Admission (reactor thread).
+    std::optional<Key> grantKey(GrantId grant) override;
+    std::optional<base::Digest> sessionKey(const Identity& peer) override;
+    std::optional<Reject> greet(const Identity& peer) override;
+    std::optional<Earlier> earlier(const Identity& peer) override;
+    std::optional<Reject> admit(const HandshakeResult& result) override;
+
+    // As Engine's.
+    void revoke(uint64_t region_id, uint32_t generation);
+    void restore(uint64_t region_id, uint32_t generation);
+    Status awaitQuiet(base::Deadline deadline);
+
+    HandshakeSelf handshakeSelf() const;
+    // Runs `task` on the reactor thread and waits; at once where it is that thread.
+    void onReactor(const std::function<void()>& task);
+
+    const EngineConfig config;
+    Reactor& reactor;
+    WorkPool& pool;
+    NetworkAccess& access;
+    const Key bootId;
+    const base::ProcessMark process;
+    HostTarget hostTarget;
+    DataLoop dataLoop;
+    std::atomic<uint64_t> bytesIn{0};
+    std::atomic<uint64_t> bytesOut{0};
+    std::atomic<uint64_t> sessions{0};
+    std::atomic<uint64_t> refused{0};
+    std::atomic<size_t> nextHelped{0};
+
+    static constexpr size_t kMaxGreeters = 1024;
+    static constexpr size_t kMaxLinks = 16 << 10;
+
+  private:
+    using LinkKey = std::pair<std::string, Key>;
+    Status listen(Fd socket);
+    void onAccept(int fd, size_t index);
+    void pauseListening(size_t index, int error);
+    void refuseUser(const Fd& socket);
+    void greeted(uint64_t number, Result<Opened> opened);
+    bool dropOldestGreeter(std::chrono::milliseconds at_least);
+
+    const Key cookie_;
+    Endpoints endpoints_;
+    Mutex mutex_;
+    std::map<LinkKey, std::shared_ptr<Link>> links_ NIXL_GUARDED_BY(mutex_);
+    bool stopped_ NIXL_GUARDED_BY(mutex_) = false;
+    // Being deregistered: their peers have not been told yet.
+    std::vector<std::pair<uint64_t, uint32_t>> revoked_ NIXL_GUARDED_BY(mutex_);
+    // Reactor thread only (start and stop run alone).
+    struct Listener {
+        Fd socket;
+        uint64_t watch = 0;
+        uint64_t pause = 0;  // timer: it is not listened to until then
+    };
+    std::vector<Listener> listeners_;
+    std::map<uint64_t, std::shared_ptr<Greeter>> greeters_;  // oldest first
+    uint64_t nextGreeter_ = 0;
+    bool pauseTold_ = false;  // logged since a connection was last accepted
+};
+
+}  // namespace nixl::peer

@@ -1,0 +1,540 @@
+// Two engines against each other over real sockets: sessions, notifications, both lanes, and what
+// happens when a side goes away. Both live in this process, so the host lane attaches to itself.
+#include "peer/engine.h"
+
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <future>
+#include <thread>
+
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/reactor.h"
+#include "base/work_pool.h"
+#include "peer/socket.h"
+#include "peer/testing_access.h"
+
+namespace nixl::peer {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using Clock = std::chrono::steady_clock;
+
+class TestCompletion final : public Completion {
+  public:
+    Status wait(const std::function<void()>& help = {}, seconds limit = seconds(20)) {
+        const auto until = Clock::now() + limit;
+        while (!final() && Clock::now() < until) {
+            if (help) {
+                help();
+            } else {
+                std::this_thread::sleep_for(milliseconds(1));
+            }
+        }
+        return final() ? status_ : Status::timeout("the test waited in vain");
+    }
+    const std::vector<SegmentFailure>& failures() const { return failures_; }
+
+  private:
+    void onFinal(XferState /*state*/,
+                 Status&& status,
+                 std::vector<SegmentFailure>&& failures) override {
+        status_ = std::move(status);
+        failures_ = std::move(failures);
+    }
+    Status status_;
+    std::vector<SegmentFailure> failures_;
+};
+
+GrantsPtr opens(const Key& grant) {
+    return std::make_shared<Grants>(grant);
+}
+
+// One agent's worth of the engine.
+struct Side {
+    explicit Side(const std::string& name, EngineConfig config = {}, const Key& grant = {1, 2, 3})
+        : access(grant) {
+        reactor = std::move(base::EpollReactor::create()).value();
+        config.self.name = name;
+        base::randomBytes(config.self.incarnation);
+        identity = config.self;
+        auto made = Engine::create(config, *reactor, pool, access);
+        EXPECT_TRUE(made.ok()) << made.status().message();
+        engine = std::move(made).value();
+    }
+    ~Side() { engine.reset(); }
+    // Makes `other` known here; `change` may edit how it is reached.
+    void know(Side& other, const std::function<void(Endpoints&)>& change = {}) {
+        auto endpoints = Endpoints::decode(other.engine->connectionInfo());
+        ASSERT_TRUE(endpoints.ok());
+        if (change) {
+            change(endpoints.value());
+        }
+        ASSERT_TRUE(
+            engine->addPeer(other.identity, endpoints.value().encode(), opens(other.access.grant()))
+                .ok());
+    }
+    Status connect(Side& other) {
+        auto result = std::make_shared<std::promise<Status>>();
+        engine->connect(other.identity,
+                        [result](const Status& status) { result->set_value(status); });
+        return result->get_future().get();
+    }
+    Status notify(const Identity& who, std::string message) {
+        auto result = std::make_shared<std::promise<Status>>();
+        Status status = engine->sendNotification(
+            who, std::move(message),
+            [result](const Status& outcome) { result->set_value(outcome); });
+        return status.ok() ? result->get_future().get() : status;
+    }
+
+    TestAccess access;
+    Identity identity;
+    base::ThreadPool pool;
+    std::unique_ptr<base::EpollReactor> reactor;
+    std::unique_ptr<Engine> engine;
+};
+
+void tcpOnly(Endpoints& endpoints) {
+    endpoints.bootId = {};
+    endpoints.addresses = {std::string("\x7f\0\0\1", 4)};
+    endpoints.bootId = bootId();
+    endpoints.abstract.clear();
+    endpoints.path.clear();
+}
+
+// A plan over plain memory, with what it refers to.
+struct Plan {
+    Plan(OpType op, Side& peer, std::vector<PlanRun> all) : runs(std::move(all)) {
+        plan.op = op;
+        name = peer.identity.name;
+        plan.peer = {name, peer.identity.incarnation, false};
+        for (PlanRun& run : runs) {
+            run.planOffset = plan.bytes;
+            plan.bytes += run.size * run.count;
+            plan.segments += run.count;
+        }
+        local.resize(1);
+        remote.resize(1);
+        remote[0].id = 1;
+        remote[0].generation = 1;
+        plan.localRegions = local;
+        plan.remoteRegions = remote;
+        plan.runs = runs;
+    }
+    std::vector<PlanRun> runs;
+    std::vector<PlanRegion> local;
+    std::vector<PlanRegion> remote;
+    std::string name;
+    TransferPlan plan;
+};
+
+class EngineTest : public testing::TestWithParam<bool> {  // true: host lane, false: stream
+  protected:
+    static constexpr size_t kSize = 24 << 20;
+    EngineTest() : here_(kSize), there_(kSize) {
+        for (size_t i = 0; i < kSize; ++i) {
+            here_[i] = static_cast<char>(i * 7 + (i >> 12));
+        }
+        b_.access.enter(1, there_.data(), there_.size());
+        a_.know(b_, GetParam() ? std::function<void(Endpoints&)>() : tcpOnly);
+        LaneOptions options;
+        options.host = GetParam();
+        options.stream = !GetParam();
+        options.fallBack = false;
+        lanes_ = a_.engine->lanes(options);
+        options.checksum = true;
+        checkedLanes_ = a_.engine->lanes(options);
+    }
+    uint64_t here(uint64_t at = 0) const { return reinterpret_cast<uint64_t>(here_.data()) + at; }
+    uint64_t there(uint64_t at = 0) const { return reinterpret_cast<uint64_t>(there_.data()) + at; }
+
+    std::unique_ptr<BackendTransfer> prepare(const Plan& plan) {
+        const LaneOffer offer = lanes_[0]->offer(plan.plan);
+        EXPECT_GT(offer.score, 0) << offer.reason;
+        return std::move(lanes_[0]->prepare(plan.plan)).value();
+    }
+    Status post(BackendTransfer& transfer, bool helping = false, const char* message = nullptr) {
+        auto completion = std::make_shared<TestCompletion>();
+        Status status =
+            transfer.post(completion, message != nullptr ? message : "", message != nullptr);
+        if (!status.ok()) {
+            return status;
+        }
+        return completion->wait(helping ? std::function<void()>([&] { transfer.help(); })
+                                        : std::function<void()>());
+    }
+
+    std::vector<char> here_;
+    std::vector<char> there_;
+    Side b_{"bob"};
+    Side a_{"alice"};
+    std::vector<std::unique_ptr<Lane>> lanes_;
+    std::vector<std::unique_ptr<Lane>> checkedLanes_;
+};
+
+TEST_P(EngineTest, WritesAndReads) {
+    for (const bool helping : {false, true}) {
+        for (const uint64_t size : {1UL, 64UL, 65'537UL, 1UL << 20, kSize}) {
+            std::memset(there_.data(), 0, size);
+            Plan write(OpType::WRITE, b_, {{here(), there(), size, 0, 0, 1}});
+            auto transfer = prepare(write);
+            Status status = post(*transfer, helping);
+            ASSERT_TRUE(status.ok()) << status.message();
+            ASSERT_EQ(std::memcmp(here_.data(), there_.data(), size), 0) << size;
+            EXPECT_EQ(transfer->describe().lane, GetParam() ? "host" : "stream")
+                << transfer->describe().reason;
+            std::vector<char> copy(here_.begin(), here_.begin() + static_cast<long>(size));
+            std::memset(here_.data(), 1, size);
+            Plan read(OpType::READ, b_, {{here(), there(), size, 0, 0, 1}});
+            auto back = prepare(read);
+            status = post(*back, helping);
+            ASSERT_TRUE(status.ok()) << status.message();
+            ASSERT_EQ(std::memcmp(here_.data(), copy.data(), size), 0) << size;
+        }
+    }
+}
+
+TEST_P(EngineTest, ScatteredAndRepeated) {
+    std::vector<PlanRun> runs;
+    for (uint64_t i = 0; i < 3000; ++i) {  // irregular
+        runs.push_back({here(i * 4001), there((2999 - i) * 4003), 500 + i % 7, 0, 0, 1});
+    }
+    runs.push_back({here(13 << 20), there(14 << 20), 1000, 2000, 1000, 2000});
+    Plan plan(OpType::WRITE, b_, runs);
+    auto transfer = prepare(plan);
+    for (int round = 0; round < 5; ++round) {
+        std::fill(there_.begin(), there_.end(), 0);
+        const Status status = post(*transfer, round % 2 == 0);
+        ASSERT_TRUE(status.ok()) << status.message();
+        Segment segment;
+        SegmentCursor cursor(plan.plan.runs);
+        while (cursor.next(segment)) {
+            ASSERT_EQ(std::memcmp(reinterpret_cast<void*>(segment.local),
+                                  reinterpret_cast<void*>(segment.remote), segment.size),
+                      0);
+        }
+    }
+}
+
+TEST_P(EngineTest, NotificationAfterTheData) {
+    Plan plan(OpType::WRITE, b_, {{here(), there(), 1 << 20, 0, 0, 1}});
+    auto transfer = prepare(plan);
+    ASSERT_TRUE(post(*transfer, false, "it is there").ok());
+    const auto arrived = b_.access.take();
+    ASSERT_EQ(arrived.size(), 1U);
+    EXPECT_EQ(arrived[0], std::pair(std::string("alice"), std::string("it is there")));
+    EXPECT_EQ(std::memcmp(here_.data(), there_.data(), 1 << 20), 0);
+}
+
+TEST_P(EngineTest, EmptyTransferWithNotification) {
+    Plan plan(OpType::WRITE, b_, {});
+    auto transfer = prepare(plan);
+    ASSERT_TRUE(post(*transfer, false, "nothing").ok());
+    EXPECT_EQ(b_.access.take().size(), 1U);
+}
+
+TEST_P(EngineTest, DeregisteredAndForeignMemoryIsRefused) {
+    Plan plan(OpType::WRITE, b_, {{here(), there(), 100, 0, 0, 1}});
+    auto transfer = prepare(plan);
+    ASSERT_TRUE(post(*transfer).ok());
+    const memory::RegionPtr region = b_.access.get(1);
+    ASSERT_TRUE(static_cast<bool>(region));
+    region->revoke();
+    b_.engine->revoke(1, 1);
+    ASSERT_TRUE(b_.engine->awaitQuiet(Clock::now() + seconds(5)).ok());
+    const std::vector<char> before = there_;
+    here_[0] = static_cast<char>(here_[0] + 1);
+    EXPECT_EQ(post(*transfer).code(), ErrorCode::NOT_FOUND);
+    EXPECT_EQ(before, there_);
+    region->restore();
+    b_.engine->restore(1, 1);
+    EXPECT_TRUE(post(*transfer).ok());
+}
+
+TEST_P(EngineTest, MemoryThatIsNotThereNamesThePart) {
+    b_.access.enter(1, reinterpret_cast<void*>(4096), 1 << 20);
+    Plan plan(OpType::READ, b_,
+              {{here(), there(), 4096, 0, 0, 1}, {here(8192), 8192, 4096, 0, 0, 1}});
+    if (!GetParam()) {
+        plan.runs.erase(plan.runs.begin());
+        plan.runs[0].planOffset = 0;
+        plan.plan.runs = plan.runs;
+        plan.plan.bytes = 4096;
+    }
+    auto transfer = prepare(plan);
+    auto completion = std::make_shared<TestCompletion>();
+    ASSERT_TRUE(transfer->post(completion, "", false).ok());
+    EXPECT_FALSE(completion->wait().ok());
+    ASSERT_EQ(completion->failures().size(), 1U);
+}
+
+// Overlapping destinations are the damage: the second piece changes the first one's bytes before
+// they are checked.
+TEST_P(EngineTest, ChecksumsFindDamageAndNameIt) {
+    std::vector<PlanRun> runs;
+    for (uint64_t i = 0; i < 200; ++i) {
+        runs.push_back({here(i * 8192), there(i * 8192), 4096, 0, 0, 1});
+    }
+    Plan good(OpType::WRITE, b_, runs);
+    runs[150].remote = there(149 * 8192 + 100);
+    Plan bad(OpType::WRITE, b_, runs);
+    for (Plan* plan : {&good, &bad}) {
+        auto transfer = std::move(checkedLanes_[0]->prepare(plan->plan)).value();
+        auto completion = std::make_shared<TestCompletion>();
+        ASSERT_TRUE(transfer->post(completion, "", false).ok());
+        const Status status = completion->wait();
+        EXPECT_EQ(status.ok(), plan == &good) << status.message();
+        if (plan == &good) {
+            continue;
+        }
+        EXPECT_EQ(status.code(), ErrorCode::BACKEND);
+        ASSERT_FALSE(completion->failures().empty());
+        const SegmentFailure& failure = completion->failures()[0];
+        const uint64_t first = failure.planOffset + failure.done;
+        EXPECT_LE(first, 149U * 4096 + 100);
+        EXPECT_GT(failure.planOffset + failure.size, 149U * 4096 + 100);
+        if (GetParam()) {
+            EXPECT_EQ(first, 149U * 4096 + 100);  // the byte itself
+        }
+        // Whatever is not named is in place.
+        for (uint64_t i = 0; i < first / 4096; ++i) {
+            EXPECT_EQ(std::memcmp(&here_[i * 8192], &there_[i * 8192], 4096), 0) << i;
+        }
+    }
+    Plan back(OpType::READ, b_, good.runs);
+    std::memset(here_.data(), 0, kSize);
+    auto transfer = std::move(checkedLanes_[0]->prepare(back.plan)).value();
+    EXPECT_TRUE(post(*transfer).ok());
+}
+
+// What failed is named to its last byte, also where it was never tried.
+TEST_P(EngineTest, EverythingBehindAFailureIsNamed) {
+    b_.access.enter(1, reinterpret_cast<void*>(4096), 48 << 20);
+    Plan plan(OpType::WRITE, b_, {{here(), 4096, kSize, 0, 0, 1}});
+    auto transfer = prepare(plan);
+    auto completion = std::make_shared<TestCompletion>();
+    ASSERT_TRUE(transfer->post(completion, "", false).ok());
+    EXPECT_FALSE(completion->wait().ok());
+    std::vector<bool> named(kSize);
+    for (const SegmentFailure& failure : completion->failures()) {
+        std::fill_n(named.begin() + static_cast<long>(failure.planOffset + failure.done),
+                    failure.size - failure.done, true);
+    }
+    EXPECT_EQ(std::count(named.begin(), named.end(), true), static_cast<long>(kSize));
+}
+
+TEST_P(EngineTest, CancelEndsSoon) {
+    Plan plan(OpType::READ, b_, {{here(), there(), kSize, 0, 0, 1}});
+    auto transfer = prepare(plan);
+    ASSERT_TRUE(post(*transfer).ok());
+    for (int round = 0; round < 20; ++round) {
+        auto completion = std::make_shared<TestCompletion>();
+        ASSERT_TRUE(transfer->post(completion, "", false).ok());
+        std::this_thread::sleep_for(std::chrono::microseconds(round * 100));
+        completion->requestCancel();
+        const auto begin = Clock::now();
+        transfer->cancel();
+        const Status status = completion->wait();
+        EXPECT_LT(Clock::now() - begin, milliseconds(1000));
+        EXPECT_TRUE(status.ok() || status.code() == ErrorCode::CANCELED) << status.message();
+        std::memset(here_.data(), 'c', kSize);  // the canary
+        std::this_thread::sleep_for(milliseconds(2));
+        EXPECT_EQ(std::count(here_.begin(), here_.end(), 'c'), static_cast<long>(kSize));
+    }
+}
+
+TEST_P(EngineTest, PeerThatEndsFailsItsTransfers) {
+    Plan plan(OpType::WRITE, b_, {{here(), there(), kSize, 0, 0, 1}});
+    auto transfer = prepare(plan);
+    ASSERT_TRUE(post(*transfer, false, "x").ok());
+    b_.engine.reset();
+    const Status status = post(*transfer, false, "y");
+    EXPECT_EQ(status.code(), ErrorCode::REMOTE_DISCONNECT) << status.message();
+    EXPECT_NE(status.message().find("bob"), std::string::npos) << status.message();
+}
+
+INSTANTIATE_TEST_SUITE_P(Lanes, EngineTest, testing::Bool(), [](const auto& info) {
+    return info.param ? "host" : "stream";
+});
+
+TEST(Engine, NotificationsBothWaysAndOrder) {
+    Side a("alice");
+    Side b("bob");
+    a.know(b);
+    for (int i = 0; i < 200; ++i) {
+        ASSERT_TRUE(
+            a.engine->sendNotification(b.identity, std::to_string(i), [](const Status&) {}).ok());
+    }
+    ASSERT_TRUE(a.notify(b.identity, std::string(1 << 20, 'x')).ok());
+    const auto arrived = b.access.take();
+    ASSERT_EQ(arrived.size(), 201U);
+    for (size_t i = 0; i < 200; ++i) {
+        EXPECT_EQ(arrived[i].second, std::to_string(i));
+    }
+    // Bob was never told of Alice, and answers.
+    const auto who = b.engine->sessionOf("alice");
+    ASSERT_TRUE(who.has_value());
+    ASSERT_TRUE(b.notify(*who, "answer").ok());
+    EXPECT_EQ(a.access.take().at(0).second, "answer");
+}
+
+TEST(Engine, BothConnectAtOnce) {
+    for (int round = 0; round < 30; ++round) {
+        Side a("alice");
+        Side b("bob");
+        a.know(b);
+        b.know(a);
+        auto other = std::async(std::launch::async, [&] { return b.connect(a); });
+        EXPECT_TRUE(a.connect(b).ok());
+        EXPECT_TRUE(other.get().ok());
+        ASSERT_TRUE(a.notify(b.identity, "to b").ok());
+        ASSERT_TRUE(b.notify(a.identity, "to a").ok());
+        EXPECT_EQ(a.access.take().size(), 1U);
+        EXPECT_EQ(b.access.take().size(), 1U);
+    }
+}
+
+TEST(Engine, StrangersGetNothing) {
+    Side a("alice");
+    Side b("bob");
+    ASSERT_TRUE(a.engine->addPeer(b.identity, b.engine->connectionInfo(), opens(Key{9, 9})).ok());
+    EXPECT_EQ(a.connect(b).code(), ErrorCode::NOT_ALLOWED);
+    EXPECT_EQ(a.notify(b.identity, "x").code(), ErrorCode::NOT_ALLOWED);
+    EXPECT_TRUE(b.access.take().empty());
+    EngineConfig with_key;
+    with_key.authKey = "sixteen bytes and more";
+    Side c("carol", with_key);
+    a.know(c);
+    EXPECT_EQ(a.connect(c).code(), ErrorCode::NOT_ALLOWED);
+    Side d("dave", with_key);
+    d.know(c);
+    EXPECT_TRUE(d.connect(c).ok());
+}
+
+// Whoever came without having been added is forgotten when he is gone; who was added is not.
+TEST(Engine, PassersByAreForgotten) {
+    Side b("bob");
+    Side added("added");
+    b.know(added);
+    for (int i = 0; i < 20; ++i) {
+        Side a("alice" + std::to_string(i));
+        a.know(b);
+        ASSERT_TRUE(a.notify(b.identity, "hello").ok());
+        ASSERT_TRUE(b.notify(a.identity, "an answer").ok());
+    }
+    const auto until = Clock::now() + seconds(20);
+    while (b.engine->stats().at("peers") > 1 && Clock::now() < until) {
+        std::this_thread::sleep_for(milliseconds(1));
+    }
+    EXPECT_EQ(b.engine->stats().at("peers"), 1U);
+    EXPECT_TRUE(b.notify(added.identity, "still known").ok());
+}
+
+TEST(Engine, GarbageConnectionsDoNotDelay) {
+    Side a("alice");
+    Side b("bob");
+    a.know(b);
+    const auto endpoints = Endpoints::decode(b.engine->connectionInfo()).value();
+    std::vector<Fd> idle;
+    for (const Target& target : targetsOf(endpoints, bootId())) {
+        for (int i = 0; i < 50; ++i) {
+            auto fd = startConnect(target);
+            if (fd.ok()) {
+                if (i % 2 == 0) {
+                    const std::string garbage(100, static_cast<char>(i));
+                    static_cast<void>(
+                        !::send(fd.value().get(), garbage.data(), garbage.size(), MSG_NOSIGNAL));
+                }
+                idle.push_back(std::move(fd).value());
+            }
+        }
+    }
+    const auto begin = Clock::now();
+    EXPECT_TRUE(a.connect(b).ok());
+    EXPECT_LT(Clock::now() - begin, seconds(2));
+}
+
+// No descriptor is left for who connects: he waits, over each socket, and is served when there is
+// one again. An engine that ends meanwhile leaves no timer behind.
+TEST(Engine, WaitsForADescriptor) {
+    Side a("alice");
+    for (const bool ends : {false, true}) {
+        auto b = std::make_unique<Side>("bob");
+        a.know(*b);
+        const auto endpoints = Endpoints::decode(b->engine->connectionInfo()).value();
+        std::vector<Fd> waiting;
+        const auto targets = targetsOf(endpoints, bootId());
+        ASSERT_GE(targets.size(), 2U);
+        for (const Target* target : {&targets.front(), &targets.back()}) {
+            waiting.emplace_back(socket(target->address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+        }
+        rlimit before{};
+        getrlimit(RLIMIT_NOFILE, &before);
+        const int lowest = dup(0);
+        ASSERT_GE(lowest, 0);
+        close(lowest);
+        const rlimit none{static_cast<rlim_t>(lowest), before.rlim_max};
+        setrlimit(RLIMIT_NOFILE, &none);
+        for (size_t i = 0; i < waiting.size(); ++i) {
+            const Target& target = i == 0 ? targets.front() : targets.back();
+            EXPECT_EQ(connect(waiting[i].get(), reinterpret_cast<const sockaddr*>(&target.address),
+                              target.length),
+                      0);
+        }
+        std::this_thread::sleep_for(milliseconds(50));
+        if (ends) {
+            b->engine.reset();
+            std::this_thread::sleep_for(milliseconds(150));
+        }
+        setrlimit(RLIMIT_NOFILE, &before);
+        if (!ends) {
+            EXPECT_TRUE(a.connect(*b).ok());
+            char byte = 0;
+            for (const Fd& fd : waiting) {
+                ASSERT_EQ(send(fd.get(), "stranger", 8, MSG_NOSIGNAL), 8);
+                EXPECT_EQ(recv(fd.get(), &byte, 1, 0), 0) << "served: sent away";
+            }
+        }
+    }
+}
+
+TEST(Engine, NobodyThere) {
+    Side a("alice");
+    auto b = std::make_unique<Side>("bob");
+    a.know(*b);
+    b->engine.reset();
+    const Status status = a.connect(*b);
+    EXPECT_EQ(status.code(), ErrorCode::REMOTE_DISCONNECT) << status.message();
+    EXPECT_EQ(a.engine->sendNotification({"nobody", {}}, "x", [](const Status&) {}).code(),
+              ErrorCode::NOT_FOUND);
+}
+
+TEST(Engine, RemovedAndAddedAgain) {
+    Side a("alice");
+    Side b("bob");
+    for (int round = 0; round < 50; ++round) {
+        a.know(b);
+        ASSERT_TRUE(a.notify(b.identity, "x").ok());
+        a.engine->removePeer(b.identity);
+    }
+    EXPECT_EQ(b.access.take().size(), 50U);
+}
+
+TEST(Engine, MalformedConnectionInfo) {
+    Side a("alice");
+    const std::string good = a.engine->connectionInfo();
+    for (size_t cut = 1; cut < good.size(); ++cut) {
+        EXPECT_FALSE(a.engine->addPeer({"x", {1}}, good.substr(0, cut), opens({})).ok());
+    }
+    EXPECT_FALSE(a.engine->addPeer({"x", {1}}, good + "x", opens({})).ok());
+    EXPECT_TRUE(a.engine->addPeer({"x", {1}}, "", opens({})).ok());
+}
+
+}  // namespace
+}  // namespace nixl::peer

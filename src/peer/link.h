@@ -1,0 +1,211 @@
+// Everything this agent has with one incarnation of a peer: the session over its control
+// connection, the attachment to its process, data connections and what waits for them.
+//
+// Threads: public calls from any thread unless said otherwise. Connections are opened and closed
+// on the reactor thread only. No lock is held over a callback.
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "base/mutex.h"
+#include "peer/data_connection.h"
+#include "peer/dialer.h"
+#include "peer/engine.h"
+#include "peer/host_maps.h"
+#include "peer/host_pages.h"
+#include "peer/session.h"
+#include "peer/stream_job.h"
+
+namespace nixl::peer {
+
+class Link : public std::enable_shared_from_this<Link> {
+  public:
+    Link(EngineImpl& engine, Identity peer);
+    ~Link();
+    Link(const Link&) = delete;
+    Link& operator=(const Link&) = delete;
+
+    const Identity& peer() const { return peer_; }
+
+    // Adds what the agent knows of the peer.
+    void know(std::optional<Endpoints> endpoints, GrantsPtr grants);
+    bool known();
+    std::optional<Endpoints> endpoints();
+    GrantsPtr grants();  // null where the agent does not know the peer's metadata
+
+    // `token`, where given, is set before `done` can be called.
+    Status send(std::string message, Done done, std::atomic<uint64_t>* token = nullptr);
+    // True: the message will never be sent, and `done` is not called.
+    bool withdraw(uint64_t token);
+    // Calls back when a session is up and it is known whether the host lane can be used, or why
+    // there will be none.
+    void whenReady(Done ready);
+    bool ready() const { return ready_.load(std::memory_order_acquire); }
+    // Null where the peer's process cannot be attached to; hostReason() says why.
+    std::shared_ptr<HostPeer> host();
+    std::string hostReason();
+    // What is, or will be, mapped of the plan's remote regions; null for those it does not touch.
+    std::vector<RegionMapPtr> mapRegions(const TransferPlan& plan);
+    // Calls back when the peer has answered for all regions it was asked for.
+    void whenMapped(Done done);
+    // Tells the peer to let go of these regions, of which it may have mapped some.
+    void tellRevoked(std::span<const std::pair<uint64_t, uint32_t>> regions);
+
+    void startJob(const std::shared_ptr<StreamJob>& job, uint64_t inline_bytes);
+    // No byte of the job's memory moves once it returns.
+    void cancelJob(const std::shared_ptr<StreamJob>& job, const Status& why);
+
+    // Reads what has come to the session, where nobody else does; with `payload` moves the stream
+    // lane's bytes too.
+    void help(bool payload);
+    // Ends the session for good and everything that waits; the engine forgets the link. Any
+    // thread; takes effect on the reactor thread.
+    void close(const Status& why, const std::string& farewell);
+
+    // For the engine's Admission. Reactor thread.
+    std::optional<Earlier> earlier();
+    std::optional<base::Digest> sessionKey();
+    bool up();
+    bool dialling() const { return dialer_ != nullptr && dialer_->connected(); }
+    void adopt(Opened opened);
+    void serve(Opened opened);  // a data connection of the peer
+    void lost(const Status& why);
+    // Stops everything on the reactor; the last use of the engine. Reactor thread.
+    void detachEngine(const Status& why);
+
+    struct Counts {
+        uint64_t connections = 0;    // the session's, and data connections opened from here
+        uint64_t notifications = 0;  // that the peer has not confirmed
+    };
+    Counts counts();
+
+  private:
+    static constexpr uint64_t kCreditStep = 1 << 20;
+    static constexpr unsigned kMaxServed = 64;
+
+    // What came over the control connection of that epoch and number.
+    struct Incoming {
+        uint64_t epoch = 0;
+        uint64_t connection = 0;
+        Session::Event event;
+        std::vector<Fd> descriptors;
+    };
+
+    // Session and control connection.
+    Status readControl() NIXL_REQUIRES(mutex_);
+    void flush() NIXL_REQUIRES(mutex_);
+    void collect() NIXL_REQUIRES(mutex_);
+    void dispatch();
+    void handle(Incoming& incoming);
+    void onFrame(const Incoming& incoming);
+    void onBye(uint64_t connection, const Status& why);
+    void deliver(Session::Event& event, uint64_t epoch);
+    void giveCredit(uint64_t epoch, uint64_t cost);
+    void onControl();
+    // While a caller polls this session the reactor leaves it to him, and looks at times.
+    void standBack();
+    void watchAgain();
+    bool polled() const;
+    void updateWatch(bool reading, bool writing) NIXL_REQUIRES(mutex_);
+    void dropControl() NIXL_REQUIRES(mutex_);
+    void controlLost(const Status& why);
+    void armTick(Time when);
+    void onTick();
+    bool wanted() NIXL_REQUIRES(mutex_);
+    // Connecting.
+    void want();
+    void dial();
+    void dialFailed(const NotOpened& why);
+    // Host lane.
+    void offerHost(const SocketPeer& process);
+    void onHostOffer(std::string_view body, const std::vector<Fd>& descriptors);
+    void decideHost(std::shared_ptr<HostPeer> host, std::string reason);
+    void watchProcess(Fd pidfd);
+    void forgetProcess();
+    // The peer's process has ended: this incarnation of it does not come back.
+    void processEndedNow();
+    // Its shared mappings.
+    void askMaps() NIXL_REQUIRES(mutex_);
+    void onMapRequest(std::string_view body);
+    void answerMaps(const MapRequest& request, uint64_t connection);
+    void onMapReply(std::string_view body, const std::vector<Fd>& descriptors);
+    void violated(const Status& why);
+    // Stream lane.
+    void feed(StreamClient& client);
+    void wantData();
+    void dialData();
+    void dataOpened(Opened opened);
+    void dataGone(const ClientConnection* connection, const Status& why);
+    std::vector<std::shared_ptr<ClientConnection>> clients();
+    void failJobs(const Status& why);
+    void endIdlestServed() NIXL_REQUIRES(dataMutex_);
+
+    EngineImpl& engine_;
+    const Identity peer_;
+    std::atomic<bool> ready_{false};
+    std::atomic<Time> lastHelp_{Time()};  // a caller has read the session
+
+    Mutex mutex_;
+    bool detached_ NIXL_GUARDED_BY(mutex_) = false;  // the engine must not be used any more
+    Status gone_ NIXL_GUARDED_BY(mutex_);            // not OK: why there is never a session again
+    Session session_ NIXL_GUARDED_BY(mutex_);
+    std::optional<Endpoints> endpoints_ NIXL_GUARDED_BY(mutex_);
+    GrantsPtr grants_ NIXL_GUARDED_BY(mutex_);
+    base::Digest key_ NIXL_GUARDED_BY(mutex_){};
+    std::unique_ptr<Channel> channel_ NIXL_GUARDED_BY(mutex_);
+    uint64_t watch_ NIXL_GUARDED_BY(mutex_) = 0;
+    bool readWatched_ NIXL_GUARDED_BY(mutex_) = false;
+    bool writeWatched_ NIXL_GUARDED_BY(mutex_) = false;
+    std::string out_ NIXL_GUARDED_BY(mutex_);
+    size_t outSent_ NIXL_GUARDED_BY(mutex_) = 0;
+    std::map<uint64_t, Done> tokens_ NIXL_GUARDED_BY(mutex_);
+    uint64_t nextToken_ NIXL_GUARDED_BY(mutex_) = 1;
+    uint64_t creditOwed_ NIXL_GUARDED_BY(mutex_) = 0;
+    std::vector<Done> waiting_ NIXL_GUARDED_BY(mutex_);
+    std::deque<Incoming> events_ NIXL_GUARDED_BY(mutex_);
+    bool dispatching_ NIXL_GUARDED_BY(mutex_) = false;
+    bool hostDecided_ NIXL_GUARDED_BY(mutex_) = false;
+    std::shared_ptr<HostPeer> host_ NIXL_GUARDED_BY(mutex_);
+    std::string hostReason_ NIXL_GUARDED_BY(mutex_) = "no session yet";
+    SocketPeer process_ NIXL_GUARDED_BY(mutex_);
+    Fd processFd_ NIXL_GUARDED_BY(mutex_);
+    HostMaps maps_ NIXL_GUARDED_BY(mutex_);
+    std::vector<Done> mapWaiting_ NIXL_GUARDED_BY(mutex_);
+    bool answering_ NIXL_GUARDED_BY(mutex_) = false;   // a request of the peer for maps
+    uint64_t connection_ NIXL_GUARDED_BY(mutex_) = 0;  // counts control connections
+    std::unordered_map<uint64_t, uint32_t> given_ NIXL_GUARDED_BY(mutex_);  // regions, generations
+    std::vector<Fd> outDescriptors_ NIXL_GUARDED_BY(mutex_);  // go with the next bytes sent
+    HandshakeResult handshake_ NIXL_GUARDED_BY(mutex_);
+    std::optional<Target> target_ NIXL_GUARDED_BY(mutex_);  // where the last dial succeeded
+
+    Mutex dataMutex_;  // taken inside a connection's lock; never holds mutex_ inside
+    std::deque<std::shared_ptr<StreamJob>> jobs_ NIXL_GUARDED_BY(dataMutex_);
+    std::vector<std::shared_ptr<ClientConnection>> clients_ NIXL_GUARDED_BY(dataMutex_);
+    std::vector<std::weak_ptr<TargetConnection>> served_ NIXL_GUARDED_BY(dataMutex_);
+    size_t nextClient_ NIXL_GUARDED_BY(dataMutex_) = 0;
+
+    // Reactor thread only.
+    std::shared_ptr<Dialer> dialer_;
+    std::shared_ptr<Dialer> dataDialer_;
+    std::optional<Time> wantedSince_;
+    std::chrono::milliseconds backoff_{0};
+    uint64_t retryTimer_ = 0;
+    uint64_t tickTimer_ = 0;
+    uint64_t graceTimer_ = 0;
+    uint64_t standTimer_ = 0;
+    Fd pidfd_;
+    uint64_t pidWatch_ = 0;
+    std::shared_ptr<PeerSlots> slots_;
+};
+
+}  // namespace nixl::peer

