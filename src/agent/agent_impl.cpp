@@ -328,12 +328,21 @@ void AgentImpl::armDeadline() {
     if (deadlineTimer_ != 0 || deadlines_.empty()) {
         return;
     }
+    deadlineTimer_ = reactor_->startTimer(deadlines_.front().when,
+                                          asCall([](AgentImpl& agent) { agent.onDeadline(); }));
+}
+
+// For the reactor: counts as a call, so that the end of the agent waits for it.
+std::function<void()> AgentImpl::asCall(std::function<void(AgentImpl&)> what) {
     // Weak: the reactor must not keep the agent alive.
-    deadlineTimer_ = reactor_->startTimer(deadlines_.front().when, [weak = weak_from_this()] {
+    return [weak = weak_from_this(), what = std::move(what)] {
         if (const std::shared_ptr<AgentImpl> self = weak.lock(); self != nullptr) {
-            self->onDeadline();
+            const agent::CallGate::Call inside(self->gate_);
+            if (!self->ended_.load()) {
+                what(*self);
+            }
         }
-    });
+    };
 }
 
 void AgentImpl::onDeadline() {
@@ -358,13 +367,12 @@ void AgentImpl::onDeadline() {
     endLate(late, started,
             [](agent::Transfer& transfer, Status why) { transfer.requestCancel(std::move(why)); });
     // As long as a cancel waits; what has not stopped by then is left behind.
-    reactor_->startTimer(now + kReleaseLimit, [weak = weak_from_this(), late, started] {
-        if (const std::shared_ptr<AgentImpl> self = weak.lock(); self != nullptr) {
-            self->endLate(late, started, [](agent::Transfer& transfer, Status why) {
-                transfer.cancel(Clock::now(), std::move(why));
-            });
-        }
-    });
+    reactor_->startTimer(now + kReleaseLimit, asCall([late, started](AgentImpl& agent) {
+                             agent.endLate(late, started,
+                                           [](agent::Transfer& transfer, Status why) {
+                                               transfer.cancel(Clock::now(), std::move(why));
+                                           });
+                         }));
 }
 
 // For those of these transfers that are still in the post of then.

@@ -174,6 +174,7 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
 
     void watchDeadline(HandleId id, const std::shared_ptr<agent::TransferState>& state);
     void armDeadline() NIXL_REQUIRES(deadlineMutex_);
+    std::function<void()> asCall(std::function<void(AgentImpl&)> what);
     void onDeadline();
     void endLate(const std::vector<HandleId>& ids,
                  base::Deadline started,

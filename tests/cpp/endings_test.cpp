@@ -150,6 +150,22 @@ TEST(Endings, DeadlineOfATransfer) {
     EXPECT_TRUE(watch.soon());
 }
 
+// An agent ends in the moment in which a deadline passes.
+TEST(Endings, DeadlineMeetsTheEnd) {
+    AgentConfig config = configFor("MEMORY", {{"delay", "30s"}});
+    config.xferTimeout = milliseconds(1);
+    for (int round = 0; round < 60; ++round) {
+        auto agent = make(config);
+        Loop loop(*agent, 4096);
+        TransferHandle handle = loop.prepare();
+        agent->postTransfer(handle);
+        std::this_thread::sleep_for(std::chrono::microseconds(900 + 10 * (round % 30)));
+        const Stopwatch watch;
+        agent.reset();
+        EXPECT_TRUE(watch.soon());
+    }
+}
+
 // With neither a thread of its own nor the core's, those who poll or wait move it.
 TEST(Endings, BackendsWithoutAThread) {
     AgentConfig config = configFor("MEMORY", {{"manual", "on"}});
