@@ -49,6 +49,14 @@ class Outcome:
         self.skips.append(reason)
         return self
 
+    def add(self, other: Outcome) -> None:
+        """Takes over another's counts and lines; the time stays."""
+        self.passed += other.passed
+        self.failed += other.failed
+        self.skipped += other.skipped
+        self.failures += other.failures
+        self.skips += other.skips
+
 
 def cores() -> int:
     return len(os.sched_getaffinity(0))
