@@ -54,17 +54,35 @@ void readSettings(const std::string& text, std::map<std::string, std::string>& s
     }
 }
 
-UcxOptions optionsOf(const Parameters& parameters) {
+// What a client sets for all its users gives way to what this user set in the environment.
+void putUnlessInEnvironment(std::map<std::string, std::string>& settings,
+                            const std::map<std::string, std::string>& wanted,
+                            PluginServices& services) {
+    for (const auto& [name, value] : wanted) {
+        const char* const own = std::getenv(("UCX_" + name).c_str());
+        if (own == nullptr) {
+            settings[name] = value;
+        } else if (value != own) {
+            services.log(LogLevel::INFO, "UCX_" + name + "=\"" + own +
+                                             "\" of the environment is used, not \"" + value +
+                                             "\" of engine_config or device_list");
+        }
+    }
+}
+
+UcxOptions optionsOf(const Parameters& parameters, PluginServices& services) {
     UcxOptions options;
     options.peerErrors = parameters.text("ucx_error_handling_mode") == "peer";
     options.workers = static_cast<unsigned>(
         std::max(parameters.integer("num_workers"), parameters.integer("num_threads")));
-    readSettings(parameters.text("engine_config"), options.settings);
+    std::map<std::string, std::string> wanted;
+    readSettings(parameters.text("engine_config"), wanted);
     for (const char* devices : {"device_list", "ucx_devices"}) {
         if (!parameters.text(devices).empty()) {
-            options.settings["NET_DEVICES"] = parameters.text(devices);
+            wanted["NET_DEVICES"] = parameters.text(devices);
         }
     }
+    putUnlessInEnvironment(options.settings, wanted, services);
     for (const auto& [name, value] : parameters.values()) {
         if (name.starts_with("UCX_") && name != "UCX_*") {
             options.settings[name.substr(4)] = value;
@@ -92,7 +110,7 @@ Result<std::unique_ptr<Backend>> create(const Parameters& parameters, PluginServ
     spec.checksum = parameters.flag("checksum");
     spec.inlineBudgetMicroseconds = static_cast<uint64_t>(parameters.integer("inline_budget_us"));
 #ifdef NIXL_UCX_LANE
-    UcxOptions options = optionsOf(parameters);
+    UcxOptions options = optionsOf(parameters, services);
     if (spec.wantedLanes.empty() && namesTransports(options)) {
         if (const auto library = ucx::openUcx(); library.ok()) {
             spec.wantedLanes = "ucx";

@@ -43,6 +43,10 @@ std::string UcxContext::text(const std::string& what, ucs_status_t status) const
     return "UCX " + ucx_.version + ": " + what + ": " + ucx_.statusString(status);
 }
 
+bool UcxContext::given(const std::string& name) const {
+    return options_.settings.contains(name) || std::getenv(("UCX_" + name).c_str()) != nullptr;
+}
+
 Status UcxContext::open() {
     ConfigGuard guard{ucx_};
     ucs_status_t status = ucx_.configRead(nullptr, nullptr, &guard.config);
@@ -50,13 +54,12 @@ Status UcxContext::open() {
         return Status::backend(text("reading its configuration", status));
     }
     // With error mode PEER the rendezvous protocol turns puts into emulation, many times slower.
-    if (options_.peerErrors && !options_.settings.contains("RNDV_THRESH")) {
+    if (options_.peerErrors && !given("RNDV_THRESH")) {
         ucx_.configModify(guard.config, "RNDV_THRESH", "inf");
     }
     // UCX 1.22.0 can crash the target of a PUT over tcp (in uct_tcp_ep_progress_put_rx, seen with
     // eight threads over two workers); without it active messages carry the bytes.
-    if (crashesInTcpPut(ucx_.version) && !options_.settings.contains("TCP_PUT_ENABLE") &&
-        std::getenv("UCX_TCP_PUT_ENABLE") == nullptr) {
+    if (crashesInTcpPut(ucx_.version) && !given("TCP_PUT_ENABLE")) {
         ucx_.configModify(guard.config, "TCP_PUT_ENABLE", "n");
     }
     for (const auto& [name, value] : options_.settings) {

@@ -43,6 +43,8 @@ class UcxContext {
   private:
     UcxContext(const UcxLibrary& ucx, const UcxOptions& options) : ucx_(ucx), options_(options) {}
     Status open();
+    // Whether the caller or the environment sets UCX_`name`.
+    bool given(const std::string& name) const;
 
     const UcxLibrary& ucx_;
     const UcxOptions options_;
