@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.abc
 import importlib.machinery
-import importlib.util
 import pathlib
 import sys
 import threading
 import types
 from typing import Any
+
+from hollow import HollowFinder, HollowModule
 
 CACHE = "sglang.srt.mem_cache"
 HOLLOW = [
@@ -33,32 +33,20 @@ HOLLOW = [
 MHA = f"{CACHE}.pool_host.mha"
 
 
-class HollowModule(types.ModuleType):
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        empty = type(name, (), {"__init__": lambda self, *_, **__: None})
-        empty.__class_getitem__ = classmethod(lambda cls, _: cls)
-        setattr(self, name, empty)
-        return empty
-
-
-class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class Finder(HollowFinder):
     """Makes hollow modules, and loads one module with a word replaced for an older torch."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if any(name == part or name.startswith(part + ".") for part in HOLLOW):
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
         if name == MHA:
             return importlib.machinery.ModuleSpec(name, self)
-        return None
+        return super().find_spec(name, path, target)
 
     def create_module(self, spec: Any) -> Any:
-        return types.ModuleType(MHA) if spec.name == MHA else HollowModule(spec.name)
+        return types.ModuleType(MHA) if spec.name == MHA else super().create_module(spec)
 
     def exec_module(self, module: Any) -> None:
         if module.__name__ != MHA:
-            module.__path__ = []
+            super().exec_module(module)
             return
         import torch
 
@@ -88,7 +76,7 @@ def whole_sglang() -> types.SimpleNamespace:
     if not hasattr(torch, "uint64"):  # torch < 2.3; only tables of addresses are of this type
         torch.uint64, torch._lent = torch.int64, True
     root = pathlib.Path(sys.modules["sglang"].__path__[0])
-    sys.meta_path.insert(0, Finder())
+    sys.meta_path.insert(0, Finder(HOLLOW))
     for name in ("srt/managers", "srt/mem_cache/pool_host", "srt/mem_cache/hybrid_cache"):
         dotted = "sglang." + name.replace("/", ".")
         sys.modules.pop(dotted, None)
