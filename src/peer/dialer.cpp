@@ -13,6 +13,7 @@ namespace nixl::peer {
 namespace {
 
 constexpr size_t kReadSize = 8 << 10;
+constexpr std::chrono::milliseconds kRoomRetry{3};
 
 // Handshake messages are short and rare: a socket that does not take one whole is given up.
 Status sendAll(Channel& channel, const std::string& bytes) {
@@ -128,10 +129,14 @@ void Dialer::tryNext() {
         auto socket = startConnect(target);
         if (!socket.ok()) {
             const int error = socket.status().systemErrno();
+            if (error == EAGAIN && waitForRoom()) {
+                return;
+            }
             lastError_ = socket.status();
             allRefused_ = allRefused_ && (error == ECONNREFUSED || error == ENOENT);
             continue;
         }
+        fullUntil_.reset();
         tuneSocket(socket.value().get());
         channel_ = makeSocketChannel(std::move(socket).value());
         const std::weak_ptr<Dialer> weak = weak_from_this();
@@ -156,6 +161,27 @@ void Dialer::tryNext() {
         return fail({Status::disconnected("no way to reach it is known"), false, {}});
     }
     fail({lastError_, allRefused_, {}});
+}
+
+// A unix socket whose queue is full does not let wait in it: asks at the same place again, for as
+// long as one place may take.
+bool Dialer::waitForRoom() {
+    const auto now = Reactor::Clock::now();
+    if (!fullUntil_) {
+        fullUntil_ = now + perTarget_;
+    }
+    if (now >= *fullUntil_) {
+        fullUntil_.reset();
+        return false;
+    }
+    --next_;
+    timer_ = reactor_.startTimer(now + kRoomRetry, [weak = weak_from_this()] {
+        if (const auto dialer = weak.lock()) {
+            dialer->timer_ = 0;
+            dialer->tryNext();
+        }
+    });
+    return true;
 }
 
 void Dialer::onEvent(uint32_t /*events*/) {

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -53,6 +54,7 @@ class Dialer : public std::enable_shared_from_this<Dialer> {
 
   private:
     void tryNext();
+    bool waitForRoom();
     void onEvent(uint32_t events);
     void onConnected();
     // `sent`: how the last sending went; counts where nothing that came in says more.
@@ -67,6 +69,7 @@ class Dialer : public std::enable_shared_from_this<Dialer> {
     const Connector fresh_;
     Connector connector_;
     size_t next_ = 0;
+    std::optional<Reactor::Clock::time_point> fullUntil_;  // the place asked has no room
     bool connected_ = false;
     bool allRefused_ = true;
     Status lastError_;

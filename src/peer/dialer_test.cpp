@@ -1,10 +1,15 @@
 // A dialer against places that refuse it in unkind ways.
 #include "peer/dialer.h"
 
+#include <cerrno>
 #include <future>
+#include <memory>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -21,6 +26,8 @@ using std::chrono::seconds;
 
 // Says no to whoever comes before it has heard a word of him, and hangs up.
 void refuse(int listener) {
+    pollfd coming{listener, POLLIN, 0};
+    ASSERT_EQ(poll(&coming, 1, 10'000), 1);
     const Fd socket(accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
     ASSERT_TRUE(socket);
     base::ByteWriter out;
@@ -31,42 +38,86 @@ void refuse(int listener) {
               static_cast<ssize_t>(out.size()));
 }
 
+// A place on this host and one over TCP behind it, and who dials them.
+class DialerTest : public testing::Test {
+  protected:
+    void SetUp() override {
+        Endpoints places;
+        places.bootId = bootId();
+        places.abstract = "nixl-dialer-test-" + std::to_string(getpid());
+        auto listener = listenAbstract(places.abstract);
+        ASSERT_TRUE(listener.ok()) << listener.status().message();
+        first_ = std::move(listener).value();
+        auto next = listenTcp(places.port);
+        ASSERT_TRUE(next.ok()) << next.status().message();
+        next_ = std::move(next).value();
+        places.addresses = {std::string("\x7f\0\0\1", 4)};
+        const auto targets = targetsOf(places, bootId());
+        ASSERT_EQ(targets.size(), 2U);
+        ASSERT_TRUE(targets.front().local);
+        const Identity self{.name = "alice", .incarnation = {1}};
+        const Identity peer{.name = "bob", .incarnation = {2}};
+        const HandshakeSelf handshake{.self = self, .authKey = {}};
+        dialer_ = std::make_shared<Dialer>(
+            *reactor_, targets,
+            Connector(handshake, peer, ConnectionKind::CONTROL, "grant", GrantId{}, std::nullopt),
+            seconds(20));
+    }
+    // Reactor thread.
+    void dial() {
+        dialer_->start([this](const Opened&) { ended_.set_value({}); },
+                       [this](NotOpened why) { ended_.set_value(std::move(why)); });
+    }
+    void expectRefusedByTheFirst() {
+        const NotOpened why = ended_.get_future().get();
+        EXPECT_EQ(why.code, RejectCode::AUTHENTICATION) << why.status.message();
+        EXPECT_EQ(why.status.code(), ErrorCode::NOT_ALLOWED);
+        EXPECT_NE(why.status.message().find("go away"), std::string::npos) << why.status.message();
+        const Fd nobody(accept4(next_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+        EXPECT_FALSE(nobody) << "it went on to the next place";
+    }
+
+    Fd first_;
+    Fd next_;
+    std::promise<NotOpened> ended_;
+    std::shared_ptr<Dialer> dialer_;
+    std::unique_ptr<base::EpollReactor> reactor_ = std::move(base::EpollReactor::create()).value();
+};
+
 // The word of the first place counts, although what is sent there no longer arrives: the next
 // place, where somebody listens too, is not tried.
-TEST(Dialer, RefusalBeforeTheFirstByteCounts) {
-    auto reactor = std::move(base::EpollReactor::create()).value();
-    Endpoints places;
-    places.bootId = bootId();
-    places.abstract = "nixl-dialer-test-" + std::to_string(getpid());
-    auto listener = listenAbstract(places.abstract);
-    ASSERT_TRUE(listener.ok()) << listener.status().message();
-    auto next = listenTcp(places.port);
-    ASSERT_TRUE(next.ok()) << next.status().message();
-    places.addresses = {std::string("\x7f\0\0\1", 4)};
-    const auto targets = targetsOf(places, bootId());
-    ASSERT_EQ(targets.size(), 2U);
-    ASSERT_TRUE(targets.front().local);
-
-    const Identity self{.name = "alice", .incarnation = {1}};
-    const Identity peer{.name = "bob", .incarnation = {2}};
-    const HandshakeSelf handshake{.self = self, .authKey = {}};
-    auto dialer = std::make_shared<Dialer>(
-        *reactor, targets,
-        Connector(handshake, peer, ConnectionKind::CONTROL, "grant", GrantId{}, std::nullopt),
-        seconds(20));
-    std::promise<NotOpened> ended;
+TEST_F(DialerTest, RefusalBeforeTheFirstByteCounts) {
     // In one call on the reactor's thread: connected and refused before anything is sent.
-    reactor->startTimer(Reactor::Clock::now(), [&] {
-        dialer->start([&](const Opened&) { ended.set_value({}); },
-                      [&](NotOpened why) { ended.set_value(std::move(why)); });
-        refuse(listener.value().get());
+    reactor_->startTimer(Reactor::Clock::now(), [&] {
+        dial();
+        refuse(first_.get());
     });
-    const NotOpened why = ended.get_future().get();
-    EXPECT_EQ(why.code, RejectCode::AUTHENTICATION) << why.status.message();
-    EXPECT_EQ(why.status.code(), ErrorCode::NOT_ALLOWED);
-    EXPECT_NE(why.status.message().find("go away"), std::string::npos) << why.status.message();
-    const Fd nobody(accept4(next.value().get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-    EXPECT_FALSE(nobody) << "it went on to the next place";
+    expectRefusedByTheFirst();
+}
+
+// Many connect at once: the queue of the first place is full for a moment.
+TEST_F(DialerTest, WaitsForRoomInTheQueue) {
+    ASSERT_EQ(listen(first_.get(), 1), 0);
+    sockaddr_storage address{};
+    socklen_t length = sizeof(address);
+    ASSERT_EQ(getsockname(first_.get(), reinterpret_cast<sockaddr*>(&address), &length), 0);
+    std::vector<Fd> queued;
+    while (true) {
+        queued.emplace_back(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+        if (connect(queued.back().get(), reinterpret_cast<sockaddr*>(&address), length) != 0) {
+            ASSERT_EQ(errno, EAGAIN);
+            queued.pop_back();
+            break;
+        }
+        ASSERT_LT(queued.size(), 100U);
+    }
+    reactor_->startTimer(Reactor::Clock::now(), [&] { dial(); });
+    std::this_thread::sleep_for(milliseconds(50));
+    for (size_t i = 0; i < queued.size(); ++i) {
+        EXPECT_TRUE(Fd(accept4(first_.get(), nullptr, nullptr, SOCK_CLOEXEC)));
+    }
+    refuse(first_.get());
+    expectRefusedByTheFirst();
 }
 
 }  // namespace
