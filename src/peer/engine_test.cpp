@@ -222,6 +222,29 @@ TEST_P(EngineTest, ScatteredAndRepeated) {
     }
 }
 
+// While it is being posted, too: never for want of a lane.
+TEST_P(EngineTest, RemovedAtAnyMoment) {
+    Plan plan(OpType::WRITE, b_, {{here(), there(), 100, 0, 0, 1}});
+    size_t lost = 0;
+    for (int round = 0; round < 1000; ++round) {
+        a_.know(b_, GetParam() ? std::function<void(Endpoints&)>() : tcpOnly);
+        auto transfer = prepare(plan);
+        if (round % 4 != 0) {
+            ASSERT_TRUE(a_.connect(b_).ok());
+        }
+        auto removal = std::async(std::launch::async, [&] { a_.engine->removePeer(b_.identity); });
+        const auto until = Clock::now() + std::chrono::microseconds(round % 200);
+        while (Clock::now() < until) {
+        }
+        const Status status = post(*transfer);
+        ASSERT_TRUE(status.ok() || status.code() == ErrorCode::REMOTE_DISCONNECT)
+            << status.message();
+        lost += status.ok() ? 0 : 1;
+        removal.get();
+    }
+    EXPECT_GT(lost, 0U);
+}
+
 TEST_P(EngineTest, NotificationAfterTheData) {
     Plan plan(OpType::WRITE, b_, {{here(), there(), 1 << 20, 0, 0, 1}});
     auto transfer = prepare(plan);

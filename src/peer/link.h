@@ -54,6 +54,13 @@ class Link : public std::enable_shared_from_this<Link> {
     // Null where the peer's process cannot be attached to; hostReason() says why.
     std::shared_ptr<HostPeer> host();
     std::string hostReason();
+    // Both at one moment, and why there is no session (any more) that they could be of.
+    struct HostChoice {
+        std::shared_ptr<HostPeer> peer;
+        std::string reason;
+        Status session;
+    };
+    HostChoice hostChoice();
     // What is, or will be, mapped of the plan's remote regions; null for those it does not touch.
     std::vector<RegionMapPtr> mapRegions(const TransferPlan& plan);
     // Calls back when the peer has answered for all regions it was asked for.

@@ -263,6 +263,16 @@ std::string Link::hostReason() {
     return hostReason_;
 }
 
+Link::HostChoice Link::hostChoice() {
+    const MutexLock lock(mutex_);
+    HostChoice choice{host_, hostReason_, gone_};
+    if (gone_.ok() && !hostDecided_) {
+        choice.session = Status::disconnected("agent \"" + peer_.name +
+                                              "\": the session was lost as the transfer began");
+    }
+    return choice;
+}
+
 void Link::watchProcess(Fd pidfd) {
     if (pidWatch_ != 0 || !pidfd) {
         return;  // without one the end of the connection must do

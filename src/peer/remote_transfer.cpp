@@ -110,11 +110,10 @@ class Run : public std::enable_shared_from_this<Run> {
     // Starts moving bytes over the lane that the session allows.
     void start(const LaneOptions& options, bool inline_allowed) {
         checksum_ = options.checksum;
-        std::shared_ptr<HostPeer> host = options.host ? link_->host() : nullptr;
-        std::string host_reason;
-        if (options.host && host == nullptr) {
-            host_reason = link_->hostReason();
-        } else if (host != nullptr && !host->attached() && !maps_->whole()) {
+        Link::HostChoice choice = options.host ? link_->hostChoice() : Link::HostChoice();
+        std::shared_ptr<HostPeer> host = std::move(choice.peer);
+        std::string host_reason = std::move(choice.reason);
+        if (host != nullptr && !host->attached() && !maps_->whole()) {
             const PlanMaps::Count count = maps_->count();
             if (count.pending && !std::exchange(askedMaps_, true)) {
                 return link_->whenMapped(
@@ -133,8 +132,12 @@ class Run : public std::enable_shared_from_this<Run> {
             phase_ = Phase::MOVING;
         }
         if (host == nullptr && !options.stream) {
-            completion_->fail(
-                Status::notSupported("lane host: " + host_reason + "; no other lane is allowed"));
+            // The session may have gone since it was said to be there, or just now.
+            Status session =
+                choice.session.ok() ? link_->hostChoice().session : std::move(choice.session);
+            completion_->fail(session.ok() ? Status::notSupported("lane host: " + host_reason +
+                                                                  "; no other lane is allowed")
+                                           : std::move(session));
             return;
         }
         if (host != nullptr) {
