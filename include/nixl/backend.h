@@ -212,7 +212,7 @@ class NIXL_API RemoteSupport {
     virtual Status connect(const PlanPeer& peer) = 0;
     // The agent's session with the peer has ended: it died, is silent, restarted, or this agent
     // ends. What is pending with it must end soon, with this reason; it may come back. Must not
-    // block.
+    // block. Not told of a peer for which removePeer is called.
     virtual void peerLost(const PlanPeer& /*peer*/, const Status& /*why*/) {}
     // The remote key of a registration; empty: there is none, and peers import nothing.
     virtual Result<std::string> exportMemory(const BackendMemory& memory) = 0;

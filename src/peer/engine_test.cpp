@@ -547,6 +547,9 @@ TEST(Engine, RemovedAndAddedAgain) {
         a.engine->removePeer(b.identity);
     }
     EXPECT_EQ(b.access.take().size(), 50U);
+    a.engine->stop();
+    // Told late it would end what began after the peer was added anew.
+    EXPECT_EQ(a.access.lost(), 0U) << "who removes a peer knows that it is gone";
 }
 
 TEST(Engine, MalformedConnectionInfo) {

@@ -524,10 +524,11 @@ void Link::lost(const Status& why) {
     wantedSince_.reset();
     backoff_ = {};
     std::vector<Done> waiting;
-    bool had_session = false;
+    bool tell = false;
     {
         const MutexLock lock(mutex_);
-        had_session = session_.resume().epoch != 0;
+        // Who detaches a link takes the peer from the backends himself, and may have added it anew.
+        tell = session_.resume().epoch != 0 && !detached_;
         dropControl();
         session_.fail(why);
         waiting.swap(waiting_);
@@ -549,7 +550,7 @@ void Link::lost(const Status& why) {
     for (const Done& done : waiting) {
         done(why);
     }
-    if (had_session) {
+    if (tell) {
         engine_.access.peerLost(peer_, why);
     }
     engine_.forgetStranger(keep);

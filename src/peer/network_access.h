@@ -44,7 +44,7 @@ class NetworkAccess {
     virtual void deliver(const Identity& from,
                          std::string message,
                          std::shared_ptr<void> credit) = 0;
-    // The peer is gone, restarted or removed: for the log and for those who wait.
+    // The peer is gone or restarted: for those who wait. Not told of who was removed here.
     virtual void peerLost(const Identity& /*peer*/, const Status& /*why*/) {}
 };
 

@@ -145,6 +145,20 @@ def test_stopped_for_good(pair, make_far, operation):
         others.end()
 
 
+def test_stopped_for_longer_than_the_timeout(pair, operation):
+    """With nothing of it under way there, the peer can be used again when it goes on."""
+    near, far = pair(peer_timeout=2)
+    near.works_with(far)
+    handle = near.prepare(operation, far, [(0, 0, SIZE)], b"never")
+    far.stop()
+    near.agent.transfer(handle)
+    assert outcome(handle) == DISCONNECT and far.name in str(handle.error)
+    far.resume()
+    again = near.prepare(operation, far, [(0, 0, SIZE)])
+    eventually(lambda: posted(near, again) == "DONE")  # the peer may think that the session lives
+    near.works_with(far)
+
+
 def test_stopped_for_less_than_the_timeout(pair, operation):
     near, far = pair(peer_timeout=60)
     near.works_with(far)
