@@ -12,6 +12,7 @@
 namespace nixl::hicache {
 namespace {
 
+constexpr int kCreateAttempts = 16;
 constexpr uint32_t kEvictionScan = 1U << 16;  // entries of others looked past, at most
 
 void punch(const std::string& path, uint64_t offset, uint64_t length) {
@@ -40,12 +41,18 @@ Status Directory::ensureWriter() {
     NIXL_RETURN_IF_ERROR(makeDirectories(root_ + "/segments"));
     NIXL_RETURN_IF_ERROR(loadFormat());
     Log log;
-    log.writer = randomName();
-    auto file = LogFile::create(root_ + "/logs/" + log.writer + ".log");
-    if (!file.ok()) {
-        return file.status();
+    // Another process may find the log before it is locked, take it for one of a dead writer and
+    // keep it: then it is that one's, and empty.
+    for (int left = kCreateAttempts; log.file == nullptr; --left) {
+        log.writer = randomName();
+        auto file = LogFile::create(root_ + "/logs/" + log.writer + ".log");
+        if (!file.ok() && (file.status().systemErrno() != EWOULDBLOCK || left == 0)) {
+            return file.status();
+        }
+        if (file.ok()) {
+            log.file = std::move(file).value();
+        }
     }
-    log.file = std::move(file).value();
     log.owned = true;
     writer_ = static_cast<uint32_t>(logs_.size());
     logByName_[log.writer] = writer_;
