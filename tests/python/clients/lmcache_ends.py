@@ -71,7 +71,8 @@ def ask(far: subprocess.Popen) -> list[int]:
     return json.loads(line)
 
 
-def answer(cache: np.ndarray) -> None:
+def answer(cache: np.ndarray, _channel: object) -> None:
+    """For as long as it is asked; does not return."""
     print("ready", flush=True)
     for _ in sys.stdin:
         print(json.dumps(cache[:, 0].tolist()), flush=True)
@@ -97,9 +98,7 @@ def channel_of(cache: np.ndarray, role: str, url: str | None):
 
 def channel_far(url: str) -> None:
     cache = pages()
-    kept = channel_of(cache, "receiver", url)
-    answer(cache)
-    del kept
+    answer(cache, channel_of(cache, "receiver", url))
 
 
 def channel_near(url: str) -> None:
@@ -144,9 +143,7 @@ def context_of(cache: np.ndarray, url: str):
 def context_far(url: str) -> None:
     cache = pages()
     cache[:] = np.arange(1, PAGES + 1, dtype=np.uint8)[:, None]
-    kept = context_of(cache, url)
-    answer(cache)
-    del kept
+    answer(cache, context_of(cache, url))
 
 
 def context_near(url: str, own: str) -> None:
