@@ -7,11 +7,19 @@ from rows_hosts import HOST_ROWS
 from rows_memory import MEMORY_ROWS
 from rows_network import PAIR_ROWS
 from rows_peer import PEER_ROWS
+from rows_polling import POLLING_ROWS
 from rows_posix import POSIX_ROWS
 
 __all__ = ["ALL", "Metric", "Row", "Target", "find"]
 
-ALL: list[type[Row]] = [*MEMORY_ROWS, *PAIR_ROWS, *HOST_ROWS, *PEER_ROWS, *POSIX_ROWS]
+ALL: list[type[Row]] = [
+    *MEMORY_ROWS,
+    *PAIR_ROWS,
+    *HOST_ROWS,
+    *POLLING_ROWS,
+    *PEER_ROWS,
+    *POSIX_ROWS,
+]
 
 
 def find(name: str) -> type[Row]:

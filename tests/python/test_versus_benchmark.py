@@ -6,8 +6,11 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 import pytest
 
@@ -18,6 +21,7 @@ pytest.importorskip("nixl", reason="the Python module is not built")
 pytest.importorskip("numpy")
 
 import bench_versus  # noqa: E402
+import hogs  # noqa: E402
 import hosts  # noqa: E402
 import rows  # noqa: E402
 from rows_base import Metric, Row, at_least, at_most  # noqa: E402
@@ -66,6 +70,60 @@ def test_the_namespaces_are_taken_away_again() -> None:
     except hosts.NoHosts as why:
         pytest.skip(str(why))
     assert not made & namespaces()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def state_and_ticks(pid: int) -> tuple[str, int]:
+    """What a process does (R runs, T is stopped) and the processor time that it has used."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return fields[0], int(fields[11])
+
+
+def test_hogs_use_processor_time_only_while_they_run_and_are_killed() -> None:
+    beside = hogs.Hogs(2)
+    pids = [process.pid for process in beside.processes]
+    try:
+        wait_until(lambda: all(state_and_ticks(pid)[0] == "T" for pid in pids))
+        stopped = [state_and_ticks(pid)[1] for pid in pids]
+        with beside.running():
+            for pid, ticks in zip(pids, stopped, strict=True):
+                wait_until(lambda: state_and_ticks(pid)[1] > ticks + 5)  # noqa: B023
+        wait_until(lambda: all(state_and_ticks(pid)[0] == "T" for pid in pids))
+    finally:
+        beside.close()
+    assert [process.returncode for process in beside.processes] == [-signal.SIGKILL] * 2
+
+
+def test_hogs_end_with_whoever_started_them() -> None:
+    program = (
+        "import hogs, os\n"
+        "beside = hogs.Hogs(1)\n"
+        "beside.signal(18)\n"
+        "print(beside.processes[0].pid, flush=True)\n"
+        "input()\n"
+        "os._exit(0)\n"
+    )
+    pipe = subprocess.PIPE
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=VERSUS, stdin=pipe, stdout=pipe, text=True
+    )
+    pid = int(parent.stdout.readline())
+    wait_until(lambda: state_and_ticks(pid)[1] > 5)  # it has noted its parent
+    parent.communicate("\n")
+
+    def gone() -> bool:
+        try:
+            return state_and_ticks(pid)[0] == "Z"  # where nobody reaps orphans
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    wait_until(gone)
 
 
 def test_without_namespaces_the_row_is_skipped_and_says_why() -> None:
