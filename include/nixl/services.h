@@ -35,8 +35,7 @@ class NIXL_API Reactor {
     virtual bool onThread() const = 0;
 };
 
-// A few threads for copies and other work that may take long; started when first used, run at
-// batch priority.
+// A few threads for copies and other work that may take long; started when first used.
 class NIXL_API WorkPool {
   public:
     virtual ~WorkPool() = default;

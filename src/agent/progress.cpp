@@ -7,7 +7,7 @@ namespace nixl::agent {
 
 Status ProgressThread::start() {
     Result<std::thread> thread =
-        base::startThread("nixl-progress", base::Priority::NORMAL, [this] { loop(); });
+        base::startThread("nixl-progress", base::Priority::RESPONSIVE, [this] { loop(); });
     if (!thread.ok()) {
         return thread.status();
     }

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "base/threads.h"
+
 namespace nixl::base {
 
 std::shared_ptr<ChunkedJob> ChunkedJob::create(uint64_t chunks, Chunk chunk, Finished finished) {
@@ -15,15 +17,16 @@ ChunkedJob::ChunkedJob(uint64_t chunks, Chunk chunk, Finished finished)
 
 // Each worker calls the next one: the caller wakes a single thread, and meets none of them at the
 // pool's lock.
-void ChunkedJob::start(WorkPool& pool, unsigned workers) {
+void ChunkedJob::start(WorkPool& pool, unsigned workers, bool bulk) {
     const uint64_t limit = std::min<uint64_t>({workers, pool.threads(), chunks_});
     if (limit == 0) {
         return;
     }
-    pool.run([self = shared_from_this(), &pool, left = static_cast<unsigned>(limit) - 1] {
+    pool.run([self = shared_from_this(), &pool, bulk, left = static_cast<unsigned>(limit) - 1] {
         if (left > 0 && self->next_.load(std::memory_order_relaxed) < self->chunks_) {
-            self->start(pool, left);
+            self->start(pool, left, bulk);
         }
+        const BulkScope scope(bulk);
         while (self->help()) {
         }
     });

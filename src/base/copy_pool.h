@@ -24,8 +24,8 @@ class ChunkedJob : public std::enable_shared_from_this<ChunkedJob> {
     // REQUIRES: chunks > 0
     static std::shared_ptr<ChunkedJob> create(uint64_t chunks, Chunk chunk, Finished finished);
 
-    // Lets up to `workers` threads of the pool work on it.
-    void start(WorkPool& pool, unsigned workers);
+    // Lets up to `workers` threads of the pool work on it; as bulk work where it is long.
+    void start(WorkPool& pool, unsigned workers, bool bulk);
     // Does one chunk in the caller; false where none is left to begin.
     bool help();
     // Drops the chunks nobody has begun; those that run go on to their end.

@@ -12,6 +12,7 @@
 #define NIXL_GUARDED_BY(m) NIXL_TSA(guarded_by(m))
 #define NIXL_REQUIRES(m) NIXL_TSA(requires_capability(m))
 #define NIXL_REQUIRES_SHARED(m) NIXL_TSA(requires_shared_capability(m))
+#define NIXL_RELEASE(m) NIXL_TSA(release_capability(m))
 #define NIXL_EXCLUDES(m) NIXL_TSA(locks_excluded(m))
 #define NIXL_NO_TSA NIXL_TSA(no_thread_safety_analysis)
 

@@ -51,7 +51,7 @@ Result<std::unique_ptr<EpollReactor>> EpollReactor::create(std::chrono::microsec
     }
     std::unique_ptr<EpollReactor> reactor(new EpollReactor(epoll_fd, wake_fd, busy_poll));
     auto thread =
-        startThread("nixl-reactor", Priority::NORMAL, [self = reactor.get()] { self->loop(); });
+        startThread("nixl-reactor", Priority::RESPONSIVE, [self = reactor.get()] { self->loop(); });
     if (!thread.ok()) {
         return thread.status();
     }

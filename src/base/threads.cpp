@@ -1,12 +1,14 @@
 // See threads.h.
 #include "base/threads.h"
 
+#include <cerrno>
 #include <csignal>
 #include <string>
 #include <system_error>
 
 #include <pthread.h>
 #include <sched.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -17,25 +19,41 @@ namespace {
 // struct sched_attr in its first form: newer kernels take it, older ones know no slices.
 struct SchedulingAttributes {
     uint32_t size = sizeof(SchedulingAttributes);
-    uint32_t policy = SCHED_BATCH;
+    uint32_t policy = SCHED_OTHER;
     uint64_t flags = 0;
     int32_t nice = 0;
     uint32_t priority = 0;
-    uint64_t runtime = 0;  // nanoseconds
+    uint64_t runtime = 0;  // nanoseconds: the slice
     uint64_t deadline = 0;
     uint64_t period = 0;
 };
 
-// Long slices: with as much processor time as before a batch thread gets in the way of threads that
-// answer somebody less often, and those preempt it when they wake. A refusal only costs latency.
-void becomeBatch() {
+// With as much processor time as before, who has the shorter slice preempts who has the longer one
+// when it wakes (Linux 6.12 and later), and batch threads preempt nobody. So what answers somebody
+// has the shortest slice there is, and copies in bulk a long one. Measured with two polling
+// processes on two processors: a write of 64 B between two hosts took 3,990 us while the threads
+// that serve it had batch priority, because they waited for the end of a poller's turn.
+constexpr uint64_t kResponsiveSlice = 100'000;
+constexpr uint64_t kBulkSlice = 12'000'000;
+
+// A refusal only costs latency.
+void setScheduling(int policy, uint64_t slice) {
     SchedulingAttributes attributes;
-    attributes.runtime = 12'000'000;
+    attributes.policy = static_cast<uint32_t>(policy);
+    attributes.runtime = slice;
+    // The calling thread keeps the nice value that its process was given.
+    errno = 0;
+    const int nice = getpriority(PRIO_PROCESS, 0);
+    attributes.nice = errno == 0 ? nice : 0;
     if (syscall(SYS_sched_setattr, 0, &attributes, 0U) != 0) {
         const sched_param param{};
-        sched_setscheduler(0, SCHED_BATCH, &param);
+        sched_setscheduler(0, policy, &param);
     }
 }
+
+// Of the calling thread. FOREIGN: not one of ours, or one whose scheduling is its own affair.
+enum class Mode : uint8_t { FOREIGN, RESPONSIVE, BULK };
+thread_local Mode mode = Mode::FOREIGN;
 
 }  // namespace
 
@@ -49,8 +67,10 @@ Result<std::thread> startThread(const char* name, Priority priority, std::functi
     int error = 0;
     try {
         thread = std::thread([priority, body = std::move(body)] {
-            if (priority == Priority::BATCH) {
-                becomeBatch();
+            // Another policy than the usual one was chosen by whoever started this process.
+            if (priority == Priority::RESPONSIVE && sched_getscheduler(0) == SCHED_OTHER) {
+                mode = Mode::RESPONSIVE;
+                setScheduling(SCHED_OTHER, kResponsiveSlice);
             }
             body();
         });
@@ -65,6 +85,15 @@ Result<std::thread> startThread(const char* name, Priority priority, std::functi
     }
     pthread_setname_np(thread.native_handle(), std::string(name).substr(0, 15).c_str());
     return thread;
+}
+
+void workInBulk(bool bulk) {
+    const Mode wanted = bulk ? Mode::BULK : Mode::RESPONSIVE;
+    if (mode == Mode::FOREIGN || mode == wanted) {
+        return;
+    }
+    mode = wanted;
+    setScheduling(bulk ? SCHED_BATCH : SCHED_OTHER, bulk ? kBulkSlice : kResponsiveSlice);
 }
 
 ProcessMark::ProcessMark() : pid_(getpid()) {}

@@ -49,7 +49,7 @@ size_t ThreadPool::started() const {
 }
 
 bool ThreadPool::startOne() {
-    auto thread = startThread("nixl-copy", Priority::BATCH, [this] { loop(); });
+    auto thread = startThread("nixl-copy", Priority::RESPONSIVE, [this] { loop(); });
     if (!thread.ok()) {
         log(LogLevel::WARN, "work pool: " + thread.status().message());
         return false;

@@ -45,19 +45,30 @@ TEST(ThreadPool, RunsEverythingBeforeItEnds) {
     EXPECT_EQ(count.load(), 1000);
 }
 
-TEST(ThreadPool, ThreadsAreBatchAndBlockSignals) {
+TEST(ThreadPool, ThreadsAreBatchOnlyInBulkWorkAndBlockSignals) {
     std::atomic<int> policy{-1};
+    std::atomic<int> in_bulk{-1};
+    std::atomic<int> after{-1};
     std::atomic<bool> blocked{false};
     {
         ThreadPool pool(1);
         pool.run([&] {
             policy = sched_getscheduler(0);
+            {
+                const BulkScope scope;
+                in_bulk = sched_getscheduler(0);
+            }
+            after = sched_getscheduler(0);
             sigset_t mask;
             pthread_sigmask(SIG_SETMASK, nullptr, &mask);
             blocked = sigismember(&mask, SIGINT) == 1 && sigismember(&mask, SIGUSR1) == 1;
         });
     }
-    EXPECT_EQ(policy.load(), SCHED_BATCH);
+    EXPECT_EQ(policy.load(), SCHED_OTHER);
+    EXPECT_EQ(in_bulk.load(), SCHED_BATCH);
+    EXPECT_EQ(after.load(), SCHED_OTHER);
+    const BulkScope scope;
+    EXPECT_EQ(sched_getscheduler(0), SCHED_OTHER) << "a thread of the user is left alone";
     EXPECT_TRUE(blocked.load());
     sigset_t mask;
     pthread_sigmask(SIG_SETMASK, nullptr, &mask);
@@ -93,7 +104,7 @@ TEST(ChunkedJob, EveryChunkOnceThenOneEnd) {
                 return true;
             },
             [&] { ends.fetch_add(1); });
-        job->start(pool, 4);
+        job->start(pool, 4, false);
         while (job->help()) {
         }
         while (ends.load() == 0) {
@@ -140,7 +151,7 @@ TEST(ChunkedJob, StopWaitsForTheChunkThatRuns) {
             return true;
         },
         [&] { ends.fetch_add(1); });
-    job->start(pool, 1);
+    job->start(pool, 1, false);
     while (!inside) {
         std::this_thread::yield();
     }
@@ -159,7 +170,7 @@ TEST(ChunkedJob, StopRacesWithWorkers) {
         auto ends = std::make_shared<std::atomic<int>>(0);
         auto job =
             ChunkedJob::create(8, [](uint64_t) { return true; }, [ends] { ends->fetch_add(1); });
-        job->start(pool, 2);
+        job->start(pool, 2, false);
         job->stop();
         while (!job->finished() || ends->load() == 0) {
             std::this_thread::yield();

@@ -16,6 +16,10 @@ constexpr size_t kVectors = 256;
 constexpr uint64_t kTurn = 4 << 20;
 // The same for callers who look how a transfer is doing: they come again.
 constexpr uint64_t kHelpTurn = 512 << 10;
+// So much is left to callers who poll; with more the threads take part.
+constexpr uint64_t kBrief = 1 << 20;
+// A post sends at once while no more than this is under way.
+constexpr uint64_t kInlineBytes = 256 << 10;
 
 size_t totalOf(const iovec* vectors, size_t count) {
     size_t total = 0;
@@ -33,8 +37,7 @@ TargetConnection::TargetConnection(std::unique_ptr<Channel> channel,
                                    DataLoop& loop,
                                    std::string_view early_bytes,
                                    std::function<void(const Status&)> gone)
-    : DataConnection(std::move(channel)),
-      loop_(loop),
+    : DataConnection(std::move(channel), loop),
       target_(access, key),
       early_(early_bytes),
       gone_(std::move(gone)) {}
@@ -99,8 +102,7 @@ Status TargetConnection::receiveSome(uint64_t& budget, bool& dry) {
     return {};
 }
 
-Status TargetConnection::move(bool& more) {
-    uint64_t budget = kTurn;
+Status TargetConnection::move(uint64_t& budget) {
     bool dry = false;
     while (budget > 0) {
         NIXL_RETURN_IF_ERROR(sendSome(budget));
@@ -116,30 +118,59 @@ Status TargetConnection::move(bool& more) {
             break;
         }
     }
-    more = budget == 0;
     return {};
 }
 
-void TargetConnection::serve(uint32_t /*events*/) {
-    Status status;
-    {
-        const MutexLock lock(mutex_);
-        if (ended_) {
-            return;
-        }
-        lastUsed_.store(Reactor::Clock::now(), std::memory_order_relaxed);
-        bool more = false;
-        status = move(more);
-        if (status.ok()) {
-            loop_.rearm(*this, target_.wantsOutput() ? EPOLLOUT : EPOLLIN);
-            return;
-        }
+Status TargetConnection::turn(uint64_t budget, uint64_t& moved) {
+    lastUsed_.store(Reactor::Clock::now(), std::memory_order_relaxed);
+    uint64_t left = budget;
+    Status status = move(left);
+    moved = budget - left;
+    if (status.ok()) {
+        loop_.rearm(*this, target_.wantsOutput() ? EPOLLOUT : EPOLLIN,
+                    left > 0 && target_.bytesLeft() <= kBrief);
+    } else {
         ended_ = true;
     }
+    return status;
+}
+
+void TargetConnection::leave(const Status& why) {
     const auto keep = std::exchange(gone_, nullptr);
     channel_->shutdown();
     loop_.remove(*this);
-    keep(status);
+    keep(why);
+}
+
+uint64_t TargetConnection::serve() {
+    Status status;
+    uint64_t moved = 0;
+    {
+        const MutexLock lock(mutex_);
+        if (ended_) {
+            return 0;
+        }
+        status = turn(kTurn, moved);
+    }
+    if (!status.ok()) {
+        leave(status);
+    }
+    return moved;
+}
+
+void TargetConnection::pollReady() {
+    if (!mutex_.tryLock()) {
+        return;
+    }
+    Status status;
+    uint64_t moved = 0;
+    if (!ended_) {
+        status = turn(kHelpTurn, moved);
+    }
+    mutex_.unlock();
+    if (!status.ok()) {
+        leave(status);
+    }
 }
 
 void TargetConnection::end(const Status& /*why*/) {
@@ -153,12 +184,11 @@ ClientConnection::ClientConnection(std::unique_ptr<Channel> channel,
                                    const base::Digest& key,
                                    DataLoop& loop,
                                    Feed feed)
-    : DataConnection(std::move(channel)),
-      loop_(loop),
+    : DataConnection(std::move(channel), loop),
       client_(std::move(peer_name), key),
       feed_(std::move(feed)) {}
 
-Status ClientConnection::move(uint64_t budget) {
+Status ClientConnection::sendSome(uint64_t& budget) {
     iovec vectors[kVectors];
     feed_(client_);
     while (client_.wantsOutput() && budget > 0) {
@@ -180,6 +210,11 @@ Status ClientConnection::move(uint64_t budget) {
             break;
         }
     }
+    return {};
+}
+
+Status ClientConnection::receiveSome(uint64_t& budget) {
+    iovec vectors[kVectors];
     while (budget > 0) {
         const size_t count = client_.inputSpace(vectors, kVectors);
         const size_t room = totalOf(vectors, count);
@@ -198,16 +233,44 @@ Status ClientConnection::move(uint64_t budget) {
             break;
         }
     }
+    return {};
+}
+
+Status ClientConnection::move(uint64_t budget) {
+    NIXL_RETURN_IF_ERROR(sendSome(budget));
+    NIXL_RETURN_IF_ERROR(receiveSome(budget));
     feed_(client_);
     return {};
 }
 
 void ClientConnection::arm() {
-    loop_.rearm(*this, EPOLLIN | (client_.wantsOutput() ? EPOLLOUT : 0U));
-    // Whoever could not get the lock in the meantime has left word, and may have armed before.
-    if (poked_.exchange(false)) {
-        loop_.rearm(*this, EPOLLIN | EPOLLOUT);
+    loop_.rearm(*this, EPOLLIN | (client_.wantsOutput() ? EPOLLOUT : 0U),
+                client_.outstandingBytes() <= kBrief);
+}
+
+// Without the lock, after each use of it: does for those who could not get it what they came for.
+void ClientConnection::servePokes() {
+    while (poked_.load() && mutex_.tryLock()) {
+        poked_.store(false);
+        pokeLocked(kInlineBytes);
     }
+}
+
+// With the lock, which it gives back.
+void ClientConnection::pokeLocked(uint64_t inline_bytes) {
+    Report report;
+    if (!ended_) {
+        Status status;
+        if (inline_bytes > 0 && client_.outstandingBytes() + inline_bytes <= kInlineBytes) {
+            uint64_t budget = kInlineBytes;
+            status = sendSome(budget);
+        } else {
+            feed_(client_);
+        }
+        report = settle(std::move(status));
+    }
+    mutex_.unlock();
+    tell(std::move(report));
 }
 
 // After move(): arms the connection again, or ends it.
@@ -239,16 +302,21 @@ void ClientConnection::tell(Report report) {
     }
 }
 
-void ClientConnection::serve(uint32_t /*events*/) {
+uint64_t ClientConnection::serve() {
     Report report;
+    uint64_t moved = 0;
     {
         const MutexLock lock(mutex_);
         if (ended_) {
-            return;
+            return 0;
         }
+        moved = moved_;
         report = settle(move(kTurn));
+        moved = moved_ - moved;
     }
     tell(std::move(report));
+    servePokes();
+    return moved;
 }
 
 void ClientConnection::end(const Status& why) {
@@ -261,36 +329,27 @@ void ClientConnection::end(const Status& why) {
 }
 
 void ClientConnection::poke(uint64_t inline_bytes) {
-    if (!mutex_.tryLock()) {
-        // Somebody moves bytes right now and may have looked for parts already.
+    if (mutex_.tryLock()) {
+        pokeLocked(inline_bytes);
+    } else {
+        // Somebody moves bytes right now and may have looked for parts already: he looks again when
+        // he lets go of the lock, unless he just has.
         poked_.store(true);
-        loop_.rearm(*this, EPOLLIN | EPOLLOUT);
+    }
+    servePokes();
+}
+
+void ClientConnection::pollReady() {
+    if (!mutex_.tryLock()) {
         return;
     }
     Report report;
     if (!ended_) {
-        Status status;
-        if (inline_bytes > 0 && client_.idle()) {
-            status = move(inline_bytes);
-        } else {
-            feed_(client_);
-        }
-        report = settle(std::move(status));
-    }
-    mutex_.unlock();
-    tell(std::move(report));
-}
-
-void ClientConnection::help() {
-    if (!mutex_.tryLock()) {
-        return;
-    }
-    Report report;
-    if (!ended_ && !client_.idle()) {
         report = settle(move(kHelpTurn));
     }
     mutex_.unlock();
     tell(std::move(report));
+    servePokes();
 }
 
 void ClientConnection::expire(Reactor::Clock::time_point now, std::chrono::milliseconds patience) {
@@ -311,6 +370,7 @@ void ClientConnection::expire(Reactor::Clock::time_point now, std::chrono::milli
     }
     mutex_.unlock();
     tell(std::move(report));
+    servePokes();
 }
 
 void ClientConnection::cancel(const void* owner) {
@@ -323,6 +383,17 @@ void ClientConnection::cancel(const void* owner) {
         }
     }
     tell(std::move(report));
+    servePokes();
+}
+
+bool ClientConnection::ended() {
+    bool ended = false;
+    {
+        const MutexLock lock(mutex_);
+        ended = ended_;
+    }
+    servePokes();
+    return ended;
 }
 
 }  // namespace nixl::peer

@@ -27,7 +27,8 @@ class TargetConnection final : public DataConnection {
                      DataLoop& loop,
                      std::string_view early_bytes,
                      std::function<void(const Status&)> gone);
-    void serve(uint32_t events) override;
+    uint64_t serve() override;
+    void pollReady() override;
     void end(const Status& why) override;
     // When the peer last asked for anything here.
     Reactor::Clock::time_point lastUsed() const {
@@ -35,11 +36,13 @@ class TargetConnection final : public DataConnection {
     }
 
   private:
-    Status move(bool& more) NIXL_REQUIRES(mutex_);
+    // Moves about `budget` bytes and waits for what comes next; an error ends the connection.
+    Status turn(uint64_t budget, uint64_t& moved) NIXL_REQUIRES(mutex_);
+    void leave(const Status& why);
+    Status move(uint64_t& budget) NIXL_REQUIRES(mutex_);
     Status sendSome(uint64_t& budget) NIXL_REQUIRES(mutex_);
     Status receiveSome(uint64_t& budget, bool& dry) NIXL_REQUIRES(mutex_);
 
-    DataLoop& loop_;
     Mutex mutex_;
     StreamTarget target_ NIXL_GUARDED_BY(mutex_);
     std::string early_ NIXL_GUARDED_BY(mutex_);
@@ -59,27 +62,27 @@ class ClientConnection final : public DataConnection {
                      Feed feed);
     // Called once, when the connection has left the loop. Before the connection is added to it.
     void onGone(std::function<void(const Status&)> gone) { gone_ = std::move(gone); }
-    void serve(uint32_t events) override;
+    uint64_t serve() override;
+    void pollReady() override;
     void end(const Status& why) override;
     // There may be something to take: sends at once what goes without waiting, at most
     // `inline_bytes`; the loop's threads do the rest.
     void poke(uint64_t inline_bytes);
-    // Moves what can move, where nobody else does.
-    void help();
     // Ends the connection where answers are owed and nothing has moved for `patience`: nobody may
     // be there any more. Called now and then, always by the same thread.
     void expire(Reactor::Clock::time_point now, std::chrono::milliseconds patience);
-    bool ended() {
-        const MutexLock lock(mutex_);
-        return ended_;
-    }
+    bool ended();
     // See StreamClient::cancel.
     void cancel(const void* owner);
 
   private:
-    // Sends and receives about `budget` bytes each.
+    // Send and receive about `budget` bytes, and count it down.
+    Status sendSome(uint64_t& budget) NIXL_REQUIRES(mutex_);
+    Status receiveSome(uint64_t& budget) NIXL_REQUIRES(mutex_);
     Status move(uint64_t budget) NIXL_REQUIRES(mutex_);
     void arm() NIXL_REQUIRES(mutex_);
+    void servePokes();
+    void pokeLocked(uint64_t inline_bytes) NIXL_RELEASE(mutex_);
     struct Report {
         bool gone = false;
         Status status;
@@ -88,7 +91,6 @@ class ClientConnection final : public DataConnection {
     Report settle(Status status) NIXL_REQUIRES(mutex_);
     void tell(Report report);
 
-    DataLoop& loop_;
     Mutex mutex_;
     StreamClient client_ NIXL_GUARDED_BY(mutex_);
     bool ended_ NIXL_GUARDED_BY(mutex_) = false;

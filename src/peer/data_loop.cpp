@@ -67,7 +67,8 @@ Status DataLoop::start() {
         wake_ = std::move(wake);
     }
     while (threads_->size() < wanted_) {
-        auto thread = base::startThread("nixl-stream", base::Priority::BATCH, [this] { loop(); });
+        auto thread =
+            base::startThread("nixl-stream", base::Priority::RESPONSIVE, [this] { loop(); });
         if (!thread.ok()) {
             return threads_->empty() ? thread.status() : Status();
         }
@@ -87,18 +88,50 @@ Status DataLoop::add(const std::shared_ptr<DataConnection>& connection, uint32_t
     event.events = events | EPOLLONESHOT;
     event.data.u64 = connection->id_;
     connections_.emplace(connection->id_, connection);
+    connection->pollId_ = pollSet_.add(connection->fd(), connection);
     if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, connection->fd(), &event) < 0) {
+        const Status status = systemError("epoll_ctl");
+        pollSet_.remove(connection->pollId_, connection->fd());
         connections_.erase(connection->id_);
-        return systemError("epoll_ctl");
+        return status;
     }
     return {};
 }
 
-void DataLoop::rearm(const DataConnection& connection, uint32_t events) {
+void DataConnection::watchAgain() {
+    loop_.watchAgain(*this);
+}
+
+void DataLoop::arm(const DataConnection& connection, uint32_t events) {
     epoll_event event{};
     event.events = events | EPOLLONESHOT;
     event.data.u64 = connection.id_;
     epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, connection.fd(), &event);
+}
+
+void DataLoop::rearm(DataConnection& connection, uint32_t events, bool brief) {
+    const bool leave = brief && connection.pollId_ != 0 && pollSet_.polled();
+    {
+        const MutexLock lock(connection.armMutex_);
+        const bool room = leave && (events & EPOLLOUT) != 0;
+        if (connection.lookedForRoom_ != room) {
+            connection.lookedForRoom_ = room;
+            pollSet_.lookForRoom(connection.pollId_, connection.fd(), room);
+        }
+        connection.left_ = leave;
+        connection.events_ = events;
+        if (!leave) {
+            return arm(connection, events);
+        }
+    }
+    pollSet_.guard();
+}
+
+void DataLoop::watchAgain(DataConnection& connection) {
+    const MutexLock lock(connection.armMutex_);
+    if (std::exchange(connection.left_, false)) {
+        arm(connection, connection.events_);
+    }
 }
 
 void DataLoop::remove(const DataConnection& connection) {
@@ -106,6 +139,7 @@ void DataLoop::remove(const DataConnection& connection) {
     const MutexLock lock(mutex_);
     const auto found = connections_.find(connection.id_);
     if (found != connections_.end()) {
+        pollSet_.remove(connection.pollId_, connection.fd());
         epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection.fd(), nullptr);
         gone = std::move(found->second);
         connections_.erase(found);
@@ -113,7 +147,7 @@ void DataLoop::remove(const DataConnection& connection) {
 }
 
 // One at a time: the next ready connection is another thread's.
-int DataLoop::nextEvent(epoll_event& event) {
+int DataLoop::nextEvent(epoll_event& event, uint64_t& at_a_stretch) {
     if (busyPoll_.enabled() && !spinning_.exchange(true)) {
         int count = 0;
         const bool seen = busyPoll_.spin(base::kNoDeadline, [&] {
@@ -125,14 +159,22 @@ int DataLoop::nextEvent(epoll_event& event) {
             return count;
         }
     }
+    if (at_a_stretch > base::kBulkBytes) {
+        if (const int count = epoll_wait(epoll_.get(), &event, 1, 0); count != 0) {
+            return count;  // there is more to do: bulk work goes on as such
+        }
+        base::workInBulk(false);
+    }
+    at_a_stretch = 0;
     busyPoll_.countSleep();
     return epoll_wait(epoll_.get(), &event, 1, -1);
 }
 
 void DataLoop::loop() {
+    uint64_t at_a_stretch = 0;  // bytes moved since nothing was to be done
     while (!stop_.load()) {
         epoll_event event{};
-        const int count = nextEvent(event);
+        const int count = nextEvent(event, at_a_stretch);
         const uint64_t id = event.data.u64;  // a copy: the event is packed
         if (count <= 0 || id == 0) {
             continue;
@@ -146,7 +188,8 @@ void DataLoop::loop() {
             }
         }
         if (connection != nullptr) {
-            connection->serve(event.events);
+            at_a_stretch += connection->serve();
+            base::workInBulk(at_a_stretch > base::kBulkBytes);
         }
     }
 }

@@ -1,6 +1,7 @@
-// The threads that move the stream lane's payload: a few of batch priority on one epoll set, each
-// connection served by one of them at a time. Owned by the engine; thread-safe. Threads start with
-// the first connection.
+// The threads that move the stream lane's payload: a few on one epoll set, each connection served
+// by one of them at a time. They answer small requests at once and take batch priority while they
+// move much. While callers poll they are not woken for small ones: see poll_set.h. Owned by the
+// engine; thread-safe. Threads start with the first connection.
 #pragma once
 
 #include <atomic>
@@ -16,6 +17,7 @@
 #include "base/busy_poll.h"
 #include "base/mutex.h"
 #include "base/threads.h"
+#include "peer/poll_set.h"
 #include "peer/socket.h"
 
 namespace nixl::peer {
@@ -24,13 +26,14 @@ class DataLoop;
 
 // One connection in the loop. serve() and whoever else wants to work on the connection take its
 // lock.
-class DataConnection {
+class DataConnection : public PollSet::Member {
   public:
-    explicit DataConnection(std::unique_ptr<Channel> channel) : channel_(std::move(channel)) {}
-    virtual ~DataConnection() = default;
+    DataConnection(std::unique_ptr<Channel> channel, DataLoop& loop)
+        : channel_(std::move(channel)), loop_(loop) {}
     // Moves bytes until nothing moves or others should have a turn; ends with the loop's rearm()
-    // or remove(). `id` is its own in the loop.
-    virtual void serve(uint32_t events) = 0;
+    // or remove(). Returns how many it has moved.
+    virtual uint64_t serve() = 0;
+    void watchAgain() override;
     // The loop has ended: nobody serves it any more.
     virtual void end(const Status& why) = 0;
 
@@ -41,14 +44,23 @@ class DataConnection {
   protected:
     friend class DataLoop;
     std::unique_ptr<Channel> channel_;
-    uint64_t id_ = 0;  // in the loop; set before the first serve()
+    DataLoop& loop_;
+
+  private:
+    uint64_t id_ = 0;      // in the loop; set before the first serve()
+    uint64_t pollId_ = 0;  // in the poll set
+    Mutex armMutex_;
+    // Left to callers who poll, and what they wait for.
+    bool left_ NIXL_GUARDED_BY(armMutex_) = false;
+    uint32_t events_ NIXL_GUARDED_BY(armMutex_) = 0;
+    bool lookedForRoom_ NIXL_GUARDED_BY(armMutex_) = false;
 };
 
 class DataLoop {
   public:
     // `busy_poll`: how long one of the threads looks again before it sleeps.
-    explicit DataLoop(unsigned threads, std::chrono::microseconds busy_poll = {})
-        : wanted_(threads), busyPoll_(busy_poll) {}
+    DataLoop(unsigned threads, PollSet& poll_set, std::chrono::microseconds busy_poll = {})
+        : wanted_(threads), pollSet_(poll_set), busyPoll_(busy_poll) {}
     // REQUIRES: no connection is used any more.
     ~DataLoop();
     DataLoop(const DataLoop&) = delete;
@@ -56,8 +68,10 @@ class DataLoop {
 
     // Takes part in the ownership until remove().
     Status add(const std::shared_ptr<DataConnection>& connection, uint32_t events);
-    // Waits for `events` once more. Any thread, also while another serves.
-    void rearm(const DataConnection& connection, uint32_t events);
+    // Waits for `events` once more. Any thread, also while another serves. `brief`: what it waits
+    // for is soon done, so callers who poll may do it.
+    void rearm(DataConnection& connection, uint32_t events, bool brief);
+    void watchAgain(DataConnection& connection);
     void remove(const DataConnection& connection);
     // Payload that a stream thread has moved is seen by whoever hears of it on another thread, also
     // where the word comes from another process: said after moving, asked before telling.
@@ -70,9 +84,12 @@ class DataLoop {
   private:
     Status start() NIXL_REQUIRES(mutex_);
     void loop();
-    int nextEvent(epoll_event& event);
+    int nextEvent(epoll_event& event, uint64_t& at_a_stretch);
+
+    void arm(const DataConnection& connection, uint32_t events);
 
     const unsigned wanted_;
+    PollSet& pollSet_;
     const base::ProcessMark process_;
     Mutex mutex_;
     Fd epoll_;

@@ -35,7 +35,6 @@ Key randomKey() {
     return key;
 }
 
-constexpr size_t kHelpedAtOnce = 8;
 // A handshake that takes longer makes room where descriptors have run out.
 constexpr std::chrono::milliseconds kSlowGreeter{500};
 
@@ -54,7 +53,8 @@ EngineImpl::EngineImpl(const EngineConfig& engine_config,
       pool(its_pool),
       access(its_access),
       bootId(peer::bootId()),
-      dataLoop(dataThreads(), std::chrono::microseconds(config.busyPollMicroseconds)),
+      pollSet(reactor, config.pollDistance),
+      dataLoop(dataThreads(), pollSet, std::chrono::microseconds(config.busyPollMicroseconds)),
       cookie_(randomKey()) {}
 
 EngineImpl::~EngineImpl() {
@@ -158,6 +158,7 @@ void EngineImpl::stop() {
     });
     onReactor([] {});  // the closings, queued behind
     dataLoop.stop(why);
+    pollSet.stop();
     const MutexLock lock(mutex_);
     links_.clear();
 }
@@ -487,13 +488,7 @@ Status EngineImpl::awaitQuiet(base::Deadline deadline) {
 }
 
 void Engine::help() {
-    // A few at a time, so that a caller who polls does not pay for every peer each time.
-    const auto links = impl_->links();
-    const size_t count = std::min(links.size(), kHelpedAtOnce);
-    const size_t first = links.size() <= kHelpedAtOnce ? 0 : impl_->nextHelped.fetch_add(count);
-    for (size_t i = 0; i < count; ++i) {
-        links[(first + i) % links.size()]->help(false);
-    }
+    impl_->pollSet.help();
 }
 
 bool Engine::ready(const Identity& peer) const {

@@ -28,6 +28,8 @@ struct EngineConfig {
     std::string socketDir;           // empty: no path socket
     unsigned streamConnections = 0;  // per peer and direction; 0: chosen
     unsigned busyPollMicroseconds = 0;
+    // Callers who come again within this time poll: small requests are left to them.
+    std::chrono::microseconds pollDistance{100};
 };
 
 struct LaneOptions {
@@ -86,8 +88,8 @@ class Engine {
     void restore(uint64_t region_id, uint32_t generation);
     Status awaitQuiet(base::Deadline deadline);
 
-    // Reads the sessions without blocking, where nobody else does: for callers who poll. Moves no
-    // payload.
+    // For callers who poll: serves sessions and small requests without blocking, where nobody else
+    // does.
     void help();
     // A session with the peer is up.
     bool ready(const Identity& peer) const;

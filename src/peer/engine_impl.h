@@ -17,6 +17,7 @@
 #include "peer/engine.h"
 #include "peer/host_pages.h"
 #include "peer/link.h"
+#include "peer/poll_set.h"
 
 namespace nixl::peer {
 
@@ -60,12 +61,12 @@ class EngineImpl final : public Admission, public std::enable_shared_from_this<E
     const Key bootId;
     const base::ProcessMark process;
     HostTarget hostTarget;
+    PollSet pollSet;
     DataLoop dataLoop;
     std::atomic<uint64_t> bytesIn{0};
     std::atomic<uint64_t> bytesOut{0};
     std::atomic<uint64_t> sessions{0};
     std::atomic<uint64_t> refused{0};
-    std::atomic<size_t> nextHelped{0};
 
     static constexpr size_t kMaxGreeters = 1024;
     static constexpr size_t kMaxLinks = 16 << 10;

@@ -13,10 +13,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "base/reactor.h"
-#include "base/work_pool.h"
 #include "peer/socket.h"
-#include "peer/testing_access.h"
+#include "peer/testing_engines.h"
 
 namespace nixl::peer {
 namespace {
@@ -24,115 +22,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 using Clock = std::chrono::steady_clock;
-
-class TestCompletion final : public Completion {
-  public:
-    Status wait(const std::function<void()>& help = {}, seconds limit = seconds(20)) {
-        const auto until = Clock::now() + limit;
-        while (!final() && Clock::now() < until) {
-            if (help) {
-                help();
-            } else {
-                std::this_thread::sleep_for(milliseconds(1));
-            }
-        }
-        return final() ? status_ : Status::timeout("the test waited in vain");
-    }
-    const std::vector<SegmentFailure>& failures() const { return failures_; }
-
-  private:
-    void onFinal(XferState /*state*/,
-                 Status&& status,
-                 std::vector<SegmentFailure>&& failures) override {
-        status_ = std::move(status);
-        failures_ = std::move(failures);
-    }
-    Status status_;
-    std::vector<SegmentFailure> failures_;
-};
-
-GrantsPtr opens(const Key& grant) {
-    return std::make_shared<Grants>(grant);
-}
-
-// One agent's worth of the engine.
-struct Side {
-    explicit Side(const std::string& name, EngineConfig config = {}, const Key& grant = {1, 2, 3})
-        : access(grant) {
-        reactor = std::move(base::EpollReactor::create()).value();
-        config.self.name = name;
-        base::randomBytes(config.self.incarnation);
-        identity = config.self;
-        auto made = Engine::create(config, *reactor, pool, access);
-        EXPECT_TRUE(made.ok()) << made.status().message();
-        engine = std::move(made).value();
-    }
-    ~Side() { engine.reset(); }
-    // Makes `other` known here; `change` may edit how it is reached.
-    void know(Side& other, const std::function<void(Endpoints&)>& change = {}) {
-        auto endpoints = Endpoints::decode(other.engine->connectionInfo());
-        ASSERT_TRUE(endpoints.ok());
-        if (change) {
-            change(endpoints.value());
-        }
-        ASSERT_TRUE(
-            engine->addPeer(other.identity, endpoints.value().encode(), opens(other.access.grant()))
-                .ok());
-    }
-    Status connect(Side& other) {
-        auto result = std::make_shared<std::promise<Status>>();
-        engine->connect(other.identity,
-                        [result](const Status& status) { result->set_value(status); });
-        return result->get_future().get();
-    }
-    Status notify(const Identity& who, std::string message) {
-        auto result = std::make_shared<std::promise<Status>>();
-        Status status = engine->sendNotification(
-            who, std::move(message),
-            [result](const Status& outcome) { result->set_value(outcome); });
-        return status.ok() ? result->get_future().get() : status;
-    }
-
-    TestAccess access;
-    Identity identity;
-    base::ThreadPool pool;
-    std::unique_ptr<base::EpollReactor> reactor;
-    std::unique_ptr<Engine> engine;
-};
-
-void tcpOnly(Endpoints& endpoints) {
-    endpoints.bootId = {};
-    endpoints.addresses = {std::string("\x7f\0\0\1", 4)};
-    endpoints.bootId = bootId();
-    endpoints.abstract.clear();
-    endpoints.path.clear();
-}
-
-// A plan over plain memory, with what it refers to.
-struct Plan {
-    Plan(OpType op, Side& peer, std::vector<PlanRun> all) : runs(std::move(all)) {
-        plan.op = op;
-        name = peer.identity.name;
-        plan.peer = {name, peer.identity.incarnation, false};
-        for (PlanRun& run : runs) {
-            run.planOffset = plan.bytes;
-            plan.bytes += run.size * run.count;
-            plan.segments += run.count;
-        }
-        local.resize(1);
-        remote.resize(1);
-        remote[0].id = 1;
-        remote[0].generation = 1;
-        plan.localRegions = local;
-        plan.remoteRegions = remote;
-        plan.runs = runs;
-    }
-    std::vector<PlanRun> runs;
-    std::vector<PlanRegion> local;
-    std::vector<PlanRegion> remote;
-    std::string name;
-    TransferPlan plan;
-};
 
 class EngineTest : public testing::TestWithParam<bool> {  // true: host lane, false: stream
   protected:

@@ -16,9 +16,6 @@ namespace {
 
 constexpr size_t kReadSize = 64 << 10;
 constexpr int kReadRounds = 16;  // before others get their turn
-// A caller who polls comes again within this time. It is also how late the reactor may be when he
-// stops.
-constexpr std::chrono::microseconds kPollDistance{500};
 
 // How many descriptors a frame brings.
 size_t descriptorsOf(FrameType type, std::string_view body) {
@@ -327,8 +324,7 @@ void Link::onBye(uint64_t connection, const Status& why) {
     lost(why);
 }
 
-void Link::help(bool payload) {
-    Status status;
+void Link::pollReady() {
     {
         if (!mutex_.tryLock()) {
             return;
@@ -337,55 +333,31 @@ void Link::help(bool payload) {
             mutex_.unlock();
             return;
         }
-        // A lost connection is the reactor's business; it sees the same.
-        lastHelp_.store(Reactor::Clock::now(), std::memory_order_relaxed);
-        status = readControl();
+        // A lost connection is the reactor's business.
+        const Status status = readControl();
         flush();
+        if (!status.ok()) {
+            updateWatch(true, writeWatched_);
+        }
         mutex_.unlock();
     }
     dispatch();
-    if (payload) {
-        for (const auto& client : clients()) {
-            client->help();
-        }
-    }
-}
-
-bool Link::polled() const {
-    return Reactor::Clock::now() - lastHelp_.load(std::memory_order_relaxed) < kPollDistance;
 }
 
 void Link::standBack() {
     {
         const MutexLock lock(mutex_);
-        if (!readWatched_) {
+        if (!readWatched_ || pollId_ == 0) {
             return;
         }
         updateWatch(false, writeWatched_);
     }
-    if (standTimer_ == 0) {
-        watchAgain();
-    }
+    engine_.pollSet.guard();
 }
 
-// Reactor thread; starts over as long as the caller polls.
 void Link::watchAgain() {
-    {
-        const MutexLock lock(mutex_);
-        if (readWatched_ || watch_ == 0) {
-            return;
-        }
-        if (!polled()) {
-            return updateWatch(true, writeWatched_);
-        }
-    }
-    standTimer_ = engine_.reactor.startTimer(Reactor::Clock::now() + 2 * kPollDistance,
-                                             [weak = weak_from_this()] {
-                                                 if (const auto link = weak.lock()) {
-                                                     link->standTimer_ = 0;
-                                                     link->watchAgain();
-                                                 }
-                                             });
+    const MutexLock lock(mutex_);
+    updateWatch(true, writeWatched_);
 }
 
 void Link::onControl() {
@@ -399,7 +371,7 @@ void Link::onControl() {
     dispatch();
     if (!status.ok()) {
         controlLost(status);
-    } else if (polled()) {
+    } else if (engine_.pollSet.polled()) {
         standBack();
     }
 }
@@ -408,6 +380,9 @@ void Link::dropControl() {
     ready_.store(false, std::memory_order_release);
     if (watch_ != 0) {
         engine_.reactor.unwatch(std::exchange(watch_, 0));
+    }
+    if (channel_ != nullptr) {
+        engine_.pollSet.remove(std::exchange(pollId_, 0), channel_->fd());
     }
     channel_.reset();
     readWatched_ = false;
@@ -516,7 +491,7 @@ void Link::lost(const Status& why) {
     if (dataDialer_ != nullptr) {
         std::exchange(dataDialer_, nullptr)->cancel();
     }
-    for (uint64_t* timer : {&retryTimer_, &tickTimer_, &graceTimer_, &standTimer_}) {
+    for (uint64_t* timer : {&retryTimer_, &tickTimer_, &graceTimer_}) {
         if (*timer != 0) {
             engine_.reactor.stopTimer(std::exchange(*timer, 0));
         }

@@ -23,15 +23,16 @@
 #include "peer/engine.h"
 #include "peer/host_maps.h"
 #include "peer/host_pages.h"
+#include "peer/poll_set.h"
 #include "peer/session.h"
 #include "peer/stream_job.h"
 
 namespace nixl::peer {
 
-class Link : public std::enable_shared_from_this<Link> {
+class Link : public PollSet::Member, public std::enable_shared_from_this<Link> {
   public:
     Link(EngineImpl& engine, Identity peer);
-    ~Link();
+    ~Link() override;
     Link(const Link&) = delete;
     Link& operator=(const Link&) = delete;
 
@@ -72,9 +73,9 @@ class Link : public std::enable_shared_from_this<Link> {
     // No byte of the job's memory moves once it returns.
     void cancelJob(const std::shared_ptr<StreamJob>& job, const Status& why);
 
-    // Reads what has come to the session, where nobody else does; with `payload` moves the stream
-    // lane's bytes too.
-    void help(bool payload);
+    // Reads what has come to the session, where nobody else does.
+    void pollReady() override;
+    void watchAgain() override;
     // Ends the session for good and everything that waits; the engine forgets the link. Any
     // thread; takes effect on the reactor thread.
     void close(const Status& why, const std::string& farewell);
@@ -119,10 +120,8 @@ class Link : public std::enable_shared_from_this<Link> {
     void deliver(Session::Event& event, uint64_t epoch);
     void giveCredit(uint64_t epoch, uint64_t cost);
     void onControl();
-    // While a caller polls this session the reactor leaves it to him, and looks at times.
+    // While a caller polls the reactor leaves this session to him.
     void standBack();
-    void watchAgain();
-    bool polled() const;
     void updateWatch(bool reading, bool writing) NIXL_REQUIRES(mutex_);
     void dropControl() NIXL_REQUIRES(mutex_);
     void controlLost(const Status& why);
@@ -160,7 +159,6 @@ class Link : public std::enable_shared_from_this<Link> {
     EngineImpl& engine_;
     const Identity peer_;
     std::atomic<bool> ready_{false};
-    std::atomic<Time> lastHelp_{Time()};  // a caller has read the session
 
     Mutex mutex_;
     bool detached_ NIXL_GUARDED_BY(mutex_) = false;  // the engine must not be used any more
@@ -171,6 +169,7 @@ class Link : public std::enable_shared_from_this<Link> {
     base::Digest key_ NIXL_GUARDED_BY(mutex_){};
     std::unique_ptr<Channel> channel_ NIXL_GUARDED_BY(mutex_);
     uint64_t watch_ NIXL_GUARDED_BY(mutex_) = 0;
+    uint64_t pollId_ NIXL_GUARDED_BY(mutex_) = 0;  // in the poll set
     bool readWatched_ NIXL_GUARDED_BY(mutex_) = false;
     bool writeWatched_ NIXL_GUARDED_BY(mutex_) = false;
     std::string out_ NIXL_GUARDED_BY(mutex_);
@@ -209,7 +208,6 @@ class Link : public std::enable_shared_from_this<Link> {
     uint64_t retryTimer_ = 0;
     uint64_t tickTimer_ = 0;
     uint64_t graceTimer_ = 0;
-    uint64_t standTimer_ = 0;
     Fd pidfd_;
     uint64_t pidWatch_ = 0;
     std::shared_ptr<PeerSlots> slots_;

@@ -130,6 +130,7 @@ void Link::adopt(Opened opened) {
         status = watch.status();
         watch_ = watch.ok() ? watch.value() : 0;
         readWatched_ = watch_ != 0;
+        pollId_ = readWatched_ ? engine_.pollSet.add(channel_->fd(), weak_from_this()) : 0;
         session_.attach(Reactor::Clock::now(), opened.result.peerResume, opened.result.resumed);
         key_ = opened.result.key;
         handshake_ = opened.result;

@@ -127,7 +127,7 @@ TEST(Link, FarewellOfAReplacedConnectionEndsNothing) {
     stopped.get_future().wait();
     first.say(frame(FrameType::BYE, Reject{RejectCode::CLOSING, "for now"}));
     second.sayAuth();
-    link->help(false);  // reads the farewell
+    link->pollReady();  // reads the farewell
     go_on.set_value();
     second.awaitReady();
 

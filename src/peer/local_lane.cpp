@@ -9,6 +9,7 @@
 
 #include "base/copy_pool.h"
 #include "base/mutex.h"
+#include "base/threads.h"
 #include "peer/target_access.h"
 
 namespace nixl::peer {
@@ -178,7 +179,7 @@ class LocalTransfer final : public BackendTransfer {
             const MutexLock lock(mutex_);
             job_ = job;
         }
-        job->start(services.copyPool(), workers);
+        job->start(services.copyPool(), workers, plan_.bytes > base::kBulkBytes);
     }
 
     static void finish(Run& run, bool whole) {

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/copy_pool.h"
+#include "base/threads.h"
 #include "peer/engine_impl.h"
 #include "peer/host_copy.h"
 
@@ -196,7 +197,7 @@ class Run : public std::enable_shared_from_this<Run> {
             copy = copy_;
         }
         if (copy == nullptr || !copy->help()) {
-            link_->help(true);
+            engine_->pollSet.help();
         }
     }
 
@@ -225,7 +226,7 @@ class Run : public std::enable_shared_from_this<Run> {
             const MutexLock lock(mutex_);
             copy_ = job;
         }
-        job->start(engine_->pool, engine_->pool.threads());
+        job->start(engine_->pool, engine_->pool.threads(), plan_.bytes > base::kBulkBytes);
         if (completion_->cancelRequested()) {
             job->stop();
         }

@@ -432,6 +432,13 @@ bool StreamTarget::copyTail(std::string& tail) {
     return true;
 }
 
+uint64_t StreamTarget::bytesLeft() const {
+    if (reading_) {
+        return request_.bytes - cursor_.offset();
+    }
+    return state_ == State::FRAME ? 0 : request_.bytes + chunkLeft_;
+}
+
 size_t StreamTarget::output(iovec* out, size_t max) {
     size_t count = 0;
     if (outSent_ < out_.size()) {

@@ -33,6 +33,8 @@ class StreamTarget {
     // The kernel refused memory of the last output() or inputSpace() (EFAULT); instead of sent() or
     // received(). The request fails, the connection goes on.
     Status memoryFault();
+    // Of the request that is being served: what has not come or has not been sent yet.
+    uint64_t bytesLeft() const;
     // Bytes moved for the peer.
     uint64_t bytesMoved() const { return moved_; }
 

@@ -1,0 +1,138 @@
+// See poll_set.h.
+#include "peer/poll_set.h"
+
+#include <array>
+#include <utility>
+#include <vector>
+
+#include <sys/epoll.h>
+
+namespace nixl::peer {
+
+namespace {
+
+constexpr int kServedAtOnce = 8;
+
+}  // namespace
+
+uint64_t PollSet::add(int fd, std::weak_ptr<Member> member) {
+    const MutexLock lock(mutex_);
+    if (stopped_) {
+        return 0;
+    }
+    if (!epoll_) {
+        epoll_ = Fd(epoll_create1(EPOLL_CLOEXEC));
+        if (!epoll_) {
+            return 0;
+        }
+        epollFd_.store(epoll_.get(), std::memory_order_release);
+    }
+    epoll_event event{};
+    event.events = EPOLLIN;
+    event.data.u64 = nextId_;
+    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) < 0) {
+        return 0;
+    }
+    members_.emplace(nextId_, std::move(member));
+    return nextId_++;
+}
+
+void PollSet::lookForRoom(uint64_t id, int fd, bool room) {
+    epoll_event event{};
+    event.events = EPOLLIN | (room ? EPOLLOUT : 0U);
+    event.data.u64 = id;
+    epoll_ctl(epollFd_.load(std::memory_order_acquire), EPOLL_CTL_MOD, fd, &event);
+}
+
+void PollSet::remove(uint64_t id, int fd) {
+    const MutexLock lock(mutex_);
+    if (members_.erase(id) > 0 && epoll_) {
+        epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+    }
+}
+
+void PollSet::help() {
+    const int epoll_fd = epollFd_.load(std::memory_order_acquire);
+    if (epoll_fd < 0) {
+        return;
+    }
+    const auto now = Clock::now();
+    const auto last = lastHelp_.exchange(now, std::memory_order_relaxed);
+    steady_.store(now - last < distance_, std::memory_order_relaxed);
+    std::array<epoll_event, kServedAtOnce> events{};
+    const int count = epoll_wait(epoll_fd, events.data(), kServedAtOnce, 0);
+    for (int i = 0; i < count; ++i) {
+        std::shared_ptr<Member> member;
+        {
+            const MutexLock lock(mutex_);
+            const auto found = members_.find(events[static_cast<size_t>(i)].data.u64);
+            if (found != members_.end()) {
+                member = found->second.lock();
+            }
+        }
+        if (member != nullptr) {
+            member->pollReady();
+        }
+    }
+}
+
+bool PollSet::polled() const {
+    return steady_.load(std::memory_order_relaxed) &&
+           Clock::now() - lastHelp_.load(std::memory_order_relaxed) < distance_;
+}
+
+void PollSet::startGuard() {
+    if (!stopped_) {
+        timer_ = reactor_.startTimer(Clock::now() + kGuardPeriod, [this] { onGuard(); });
+    }
+}
+
+// What is left is marked before this is called: either the mark is seen by the sweep that ends the
+// guarding, or the guarding is begun anew here.
+void PollSet::guard() {
+    if (guarding_.exchange(true, std::memory_order_acq_rel)) {
+        return;
+    }
+    const MutexLock lock(mutex_);
+    startGuard();
+}
+
+void PollSet::onGuard() {
+    const bool goes_on = polled();
+    if (!goes_on) {
+        guarding_.exchange(false, std::memory_order_acq_rel);
+        for (const auto& member : members()) {
+            member->watchAgain();
+        }
+        return;
+    }
+    const MutexLock lock(mutex_);
+    startGuard();
+}
+
+std::vector<std::shared_ptr<PollSet::Member>> PollSet::members() {
+    std::vector<std::shared_ptr<Member>> all;
+    const MutexLock lock(mutex_);
+    all.reserve(members_.size());
+    for (const auto& [id, weak] : members_) {
+        if (auto member = weak.lock()) {
+            all.push_back(std::move(member));
+        }
+    }
+    return all;
+}
+
+void PollSet::stop() {
+    uint64_t timer = 0;
+    {
+        const MutexLock lock(mutex_);
+        stopped_ = true;
+        timer = std::exchange(timer_, 0);
+        members_.clear();
+    }
+    if (timer != 0) {
+        reactor_.stopTimer(timer);  // waits for one that runs
+    }
+}
+
+}  // namespace nixl::peer

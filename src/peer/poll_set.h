@@ -1,0 +1,82 @@
+// What callers who poll (get_new_notifs, checking and waiting) look after themselves: the sockets
+// of sessions and data connections. While somebody polls, no thread is woken for what comes; when
+// nobody does any more, the threads are told to watch again. Owned by the engine; thread-safe.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "nixl/services.h"
+
+#include "base/mutex.h"
+#include "peer/socket.h"
+
+namespace nixl::peer {
+
+class PollSet {
+  public:
+    class Member {
+      public:
+        virtual ~Member() = default;
+        // There is something to read (or room to send, where that is looked for). Never blocks:
+        // where another thread is at it, nothing is done.
+        virtual void pollReady() = 0;
+        // Nobody polls any more: what was left to callers is watched by threads again.
+        virtual void watchAgain() = 0;
+    };
+
+    // How often it is looked whether somebody still does, so at most how late the threads are.
+    static constexpr std::chrono::microseconds kGuardPeriod{200};
+
+    // Who polls comes again within `distance`.
+    PollSet(Reactor& reactor, std::chrono::microseconds distance)
+        : reactor_(reactor), distance_(distance) {}
+    // REQUIRES: stop() has been called, or nothing was added.
+    ~PollSet() = default;
+    PollSet(const PollSet&) = delete;
+    PollSet& operator=(const PollSet&) = delete;
+
+    // 0 where it cannot be looked after (no descriptor is left): then it must not be left to
+    // callers.
+    uint64_t add(int fd, std::weak_ptr<Member> member);
+    // Looks for room to send too, or no more.
+    void lookForRoom(uint64_t id, int fd, bool room);
+    // Before the descriptor is closed; 0 is fine.
+    void remove(uint64_t id, int fd);
+
+    // A caller polls: serves what is ready.
+    void help();
+    // Somebody polls again and again, and has a moment ago.
+    bool polled() const;
+    // Something has been left to callers: from now on it is looked whether they still poll.
+    void guard();
+    // Nobody is called any more when this returns. Not inside a callback of the reactor's other
+    // threads.
+    void stop();
+
+  private:
+    using Clock = std::chrono::steady_clock;
+    void onGuard();
+    std::vector<std::shared_ptr<Member>> members();
+    void startGuard() NIXL_REQUIRES(mutex_);
+
+    Reactor& reactor_;
+    const std::chrono::microseconds distance_;
+    std::atomic<Clock::time_point> lastHelp_{Clock::time_point()};
+    std::atomic<bool> steady_{false};  // the help before that was a moment earlier
+    std::atomic<int> epollFd_{-1};     // of epoll_, once there is one
+    std::atomic<bool> guarding_{false};
+
+    Mutex mutex_;
+    Fd epoll_ NIXL_GUARDED_BY(mutex_);
+    bool stopped_ NIXL_GUARDED_BY(mutex_) = false;
+    uint64_t nextId_ NIXL_GUARDED_BY(mutex_) = 1;
+    uint64_t timer_ NIXL_GUARDED_BY(mutex_) = 0;
+    std::unordered_map<uint64_t, std::weak_ptr<Member>> members_ NIXL_GUARDED_BY(mutex_);
+};
+
+}  // namespace nixl::peer

@@ -1,0 +1,187 @@
+// The poll set: who polls serves what is ready, and the threads watch again when nobody does. Two
+// engines whose callers poll wake no thread for small requests.
+#include "peer/poll_set.h"
+
+#include <atomic>
+#include <chrono>
+#include <future>
+#include <thread>
+
+#include <gtest/gtest.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/reactor.h"
+#include "peer/testing_engines.h"
+
+namespace nixl::peer {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::seconds;
+
+class CountingMember final : public PollSet::Member {
+  public:
+    CountingMember() : fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+    void pollReady() override {
+        uint64_t value = 0;
+        served_ += read(fd_.get(), &value, sizeof(value)) > 0 ? 1 : 0;
+    }
+    void watchAgain() override {
+        if (!again_.exchange(true)) {
+            told_.set_value();
+        }
+    }
+    void makeReady() const {
+        const uint64_t one = 1;
+        ASSERT_EQ(write(fd_.get(), &one, sizeof(one)), static_cast<ssize_t>(sizeof(one)));
+    }
+    int fd() const { return fd_.get(); }
+    int served() const { return served_; }
+    bool toldToWatch() const { return again_.load(); }
+    bool awaitWatch() {
+        return told_.get_future().wait_for(seconds(20)) == std::future_status::ready;
+    }
+
+  private:
+    Fd fd_;
+    int served_ = 0;
+    std::atomic<bool> again_{false};
+    std::promise<void> told_;
+};
+
+class PollSetTest : public testing::Test {
+  protected:
+    ~PollSetTest() override { set_.stop(); }
+
+    std::unique_ptr<base::EpollReactor> reactor_ = std::move(base::EpollReactor::create()).value();
+    PollSet set_{*reactor_, std::chrono::microseconds(100)};
+    std::shared_ptr<CountingMember> one_ = std::make_shared<CountingMember>();
+    std::shared_ptr<CountingMember> other_ = std::make_shared<CountingMember>();
+};
+
+TEST_F(PollSetTest, WhoPollsServesWhatIsReady) {
+    set_.help();  // nothing was added yet
+    const uint64_t id = set_.add(one_->fd(), one_);
+    ASSERT_NE(id, 0U);
+    ASSERT_NE(set_.add(other_->fd(), other_), 0U);
+    set_.help();
+    EXPECT_EQ(one_->served() + other_->served(), 0);
+    one_->makeReady();
+    set_.help();
+    set_.help();
+    EXPECT_EQ(one_->served(), 1);
+    EXPECT_EQ(other_->served(), 0);
+    one_->makeReady();
+    set_.remove(id, one_->fd());
+    set_.help();
+    EXPECT_EQ(one_->served(), 1);
+}
+
+TEST_F(PollSetTest, RoomToSendIsLookedForWhenAsked) {
+    const uint64_t id = set_.add(one_->fd(), one_);
+    int calls = 0;
+    class Room final : public PollSet::Member {
+      public:
+        explicit Room(int& calls) : calls_(calls) {}
+        void pollReady() override { ++calls_; }
+        void watchAgain() override {}
+
+      private:
+        int& calls_;
+    };
+    const auto member = std::make_shared<Room>(calls);
+    set_.remove(id, one_->fd());
+    const uint64_t again = set_.add(one_->fd(), member);
+    set_.help();
+    EXPECT_EQ(calls, 0);
+    set_.lookForRoom(again, one_->fd(), true);  // an eventfd has room always
+    set_.help();
+    EXPECT_EQ(calls, 1);
+    set_.lookForRoom(again, one_->fd(), false);
+    set_.help();
+    EXPECT_EQ(calls, 1);
+}
+
+TEST_F(PollSetTest, OnlyWhoComesAgainPolls) {
+    ASSERT_NE(set_.add(one_->fd(), one_), 0U);
+    EXPECT_FALSE(set_.polled());
+    set_.help();
+    EXPECT_FALSE(set_.polled()) << "one look is no polling";
+    const auto until = Clock::now() + seconds(20);
+    while (!set_.polled() && Clock::now() < until) {
+        set_.help();
+    }
+    EXPECT_TRUE(set_.polled());
+}
+
+TEST_F(PollSetTest, ThreadsWatchAgainWhenNobodyPolls) {
+    ASSERT_NE(set_.add(one_->fd(), one_), 0U);
+    for (const auto until = Clock::now() + seconds(20); !set_.polled() && Clock::now() < until;) {
+        set_.help();
+    }
+    set_.guard();
+    EXPECT_TRUE(one_->awaitWatch());  // nobody polls any more
+    EXPECT_FALSE(set_.polled());
+}
+
+TEST_F(PollSetTest, NobodyIsToldAfterTheStop) {
+    ASSERT_NE(set_.add(one_->fd(), one_), 0U);
+    set_.stop();
+    set_.guard();
+    EXPECT_EQ(set_.add(other_->fd(), other_), 0U);
+    std::promise<void> later;
+    reactor_->startTimer(Clock::now() + 10 * PollSet::kGuardPeriod, [&] { later.set_value(); });
+    ASSERT_EQ(later.get_future().wait_for(seconds(20)), std::future_status::ready);
+    EXPECT_FALSE(one_->toldToWatch());
+}
+
+// Both callers poll (and are taken for it also where they lose their processor for long), so nobody
+// needs a thread.
+TEST(Polling, SmallRequestsWakeNoThread) {
+    EngineConfig config;
+    config.pollDistance = seconds(100);
+    Side b("bob", config);
+    Side a("alice", config);
+    std::vector<char> source(1 << 16, 's');
+    std::vector<char> target(1 << 16);
+    b.access.enter(1, target.data(), target.size());
+    a.know(b, tcpOnly);
+    LaneOptions options;
+    options.host = false;
+    options.fallBack = false;
+    const auto lanes = a.engine->lanes(options);
+    const Plan plan(OpType::WRITE, b,
+                    {{reinterpret_cast<uint64_t>(source.data()),
+                      reinterpret_cast<uint64_t>(target.data()), source.size()}});
+    ASSERT_GT(lanes[0]->offer(plan.plan).score, 0);
+    const auto transfer = std::move(lanes[0]->prepare(plan.plan)).value();
+    const auto move = [&] {
+        const auto completion = std::make_shared<TestCompletion>();
+        ASSERT_TRUE(transfer->post(completion, "", false).ok());
+        const auto look = [&] {
+            a.engine->help();
+            b.engine->help();
+        };
+        look();  // who polls does so also where the threads were quicker
+        const Status status = completion->wait(look);
+        ASSERT_TRUE(status.ok()) << status.message();
+    };
+    for (int i = 0; i < 10; ++i) {
+        move();  // opens the session and a connection; the threads come to rest
+    }
+    const auto sleeps = [&] {
+        return a.engine->stats().at("stream_sleeps") + b.engine->stats().at("stream_sleeps");
+    };
+    const uint64_t before = sleeps();
+    for (int i = 0; i < 1000; ++i) {
+        move();
+    }
+    // A thread that was still on its way to sleep is not one that was woken: each round used to
+    // wake one on either side.
+    EXPECT_LE(sleeps() - before, 8U);
+    EXPECT_EQ(target, source);
+}
+
+}  // namespace
+}  // namespace nixl::peer
