@@ -144,7 +144,7 @@ Status StreamClient::received(size_t bytes) {
         if (!part.canceled && readFailure_.ok()) {
             if ((part.part->request.flags & kRequestChecksum) != 0 &&
                 !checksumOf(part.cursor, direct, runningChecksum_)) {
-                failRead(memoryGone(), part.cursor.offset());
+                failRead(memoryGone());
             }
             part.cursor.skip(direct);
         }
@@ -221,6 +221,10 @@ Status StreamClient::onReply(std::string_view body) {
         return Status::invalidParam("a reply to a request that is still being sent");
     }
     aborted_ = false;
+    if (!readFailure_.ok()) {  // before the peer gave up
+        finish(std::exchange(readFailure_, {}), readFailureOffset_);
+        return {};
+    }
     finish(reply.status(peerName_), reply.offset);
     return {};
 }
@@ -272,6 +276,7 @@ Status StreamClient::takeChunkHeader(bool& progress) {
     chunkLeft_ = chunkSize_ = header.length;
     chunkChecksum_ = header.checksum;
     runningChecksum_ = 0;
+    chunkBegin_ = waiting_.front().cursor.offset();
     state_ = State::CHUNK;
     return {};
 }
@@ -285,7 +290,7 @@ void StreamClient::scatter(Waiting& part, std::string_view bytes) {
         uint64_t here = 0;
         const size_t count = part.cursor.peek(vectors, 64, bytes.size(), here);
         if (!copyChecked(vectors, count, const_cast<char*>(bytes.data()), here, Copy::TO_VECTORS)) {
-            failRead(memoryGone(), part.cursor.offset());
+            failRead(memoryGone());
             return;
         }
         bytes.remove_prefix(here);
@@ -316,9 +321,7 @@ Status StreamClient::chunkDone() {
     Waiting& part = waiting_.front();
     if (!part.canceled && readFailure_.ok() && (part.part->request.flags & kRequestChecksum) != 0 &&
         runningChecksum_ != chunkChecksum_) {
-        // Any byte of the chunk may be the wrong one.
-        failRead(damaged("agent \"" + peerName_ + "\": ", chunkSize_),
-                 part.cursor.offset() - chunkSize_);
+        failRead(damaged("agent \"" + peerName_ + "\": ", chunkSize_));
     }
     if (readLeft_ > 0) {
         state_ = State::CHUNK_HEADER;
@@ -329,9 +332,9 @@ Status StreamClient::chunkDone() {
     return {};
 }
 
-void StreamClient::failRead(Status why, uint64_t offset) {
+void StreamClient::failRead(Status why) {
+    readFailureOffset_ = movedOfRead();
     readFailure_ = std::move(why);
-    readFailureOffset_ = offset;
 }
 
 // The rest of the promised chunk goes out from a copy, then comes the abort.
@@ -358,7 +361,7 @@ Status StreamClient::memoryFault(bool sending) {
         return {};
     }
     if (!sending && state_ == State::CHUNK && readFailure_.ok()) {
-        failRead(memoryGone(), waiting_.front().cursor.offset());
+        failRead(memoryGone());
         return {};
     }
     return Status(ErrorCode::BACKEND, "the engine's own memory is not there", EFAULT);
@@ -390,28 +393,29 @@ void StreamClient::cancel(const void* owner) {
     }
 }
 
-// How much of the first part is known to be in place, its reply still missing.
-uint64_t StreamClient::movedOf(const Waiting& first) const {
-    const Request& request = first.part->request;
-    if (request.op == OpType::WRITE) {
-        return 0;  // what was sent may have got lost on the way
+// How much of the first part, a READ, is known to be in place.
+uint64_t StreamClient::movedOfRead() const {
+    if (!readFailure_.ok()) {
+        return readFailureOffset_;
     }
-    const uint64_t offset = first.cursor.offset();
-    const bool inside = state_ == State::CHUNK && (request.flags & kRequestChecksum) != 0;
-    return offset - (inside ? chunkSize_ - chunkLeft_ : 0);  // a chunk that is not checked yet
+    const Waiting& first = waiting_.front();
+    const bool checked = (first.part->request.flags & kRequestChecksum) != 0;
+    // Any byte of a chunk that has not been checked may be a wrong one.
+    return state_ == State::CHUNK && checked ? chunkBegin_ : first.cursor.offset();
 }
 
 void StreamClient::fail(const Status& why) {
     sendIndex_ = waiting_.size();
     while (!waiting_.empty()) {
-        const uint64_t moved = movedOf(waiting_.front());
-        finish(why, moved);
+        // Of a WRITE what was sent may have got lost on the way.
+        const bool read = waiting_.front().part->request.op == OpType::READ;
+        finish(why, read ? movedOfRead() : 0);
         state_ = State::FRAME;
+        readFailure_ = {};
     }
     out_.clear();
     outSent_ = 0;
     chunkToSend_ = 0;
-    readFailure_ = {};
 }
 
 }  // namespace nixl::peer

@@ -94,9 +94,9 @@ class StreamClient {
     Status onReply(std::string_view body);
     Status chunkDone();
     void scatter(Waiting& part, std::string_view bytes);
-    void failRead(Status why, uint64_t offset);
+    void failRead(Status why);
+    uint64_t movedOfRead() const;
     void finish(Status status, uint64_t offset);
-    uint64_t movedOf(const Waiting& first) const;
     void beginNext();
     void nextChunk(Waiting& part);
     void takeChunkOver(Waiting& part);
@@ -124,7 +124,8 @@ class StreamClient {
     uint32_t chunkSize_ = 0;
     uint32_t chunkChecksum_ = 0;
     uint32_t runningChecksum_ = 0;
-    Status readFailure_;
+    uint64_t chunkBegin_ = 0;  // of the chunk, in bytes of the READ
+    Status readFailure_;       // of the first that waits; what follows is thrown away
     uint64_t readFailureOffset_ = 0;
     bool aborted_ = false;
 

@@ -71,7 +71,9 @@ Status StreamTarget::memoryFault() {
 void StreamTarget::failRequest(Status status, uint64_t offset) {
     if (failure_.ok()) {
         failure_ = std::move(status);
-        failureOffset_ = offset;
+        // Any byte of a chunk that has not been checked may be a wrong one.
+        const bool unchecked = state_ == State::CHUNK && (request_.flags & kRequestChecksum) != 0;
+        failureOffset_ = unchecked ? chunkBegin_ : offset;
     }
 }
 
@@ -297,6 +299,7 @@ Status StreamTarget::takeChunkHeader(bool& progress) {
     chunkLeft_ = chunkSize_ = header.length;
     chunkChecksum_ = header.checksum;
     runningChecksum_ = 0;
+    chunkBegin_ = cursor_.offset();
     state_ = State::CHUNK;
     return {};
 }
@@ -340,8 +343,7 @@ Status StreamTarget::takeStaged(bool& progress) {
 Status StreamTarget::chunkDone() {
     if (failure_.ok() && (request_.flags & kRequestChecksum) != 0 &&
         runningChecksum_ != chunkChecksum_) {
-        // Any byte of the chunk may be the wrong one.
-        failRequest(damaged("", chunkSize_), cursor_.offset() - chunkSize_);
+        failRequest(damaged("", chunkSize_), cursor_.offset());
     }
     if (request_.bytes == 0) {
         finishWrite();

@@ -80,6 +80,7 @@ class StreamTarget {
     uint32_t chunkSize_ = 0;
     uint32_t chunkChecksum_ = 0;
     uint32_t runningChecksum_ = 0;
+    uint64_t chunkBegin_ = 0;  // of the chunk, in bytes of the WRITE
 
     std::string out_;
     size_t outSent_ = 0;

@@ -280,6 +280,83 @@ TEST_F(StreamTest, DamageIsFoundWithChecksums) {
     }
 }
 
+// A READ that has failed is still being read, and thrown away: what comes next takes nothing of
+// what it said.
+TEST_F(StreamTest, AFailedReadThatAlsoLosesItsConnectionCountsNoDamageAsMoved) {
+    checksum_ = true;
+    const uint64_t size = kChunkBytes * 5 / 2;
+    // How much of the answer comes before the connection goes: the end of the damaged chunk, a part
+    // of the next, the next and a part of the third.
+    for (const uint64_t came : {kChunkBytes + 200, kChunkBytes * 3 / 2, kChunkBytes * 9 / 4}) {
+        StreamClient client("target", kKey);
+        StreamTarget target(access_, kKey);
+        client.submit(
+            part(OpType::READ, {{localAt(0), size, 0, 1, 0}}, {{remoteAt(0), size, 0, 1, 0}}));
+        client.submit(part(OpType::READ, {{localAt(size), 1000, 0, 1, 0}},
+                           {{remoteAt(size), 1000, 0, 1, 0}}));
+        move(client, target, 1'000);
+        damage_ = true;
+        for (uint64_t all = 0; all < came; all += 10'000) {
+            move(target, client, 10'000);
+        }
+        ASSERT_FALSE(damage_);
+        ASSERT_TRUE(status_.ok()) << status_.message();
+        client.fail(Status::disconnected("gone"));
+        const auto finished = client.takeFinished();
+        ASSERT_EQ(finished.size(), 2U);
+        EXPECT_EQ(finished[0].failure.size, size);
+        EXPECT_EQ(finished[0].failure.done, 0U) << "the first chunk is damaged";
+        EXPECT_EQ(finished[1].failure.done, 0U) << "it had not begun";
+    }
+}
+
+// The damaged chunk is behind the one that the target gave up at.
+TEST_F(StreamTest, AFailedReadThatIsThenAbortedNamesTheFirstFailure) {
+    checksum_ = true;
+    const uint64_t size = kChunkBytes * 5 / 2;
+    client_.submit(
+        part(OpType::READ, {{localAt(0), size, 0, 1, 0}}, {{remoteAt(0), size, 0, 1, 0}}));
+    move(client_, target_, 1'000);
+    damage_ = true;
+    for (uint64_t all = 0; all < kChunkBytes * 3 / 2; all += 10'000) {
+        move(target_, client_, 10'000);
+    }
+    const memory::RegionPtr region = access_.get(1);
+    ASSERT_TRUE(static_cast<bool>(region));
+    region->revoke();
+    run(50'000);
+    ASSERT_TRUE(status_.ok()) << status_.message();
+    region->restore();  // and the connection goes on
+    client_.submit(part(OpType::READ, {{localAt(0), 100, 0, 1, 0}}, {{remoteAt(0), 100, 0, 1, 0}}));
+    run(50'000);
+    const auto finished = client_.takeFinished();
+    ASSERT_EQ(finished.size(), 2U);
+    EXPECT_EQ(finished[0].failure.done, 0U);
+    EXPECT_NE(finished[0].status.message().find("checksum"), std::string::npos)
+        << finished[0].status.message();
+    EXPECT_TRUE(finished[1].status.ok()) << finished[1].status.message();
+}
+
+// A chunk is right as a whole or not at all: what came of it before the failure is not yet moved.
+TEST_F(StreamTest, AChunkThatCouldNotBeCheckedDoesNotCountAsMoved) {
+    checksum_ = true;
+    const uint64_t size = kChunkBytes * 5 / 2;
+    client_.submit(
+        part(OpType::WRITE, {{localAt(0), size, 0, 1, 0}}, {{remoteAt(0), size, 0, 1, 0}}));
+    for (uint64_t all = 0; all < kChunkBytes * 3 / 2; all += 10'000) {
+        move(client_, target_, 10'000);
+    }
+    const memory::RegionPtr region = access_.get(1);
+    ASSERT_TRUE(static_cast<bool>(region));
+    region->revoke();
+    run(50'000);
+    ASSERT_TRUE(status_.ok()) << status_.message();
+    const auto finished = client_.takeFinished();
+    ASSERT_EQ(finished.size(), 1U);
+    EXPECT_EQ(finished[0].status.code(), ErrorCode::NOT_FOUND) << finished[0].status.message();
+    EXPECT_EQ(finished[0].failure.done, kChunkBytes);
+}
+
 TEST_F(StreamTest, MemoryThatIsNotThereFailsWithChecksumsToo) {
     checksum_ = true;
     const uint64_t gone = reinterpret_cast<uint64_t>(
