@@ -74,6 +74,7 @@ class ClientConnection final : public DataConnection {
     bool ended();
     // See StreamClient::cancel.
     void cancel(const void* owner);
+    bool has(const StreamClient& client) const { return &client == &client_; }
 
   private:
     // Send and receive about `budget` bytes, and count it down.

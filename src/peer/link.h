@@ -86,7 +86,8 @@ class Link : public PollSet::Member, public std::enable_shared_from_this<Link> {
     bool up();
     bool dialling() const { return dialer_ != nullptr && dialer_->connected(); }
     void adopt(Opened opened);
-    void serve(Opened opened);  // a data connection of the peer
+    void serve(Opened opened);       // a data connection of the peer
+    void dataOpened(Opened opened);  // one of our own
     void lost(const Status& why);
     // Stops everything on the reactor; the last use of the engine. Reactor thread.
     void detachEngine(const Status& why);
@@ -150,7 +151,6 @@ class Link : public PollSet::Member, public std::enable_shared_from_this<Link> {
     void feed(StreamClient& client);
     void wantData();
     void dialData();
-    void dataOpened(Opened opened);
     void dataGone(const ClientConnection* connection, const Status& why);
     std::vector<std::shared_ptr<ClientConnection>> clients();
     void failJobs(const Status& why);
@@ -197,6 +197,9 @@ class Link : public PollSet::Member, public std::enable_shared_from_this<Link> {
     Mutex dataMutex_;  // taken inside a connection's lock; never holds mutex_ inside
     std::deque<std::shared_ptr<StreamJob>> jobs_ NIXL_GUARDED_BY(dataMutex_);
     std::vector<std::shared_ptr<ClientConnection>> clients_ NIXL_GUARDED_BY(dataMutex_);
+    // Were shut down and may still have parts: a thread that is inside one moves bytes until it
+    // sees the end.
+    std::vector<std::shared_ptr<ClientConnection>> leaving_ NIXL_GUARDED_BY(dataMutex_);
     std::vector<std::weak_ptr<TargetConnection>> served_ NIXL_GUARDED_BY(dataMutex_);
     size_t nextClient_ NIXL_GUARDED_BY(dataMutex_) = 0;
 

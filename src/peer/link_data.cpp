@@ -23,12 +23,17 @@ std::vector<std::shared_ptr<ClientConnection>> Link::clients() {
     return clients_;
 }
 
-// Gives a connection the next parts, one transfer after the other. Inside the connection's lock.
+// Gives a connection the next parts, one transfer after the other, as long as it is one of those in
+// use: who cancels a transfer asks these and those that leave. Inside the connection's lock.
 void Link::feed(StreamClient& client) {
     while (client.hasRoom()) {
         std::shared_ptr<StreamJob> job;
         {
             const MutexLock lock(dataMutex_);
+            if (std::none_of(clients_.begin(), clients_.end(),
+                             [&](const auto& one) { return one->has(client); })) {
+                return;
+            }
             while (!jobs_.empty() && !jobs_.front()->hasMore()) {
                 jobs_.pop_front();
             }
@@ -78,13 +83,16 @@ void Link::startJob(const std::shared_ptr<StreamJob>& job, uint64_t inline_bytes
 }
 
 void Link::cancelJob(const std::shared_ptr<StreamJob>& job, const Status& why) {
+    // No part leaves it any more; then the connections let go of those they have.
+    job->stop(why);
+    std::vector<std::shared_ptr<ClientConnection>> clients;
     {
         const MutexLock lock(dataMutex_);
         std::erase(jobs_, job);
+        clients = clients_;
+        clients.insert(clients.end(), leaving_.begin(), leaving_.end());
     }
-    // No part leaves it any more; then the connections let go of those they have.
-    job->stop(why);
-    for (const auto& client : clients()) {
+    for (const auto& client : clients) {
         client->cancel(job.get());
     }
 }
@@ -203,9 +211,9 @@ void Link::dataGone(const ClientConnection* connection, const Status& why) {
     bool last = false;
     {
         const MutexLock lock(dataMutex_);
-        last =
-            std::erase_if(clients_, [&](const auto& one) { return one.get() == connection; }) > 0 &&
-            clients_.empty();
+        const auto it = [&](const auto& one) { return one.get() == connection; };
+        std::erase_if(leaving_, it);
+        last = std::erase_if(clients_, it) > 0 && clients_.empty();
     }
     if (last) {
         failJobs(Status::disconnected("agent \"" + peer_.name + "\": " + why.message()));
@@ -221,6 +229,7 @@ void Link::failJobs(const Status& why) {
         const MutexLock lock(dataMutex_);
         jobs.swap(jobs_);
         clients.swap(clients_);
+        leaving_.insert(leaving_.end(), clients.begin(), clients.end());
         served.swap(served_);
     }
     for (const auto& job : jobs) {

@@ -1,0 +1,218 @@
+// A link whose data connections this test opens: it plays the target of each, and stops the world
+// at the places where threads can meet.
+#include <chrono>
+#include <functional>
+#include <future>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+
+#include "base/reactor.h"
+#include "base/work_pool.h"
+#include "peer/engine_impl.h"
+#include "peer/stream_target.h"
+#include "peer/testing_access.h"
+
+namespace nixl::peer {
+namespace {
+
+using std::chrono::seconds;
+
+const base::Digest kKey{7};
+constexpr seconds kPatience{20};
+
+// What a test may put between a connection and its socket.
+struct Hooks {
+    std::function<void()> shutdown;  // instead of it
+    bool noDescriptor = false;       // what the epoll set is told
+    std::promise<void> gone;         // nobody has the connection any more
+};
+
+class HookedChannel final : public Channel {
+  public:
+    HookedChannel(std::unique_ptr<Channel> inner, std::shared_ptr<Hooks> hooks)
+        : inner_(std::move(inner)), hooks_(std::move(hooks)) {}
+    ~HookedChannel() override { hooks_->gone.set_value(); }
+    Result<size_t> receive(iovec* vectors, size_t count) override {
+        return inner_->receive(vectors, count);
+    }
+    Result<size_t> send(const iovec* vectors, size_t count) override {
+        return inner_->send(vectors, count);
+    }
+    Result<size_t> sendWith(const iovec* vectors,
+                            size_t count,
+                            std::span<const int> descriptors) override {
+        return inner_->sendWith(vectors, count, descriptors);
+    }
+    void allowDescriptors(size_t limit) override { inner_->allowDescriptors(limit); }
+    std::vector<Fd> takeDescriptors(size_t count) override {
+        return inner_->takeDescriptors(count);
+    }
+    int fd() const override { return hooks_->noDescriptor ? -1 : inner_->fd(); }
+    void shutdown() override {
+        hooks_->shutdown ? std::exchange(hooks_->shutdown, nullptr)() : inner_->shutdown();
+    }
+
+  private:
+    const std::unique_ptr<Channel> inner_;
+    const std::shared_ptr<Hooks> hooks_;
+};
+
+// The target's end of a data connection, blocking.
+class PlayedTarget {
+  public:
+    PlayedTarget(Fd socket, NetworkAccess& access)
+        : socket_(std::move(socket)), target_(access, kKey) {
+        const timeval patience{kPatience.count(), 0};
+        setsockopt(socket_.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+    }
+    // Until there is something to answer.
+    void awaitRequest() {
+        while (!target_.wantsOutput()) {
+            iovec in[8];
+            msghdr message{};
+            message.msg_iov = in;
+            message.msg_iovlen = target_.inputSpace(in, 8);
+            const ssize_t got = recvmsg(socket_.get(), &message, 0);
+            ASSERT_GT(got, 0);
+            ASSERT_TRUE(target_.received(static_cast<size_t>(got)).ok());
+        }
+    }
+    void answer() {
+        while (target_.wantsOutput()) {
+            iovec out[8];
+            msghdr message{};
+            message.msg_iov = out;
+            message.msg_iovlen = target_.output(out, 8);
+            const ssize_t put = sendmsg(socket_.get(), &message, MSG_NOSIGNAL);
+            ASSERT_GT(put, 0);
+            target_.sent(static_cast<size_t>(put));
+        }
+    }
+    // Answers everything until the other side ends the connection.
+    void serve() {
+        while (true) {
+            answer();
+            char byte = 0;
+            if (recv(socket_.get(), &byte, 1, MSG_PEEK) <= 0) {
+                return;
+            }
+            awaitRequest();
+        }
+    }
+    void hangUp() { socket_.reset(); }
+
+  private:
+    Fd socket_;
+    StreamTarget target_;
+};
+
+// The end of one job.
+using Outcome = std::shared_ptr<std::promise<Status>>;
+
+class LinkDataTest : public testing::Test {
+  protected:
+    LinkDataTest() : here_(kSize, 'h'), there_(kSize, 't') {
+        access_.enter(1, there_.data(), there_.size());
+        config_.self = {"alice", {1}};
+        reactor_ = std::move(base::EpollReactor::create()).value();
+        engine_ = std::make_shared<EngineImpl>(config_, *reactor_, pool_, access_);
+        engine_->onReactor([&] { ASSERT_TRUE(engine_->start().ok()); });
+        link_ = std::make_shared<Link>(*engine_, Identity{"bob", {2}});
+        plan_.op = OpType::READ;
+        run_ = {reinterpret_cast<uint64_t>(here_.data()),
+                reinterpret_cast<uint64_t>(there_.data()),
+                kSize,
+                0,
+                0,
+                1};
+        region_.id = 1;
+        region_.generation = 1;
+        plan_.bytes = kSize;
+        plan_.segments = 1;
+        plan_.remoteRegions = {&region_, 1};
+        plan_.runs = {&run_, 1};
+    }
+    ~LinkDataTest() override {
+        link_->close(Status::canceled("the test ends"), "");
+        engine_->stop();
+    }
+
+    std::unique_ptr<PlayedTarget> connection(const std::shared_ptr<Hooks>& hooks) {
+        int ends[2];
+        EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+        Fd ours(ends[0]);
+        Fd theirs(ends[1]);
+        const int flags = fcntl(ours.get(), F_GETFL);
+        fcntl(ours.get(), F_SETFL, flags | O_NONBLOCK);
+        engine_->onReactor([&] {
+            Opened opened;
+            opened.channel =
+                std::make_unique<HookedChannel>(makeSocketChannel(std::move(ours)), hooks);
+            opened.result.key = kKey;
+            link_->dataOpened(std::move(opened));
+        });
+        return std::make_unique<PlayedTarget>(std::move(theirs), access_);
+    }
+    std::shared_ptr<StreamJob> job(const Outcome& outcome,
+                                   const std::function<void()>& at_end = {}) {
+        return std::make_shared<StreamJob>(
+            plan_, std::make_shared<Grants>(access_.grant()), false,
+            [outcome, at_end](Status status, const std::vector<SegmentFailure>&) {
+                if (at_end) {
+                    at_end();
+                }
+                outcome->set_value(std::move(status));
+            });
+    }
+    static Status ended(const Outcome& outcome) {
+        auto future = outcome->get_future();
+        return future.wait_for(kPatience) == std::future_status::ready
+                   ? future.get()
+                   : Status::timeout("it never ended");
+    }
+
+    static constexpr size_t kSize = 100'000;
+    std::vector<char> here_;
+    std::vector<char> there_;
+    TestAccess access_;
+    EngineConfig config_;
+    base::ThreadPool pool_;
+    std::unique_ptr<base::EpollReactor> reactor_;
+    std::shared_ptr<EngineImpl> engine_;
+    std::shared_ptr<Link> link_;
+    TransferPlan plan_;
+    PlanRun run_{};
+    PlanRegion region_{};
+};
+
+// The session is lost and its data connections are shut down, but bytes that had come already are
+// still read, as from a socket they would be: not into memory of a transfer that was canceled.
+TEST_F(LinkDataTest, CancelReachesConnectionsThatLeave) {
+    const auto hooks = std::make_shared<Hooks>();
+    hooks->shutdown = [] {};
+    auto target = connection(hooks);
+    const auto outcome = std::make_shared<std::promise<Status>>();
+    const auto reading = job(outcome);
+    link_->startJob(reading, 0);
+    target->awaitRequest();
+
+    link_->close(Status::disconnected("removed"), "");
+    engine_->onReactor([] {});
+    link_->cancelJob(reading, Status::canceled("canceled"));
+    reading->abandon(Status::canceled("canceled"));
+    EXPECT_FALSE(ended(outcome).ok());
+    std::fill(here_.begin(), here_.end(), 'c');  // released: the memory is somebody else's
+    target->answer();
+    target->hangUp();
+    ASSERT_EQ(hooks->gone.get_future().wait_for(kPatience), std::future_status::ready);
+    EXPECT_EQ(std::count(here_.begin(), here_.end(), 'c'), static_cast<long>(kSize));
+}
+
+}  // namespace
+}  // namespace nixl::peer
