@@ -293,12 +293,13 @@ void ClientConnection::tell(Report report) {
     if (report.gone) {
         channel_->shutdown();
         loop_.remove(*this);
+        // Before the parts: who hears that one has failed may post again, and not to this one.
+        if (gone_) {
+            std::exchange(gone_, nullptr)(report.status);
+        }
     }
     for (FinishedPart& part : report.finished) {
         part.part->done(std::move(part.status), part.failure);
-    }
-    if (report.gone && gone_) {
-        std::exchange(gone_, nullptr)(report.status);
     }
 }
 

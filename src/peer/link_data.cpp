@@ -184,7 +184,10 @@ void Link::dataOpened(Opened opened) {
         }
     });
     if (Status status = engine_.dataLoop.add(client, EPOLLIN); !status.ok()) {
-        return failJobs(status);
+        if (clients().empty()) {  // others do without this one
+            failJobs(status);
+        }
+        return;
     }
     size_t connections = 0;
     uint64_t bytes = 0;
@@ -209,14 +212,21 @@ void Link::dataOpened(Opened opened) {
 
 void Link::dataGone(const ClientConnection* connection, const Status& why) {
     bool last = false;
+    bool waiting = false;
     {
         const MutexLock lock(dataMutex_);
         const auto it = [&](const auto& one) { return one.get() == connection; };
         std::erase_if(leaving_, it);
         last = std::erase_if(clients_, it) > 0 && clients_.empty();
+        waiting = !jobs_.empty();
     }
     if (last) {
         failJobs(Status::disconnected("agent \"" + peer_.name + "\": " + why.message()));
+    } else if (waiting) {
+        // Who posted while it was dying may have told this one alone.
+        for (const auto& other : clients()) {
+            other->poke(0);
+        }
     }
 }
 

@@ -214,5 +214,77 @@ TEST_F(LinkDataTest, CancelReachesConnectionsThatLeave) {
     EXPECT_EQ(std::count(here_.begin(), here_.end(), 'c'), static_cast<long>(kSize));
 }
 
+// One of two connections dies. Whoever hears of it posts again at once, and small transfers are
+// told to one connection only: never to the dying one.
+TEST_F(LinkDataTest, WhatIsPostedAgainAtTheEndOfAConnectionGoesToTheOther) {
+    auto first = connection(std::make_shared<Hooks>());
+    const auto failed = std::make_shared<std::promise<Status>>();
+    const auto again = std::make_shared<std::promise<Status>>();
+    const auto retry = job(again);
+    link_->startJob(job(failed, [&] { link_->startJob(retry, kSize); }), 0);
+    first->awaitRequest();
+    auto second = connection(std::make_shared<Hooks>());
+    auto serving = std::async(std::launch::async, [&] { second->serve(); });
+    const auto between = std::make_shared<std::promise<Status>>();
+    link_->startJob(job(between), 0);  // the next turn is the first one's
+    EXPECT_TRUE(ended(between).ok());
+
+    first->hangUp();
+    EXPECT_FALSE(ended(failed).ok());
+    const Status status = ended(again);
+    EXPECT_TRUE(status.ok()) << status.message();
+    link_->close(Status::canceled("the test ends"), "");
+}
+
+// The same from another thread, between the end of the connection and the moment when the link
+// hears of it.
+TEST_F(LinkDataTest, WhatIsPostedToADyingConnectionGoesToTheOther) {
+    const auto hooks = std::make_shared<Hooks>();
+    auto first = connection(hooks);
+    const auto failed = std::make_shared<std::promise<Status>>();
+    const auto late = std::make_shared<std::promise<Status>>();
+    const auto posted = job(late);
+    link_->startJob(job(failed), 0);
+    first->awaitRequest();
+    auto second = connection(std::make_shared<Hooks>());
+    auto serving = std::async(std::launch::async, [&] { second->serve(); });
+    const auto between = std::make_shared<std::promise<Status>>();
+    link_->startJob(job(between), 0);
+    EXPECT_TRUE(ended(between).ok());
+
+    hooks->shutdown = [&] { link_->startJob(posted, kSize); };
+    first->hangUp();
+    EXPECT_FALSE(ended(failed).ok());
+    const Status status = ended(late);
+    EXPECT_TRUE(status.ok()) << status.message();
+    link_->close(Status::canceled("the test ends"), "");
+}
+
+TEST_F(LinkDataTest, AnotherConnectionThatCannotBeAddedEndsNothing) {
+    auto first = connection(std::make_shared<Hooks>());
+    const auto outcome = std::make_shared<std::promise<Status>>();
+    link_->startJob(job(outcome), 0);
+    first->awaitRequest();
+    const auto hooks = std::make_shared<Hooks>();
+    hooks->noDescriptor = true;
+    const auto second = connection(hooks);
+    ASSERT_EQ(hooks->gone.get_future().wait_for(kPatience), std::future_status::ready);
+    first->answer();
+    const Status status = ended(outcome);
+    EXPECT_TRUE(status.ok()) << status.message();
+}
+
+// The only one: nobody is left to wait for.
+TEST_F(LinkDataTest, TheOnlyConnectionThatCannotBeAddedIsAnError) {
+    const auto hooks = std::make_shared<Hooks>();
+    const auto outcome = std::make_shared<std::promise<Status>>();
+    engine_->onReactor([&] {  // nothing is dialled before
+        link_->startJob(job(outcome), 0);
+        hooks->noDescriptor = true;
+        connection(hooks);
+    });
+    EXPECT_NE(ended(outcome).message().find("epoll"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace nixl::peer
