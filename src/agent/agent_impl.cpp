@@ -353,7 +353,7 @@ void AgentImpl::onDeadline() {
         deadlineTimer_ = 0;
         while (!deadlines_.empty() && deadlines_.front().when <= now) {
             const std::shared_ptr<TransferState> state = deadlines_.front().state.lock();
-            if (state != nullptr && state->pendingSince(now - config_.xferTimeout)) {
+            if (state != nullptr && state->pendingSince(now - config_.xferTimeout) != 0) {
                 late.push_back(deadlines_.front().id);
             }
             deadlines_.pop_front();
@@ -364,27 +364,29 @@ void AgentImpl::onDeadline() {
         return;
     }
     const base::Deadline started = now - config_.xferTimeout;
-    endLate(late, started,
-            [](agent::Transfer& transfer, Status why) { transfer.requestCancel(std::move(why)); });
+    endLate(late, started, [](agent::Transfer& transfer, uint64_t post, Status why) {
+        transfer.requestCancel(post, std::move(why));
+    });
     // As long as a cancel waits; what has not stopped by then is left behind.
-    reactor_->startTimer(now + kReleaseLimit, asCall([late, started](AgentImpl& agent) {
-                             agent.endLate(late, started,
-                                           [](agent::Transfer& transfer, Status why) {
-                                               transfer.cancel(Clock::now(), std::move(why));
-                                           });
-                         }));
+    reactor_->startTimer(
+        now + kReleaseLimit, asCall([late, started](AgentImpl& agent) {
+            agent.endLate(late, started, [](agent::Transfer& transfer, uint64_t post, Status why) {
+                transfer.cancel(post, Clock::now(), std::move(why));
+            });
+        }));
 }
 
 // For those of these transfers that are still in the post of then.
 void AgentImpl::endLate(const std::vector<HandleId>& ids,
                         base::Deadline started,
-                        const std::function<void(agent::Transfer&, Status)>& end) {
+                        const std::function<void(agent::Transfer&, uint64_t, Status)>& end) {
     for (const HandleId id : ids) {
         TransferRef held = transfers_.find(id);
-        if (held && held->state()->pendingSince(started)) {
-            end(*held, Status::timeout("transfer with agent \"" + held->peerName() +
-                                       "\" did not end within xfer_timeout (" +
-                                       std::to_string(config_.xferTimeout.count()) + " ms)"));
+        if (const uint64_t post = held ? held->state()->pendingSince(started) : 0; post != 0) {
+            end(*held, post,
+                Status::timeout("transfer with agent \"" + held->peerName() +
+                                "\" did not end within xfer_timeout (" +
+                                std::to_string(config_.xferTimeout.count()) + " ms)"));
         }
     }
 }

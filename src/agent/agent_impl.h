@@ -178,7 +178,7 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     void onDeadline();
     void endLate(const std::vector<HandleId>& ids,
                  base::Deadline started,
-                 const std::function<void(agent::Transfer&, Status)>& end);
+                 const std::function<void(agent::Transfer&, uint64_t post, Status)>& end);
     static void disposeTransfer(void* self, std::unique_ptr<agent::Transfer> transfer);
     void sweepParked();
 

@@ -36,10 +36,24 @@ std::vector<uint32_t> usedRegions(const std::vector<PlanRun>& runs, size_t count
 
 }  // namespace
 
-bool TransferState::conclude(Word end, Status status, std::vector<SegmentFailure> failures) {
+uint64_t TransferState::begin() {
+    error = {};
+    cancelReason = {};
+    segmentFailures.clear();
+    startTime = std::chrono::system_clock::now();
+    started = Clock::now();
+    busy.store(true, std::memory_order_release);
+    word.store(PENDING, std::memory_order_release);
+    return ++number;
+}
+
+bool TransferState::conclude(uint64_t post,
+                             Word end,
+                             Status status,
+                             std::vector<SegmentFailure> failures) {
     {
         MutexLock lock(mutex);
-        if (word.load(std::memory_order_relaxed) != PENDING) {
+        if (number != post || word.load(std::memory_order_relaxed) != PENDING) {
             agent->lateEnds.fetch_add(1, std::memory_order_relaxed);
             return false;
         }
@@ -76,17 +90,18 @@ base::WaitResult TransferState::wait(base::Deadline deadline) {
     return result;
 }
 
-bool TransferState::pendingSince(Clock::time_point when) const {
+uint64_t TransferState::pendingSince(Clock::time_point when) const {
     MutexLock lock(mutex);
-    return word.load(std::memory_order_relaxed) == PENDING && started <= when;
+    return word.load(std::memory_order_relaxed) == PENDING && started <= when ? number : 0;
 }
 
 // Carries the end of one post from the backend to the user. The transfer lives as long as `busy`.
 class PostCompletion final : public Completion {
   public:
-    PostCompletion(Transfer* transfer, std::optional<std::string> self_notification)
+    PostCompletion(Transfer* transfer, uint64_t post, std::optional<std::string> self_notification)
         : transfer_(transfer),
           state_(transfer->state_),
+          post_(post),
           notification_(std::move(self_notification)) {}
 
   protected:
@@ -107,12 +122,14 @@ class PostCompletion final : public Completion {
     void afterFinal() override {
         transfer_ = nullptr;
         state_->busy.store(false, std::memory_order_release);
-        state_->conclude(end_, std::move(status_), std::move(failures_));
+        // From here on there may be another post.
+        state_->conclude(post_, end_, std::move(status_), std::move(failures_));
     }
 
   private:
     Transfer* transfer_;
     const std::shared_ptr<TransferState> state_;
+    const uint64_t post_;
     std::optional<std::string> notification_;
     TransferState::Word end_ = TransferState::FAILED;
     Status status_;
@@ -212,23 +229,19 @@ Status Transfer::post(std::optional<std::string_view> notification) {
     if (!notification.has_value() && parts_.notification.has_value()) {
         notification = *parts_.notification;
     }
-    const auto start = Clock::now();
+    uint64_t number = 0;
+    Clock::time_point start;
     {
         MutexLock state_lock(state_->mutex);
-        state_->error = {};
-        state_->cancelReason = {};
-        state_->segmentFailures.clear();
-        state_->startTime = std::chrono::system_clock::now();
-        state_->started = start;
+        number = state_->begin();
+        start = state_->started;
     }
-    state_->busy.store(true, std::memory_order_release);
-    state_->word.store(TransferState::PENDING, std::memory_order_release);
     std::optional<std::string> own;
     if (coreNotifies_ && notification.has_value()) {
         own.emplace(*notification);
         notification.reset();
     }
-    auto completion = std::make_shared<PostCompletion>(this, std::move(own));
+    auto completion = std::make_shared<PostCompletion>(this, number, std::move(own));
     current_ = completion;
     Status status = inner_->post(std::move(completion), notification.value_or(std::string_view()),
                                  notification.has_value());
@@ -237,7 +250,7 @@ Status Transfer::post(std::optional<std::string_view> notification) {
         unpinAll();
         current_.reset();
         state_->busy.store(false, std::memory_order_release);
-        state_->conclude(TransferState::FAILED, status, {});
+        state_->conclude(number, TransferState::FAILED, status, {});
         return status;
     }
     state_->agent->posts.fetch_add(1, std::memory_order_relaxed);
@@ -248,26 +261,29 @@ Status Transfer::post(std::optional<std::string_view> notification) {
     return {};
 }
 
-void Transfer::requestCancel(Status reason) {
-    if (word() != TransferState::PENDING) {
+void Transfer::requestCancel(uint64_t post, Status reason) {
+    if (post == 0 || state_->pendingPost() != post) {
         return;
     }
+    MutexLock lock(mutex_);  // no other post begins
     {
         MutexLock state_lock(state_->mutex);
+        if (state_->number != post || word() != TransferState::PENDING) {
+            return;
+        }
         state_->cancelReason = std::move(reason);
     }
-    MutexLock lock(mutex_);
     if (current_ != nullptr && !current_->final()) {
         current_->requestCancel();
         inner_->cancel();
     }
 }
 
-void Transfer::cancel(base::Deadline limit, Status reason) {
-    requestCancel(std::move(reason));
-    while (word() == TransferState::PENDING) {
+void Transfer::cancel(uint64_t post, base::Deadline limit, Status reason) {
+    requestCancel(post, std::move(reason));
+    while (post != 0 && state_->pendingPost() == post) {
         if (Clock::now() >= limit) {
-            state_->conclude(TransferState::CANCELED,
+            state_->conclude(post, TransferState::CANCELED,
                              Status::canceled("canceled; the backend has not confirmed that it "
                                               "stopped, so its memory stays busy until it does "
                                               "(remote_unconfirmed)"),

@@ -37,11 +37,16 @@ struct TransferState {
     enum Word : uint32_t { UNPOSTED, PENDING, DONE, FAILED, CANCELED };
 
     explicit TransferState(std::shared_ptr<AgentShared> owner) : agent(std::move(owner)) {}
-    // Ends the post for the user, if nobody has; the backend may still be busy.
-    bool conclude(Word end, Status status, std::vector<SegmentFailure> failures);
+    // Posts are counted from 1 on: who means one of them must not hit the next.
+    uint64_t begin() NIXL_REQUIRES(mutex);
+    // Ends this post for the user, if nobody has; the backend may still be busy.
+    bool conclude(uint64_t post, Word end, Status status, std::vector<SegmentFailure> failures);
     base::WaitResult wait(base::Deadline deadline);
-    // Whether the last post is in progress and was made at `when` or before.
-    bool pendingSince(std::chrono::steady_clock::time_point when) const;
+    // The post that is in progress, if it was made at `when` or before; else 0.
+    uint64_t pendingSince(std::chrono::steady_clock::time_point when) const;
+    uint64_t pendingPost() const {
+        return pendingSince(std::chrono::steady_clock::time_point::max());
+    }
 
     const std::shared_ptr<AgentShared> agent;
     std::atomic<uint32_t> word{UNPOSTED};
@@ -49,6 +54,7 @@ struct TransferState {
     std::atomic<bool> busy{false};  // the backend has not reported its end
 
     mutable Mutex mutex;
+    uint64_t number NIXL_GUARDED_BY(mutex) = 0;  // of the last post
     Status error NIXL_GUARDED_BY(mutex);
     Status cancelReason NIXL_GUARDED_BY(mutex);  // replaces CANCELED, for deadlines
     std::vector<SegmentFailure> segmentFailures NIXL_GUARDED_BY(mutex);
@@ -79,11 +85,14 @@ class Transfer {
     Status post(std::optional<std::string_view> notification);
     uint32_t word() const noexcept { return state_->word.load(std::memory_order_acquire); }
     bool busy() const noexcept { return state_->busy.load(std::memory_order_acquire); }
-    // Asks for an early end. `reason` replaces CANCELED where it is an error.
-    void requestCancel(Status reason);
-    // The same, and waits for it until `limit`; then the transfer ends for the user even if its
-    // backend cannot stop.
-    void cancel(base::Deadline limit, Status reason = {});
+    // Asks for an early end of this post. `reason` replaces CANCELED where it is an error.
+    void requestCancel(uint64_t post, Status reason);
+    // The same, and waits for it until `limit`; then the post ends for the user even if its backend
+    // cannot stop.
+    void cancel(uint64_t post, base::Deadline limit, Status reason = {});
+    void cancel(base::Deadline limit, Status reason = {}) {
+        cancel(state_->pendingPost(), limit, std::move(reason));
+    }
     // Lets the backend advance (backends without a thread of their own).
     void help();
     bool needsProgress() const { return parts_.backend->backend->needsProgress(); }
