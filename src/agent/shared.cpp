@@ -127,6 +127,9 @@ void AgentShared::deliver(const peer::Identity& from,
 }
 
 std::vector<Notification> AgentShared::takeNotifications() {
+    if (!hasNotifications()) {
+        return {};  // as most who poll find; an empty deque would allocate
+    }
     std::deque<Queued> taken;
     {
         MutexLock lock(mutex_);

@@ -241,7 +241,9 @@ Status Transfer::post(std::optional<std::string_view> notification) {
         own.emplace(*notification);
         notification.reset();
     }
-    auto completion = std::make_shared<PostCompletion>(this, number, std::move(own));
+    current_.reset();  // the last post has ended: its memory is used again
+    auto completion =
+        base::makeRecycled<PostCompletion>(completions_, this, number, std::move(own));
     current_ = completion;
     Status status = inner_->post(std::move(completion), notification.value_or(std::string_view()),
                                  notification.has_value());

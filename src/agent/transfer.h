@@ -17,6 +17,7 @@
 #include "agent/peer.h"
 #include "agent/shared.h"
 #include "base/mutex.h"
+#include "base/recycler.h"
 #include "memory/plan.h"
 
 namespace nixl::agent {
@@ -117,6 +118,7 @@ class Transfer {
     std::vector<uint32_t> usedRemote_;
     TransferPlan plan_;
     const std::shared_ptr<TransferState> state_;
+    const std::shared_ptr<base::Recycler> completions_ = std::make_shared<base::Recycler>();
     bool coreNotifies_ = false;  // the backend has no notifications: the core delivers to itself
 
     mutable Mutex mutex_;

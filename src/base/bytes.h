@@ -46,6 +46,7 @@ class ByteWriter {
     size_t size() const { return bytes_.size(); }
     const std::string& bytes() const { return bytes_; }
     std::string take() { return std::move(bytes_); }
+    void clear() { bytes_.clear(); }  // keeps its memory
 
   private:
     std::string bytes_;

@@ -284,7 +284,10 @@ ClientConnection::Report ClientConnection::settle(Status status) {
         arm();
     }
     report.status = std::move(status);
-    report.finished = client_.takeFinished();
+    if (client_.hasFinished()) {
+        report.finished.swap(spare_);
+        client_.takeFinished(report.finished);
+    }
     return report;
 }
 
@@ -299,7 +302,15 @@ void ClientConnection::tell(Report report) {
         }
     }
     for (FinishedPart& part : report.finished) {
-        part.part->done(std::move(part.status), part.failure);
+        if (part.part.owner != nullptr) {
+            part.part.owner->partDone(std::move(part.status), part.failure);
+        }
+    }
+    if (!report.finished.empty() && mutex_.tryLock()) {
+        report.finished.clear();
+        spare_.swap(report.finished);
+        mutex_.unlock();
+        servePokes();
     }
 }
 
@@ -374,7 +385,7 @@ void ClientConnection::expire(Reactor::Clock::time_point now, std::chrono::milli
     servePokes();
 }
 
-void ClientConnection::cancel(const void* owner) {
+void ClientConnection::cancel(const PartOwner* owner) {
     Report report;
     {
         const MutexLock lock(mutex_);

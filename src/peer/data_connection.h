@@ -73,7 +73,7 @@ class ClientConnection final : public DataConnection {
     void expire(Reactor::Clock::time_point now, std::chrono::milliseconds patience);
     bool ended();
     // See StreamClient::cancel.
-    void cancel(const void* owner);
+    void cancel(const PartOwner* owner);
     bool has(const StreamClient& client) const { return &client == &client_; }
 
   private:
@@ -101,6 +101,7 @@ class ClientConnection final : public DataConnection {
     size_t seenUnsent_ NIXL_GUARDED_BY(mutex_) = 0;
     Reactor::Clock::time_point seenAt_ NIXL_GUARDED_BY(mutex_);
     std::atomic<bool> poked_{false};
+    std::vector<FinishedPart> spare_ NIXL_GUARDED_BY(mutex_);  // empty; its memory is used again
     const Feed feed_;
     std::function<void(const Status&)> gone_;
 };

@@ -154,6 +154,7 @@ class Link : public PollSet::Member, public std::enable_shared_from_this<Link> {
     void dataGone(const ClientConnection* connection, const Status& why);
     std::vector<std::shared_ptr<ClientConnection>> clients();
     void failJobs(const Status& why);
+    bool moreConnectionsPay() const NIXL_REQUIRES(dataMutex_);
     void endIdlestServed() NIXL_REQUIRES(dataMutex_);
 
     EngineImpl& engine_;
@@ -195,7 +196,7 @@ class Link : public PollSet::Member, public std::enable_shared_from_this<Link> {
     std::optional<Target> target_ NIXL_GUARDED_BY(mutex_);  // where the last dial succeeded
 
     Mutex dataMutex_;  // taken inside a connection's lock; never holds mutex_ inside
-    std::deque<std::shared_ptr<StreamJob>> jobs_ NIXL_GUARDED_BY(dataMutex_);
+    StreamJobQueue jobs_ NIXL_GUARDED_BY(dataMutex_);
     std::vector<std::shared_ptr<ClientConnection>> clients_ NIXL_GUARDED_BY(dataMutex_);
     // Were shut down and may still have parts: a thread that is inside one moves bytes until it
     // sees the end.

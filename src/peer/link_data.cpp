@@ -34,18 +34,13 @@ void Link::feed(StreamClient& client) {
                              [&](const auto& one) { return one->has(client); })) {
                 return;
             }
-            while (!jobs_.empty() && !jobs_.front()->hasMore()) {
-                jobs_.pop_front();
-            }
-            if (jobs_.empty()) {
-                return;
-            }
-            job = std::move(jobs_.front());
-            jobs_.pop_front();
-            jobs_.push_back(job);
+            job = jobs_.next();
         }
-        if (StreamPartPtr part = job->nextPart()) {
-            client.submit(std::move(part));
+        if (job == nullptr) {
+            return;
+        }
+        if (std::optional<StreamPart> part = job->nextPart()) {
+            client.submit(std::move(*part));
         }
     }
 }
@@ -53,26 +48,22 @@ void Link::feed(StreamClient& client) {
 void Link::startJob(const std::shared_ptr<StreamJob>& job, uint64_t inline_bytes) {
     std::shared_ptr<ClientConnection> client;
     size_t connections = 0;
-    uint64_t bytes = 0;
+    bool wanted = false;
     {
         const MutexLock lock(dataMutex_);
-        jobs_.push_back(job);
+        jobs_.push(job);
         connections = clients_.size();
-        for (const auto& one : jobs_) {
-            bytes += one->bytesLeft();
-        }
+        wanted = moreConnectionsPay();
         if (connections > 0) {
             client = clients_[nextClient_++ % connections];
         }
     }
-    const unsigned limit = engine_.config.streamConnections != 0 ? engine_.config.streamConnections
-                                                                 : kDefaultConnections;
-    if (connections == 0 || (connections < limit && bytes > kBytesPerConnection * connections)) {
+    if (wanted) {
         wantData();
     }
     if (client != nullptr) {
         client->poke(inline_bytes);
-        if (bytes > inline_bytes && connections > 1) {
+        if (connections > 1 && job->hasMore()) {
             for (const auto& other : clients()) {
                 if (other != client) {
                     other->poke(0);
@@ -82,13 +73,20 @@ void Link::startJob(const std::shared_ptr<StreamJob>& job, uint64_t inline_bytes
     }
 }
 
+bool Link::moreConnectionsPay() const {
+    const unsigned limit = engine_.config.streamConnections != 0 ? engine_.config.streamConnections
+                                                                 : kDefaultConnections;
+    return clients_.empty() ||
+           (clients_.size() < limit && jobs_.moreThan(kBytesPerConnection * clients_.size()));
+}
+
 void Link::cancelJob(const std::shared_ptr<StreamJob>& job, const Status& why) {
     // No part leaves it any more; then the connections let go of those they have.
     job->stop(why);
     std::vector<std::shared_ptr<ClientConnection>> clients;
     {
         const MutexLock lock(dataMutex_);
-        std::erase(jobs_, job);
+        jobs_.erase(job);
         clients = clients_;
         clients.insert(clients.end(), leaving_.begin(), leaving_.end());
     }
@@ -189,23 +187,17 @@ void Link::dataOpened(Opened opened) {
         }
         return;
     }
-    size_t connections = 0;
-    uint64_t bytes = 0;
+    bool wanted = false;
     {
         const MutexLock lock(dataMutex_);
         clients_.push_back(client);
-        connections = clients_.size();
-        for (const auto& job : jobs_) {
-            bytes += job->bytesLeft();
-        }
+        wanted = moreConnectionsPay();
     }
     if (client->ended()) {  // before it was in the list
         return dataGone(client.get(), Status::disconnected("its data connection ended at once"));
     }
     client->poke(0);
-    const unsigned limit = engine_.config.streamConnections != 0 ? engine_.config.streamConnections
-                                                                 : kDefaultConnections;
-    if (connections < limit && bytes > kBytesPerConnection * connections) {
+    if (wanted) {
         wantData();
     }
 }
@@ -232,12 +224,12 @@ void Link::dataGone(const ClientConnection* connection, const Status& why) {
 
 // Ends the transfers on the stream lane; those with parts under way when these are back.
 void Link::failJobs(const Status& why) {
-    std::deque<std::shared_ptr<StreamJob>> jobs;
+    StreamJobQueue::Jobs jobs;
     std::vector<std::shared_ptr<ClientConnection>> clients;
     std::vector<std::weak_ptr<TargetConnection>> served;
     {
         const MutexLock lock(dataMutex_);
-        jobs.swap(jobs_);
+        jobs = jobs_.takeAll();
         clients.swap(clients_);
         leaving_.insert(leaving_.end(), clients.begin(), clients.end());
         served.swap(served_);

@@ -115,6 +115,22 @@ class PlayedTarget {
 // The end of one job.
 using Outcome = std::shared_ptr<std::promise<Status>>;
 
+class JobOwner final : public StreamJobOwner {
+  public:
+    JobOwner(Outcome outcome, std::function<void()> at_end)
+        : outcome_(std::move(outcome)), atEnd_(std::move(at_end)) {}
+    void streamed(Status status, std::vector<SegmentFailure> /*failures*/) override {
+        if (atEnd_) {
+            atEnd_();
+        }
+        outcome_->set_value(std::move(status));
+    }
+
+  private:
+    const Outcome outcome_;
+    const std::function<void()> atEnd_;
+};
+
 class LinkDataTest : public testing::Test {
   protected:
     LinkDataTest() : here_(kSize, 'h'), there_(kSize, 't') {
@@ -161,14 +177,10 @@ class LinkDataTest : public testing::Test {
     }
     std::shared_ptr<StreamJob> job(const Outcome& outcome,
                                    const std::function<void()>& at_end = {}) {
-        return std::make_shared<StreamJob>(
-            plan_, std::make_shared<Grants>(access_.grant()), false,
-            [outcome, at_end](Status status, const std::vector<SegmentFailure>&) {
-                if (at_end) {
-                    at_end();
-                }
-                outcome->set_value(std::move(status));
-            });
+        const auto parts =
+            std::make_shared<StreamParts>(plan_, std::make_shared<Grants>(access_.grant()), false);
+        return std::make_shared<StreamJob>(plan_.bytes, parts,
+                                           std::make_shared<JobOwner>(outcome, at_end));
     }
     static Status ended(const Outcome& outcome) {
         auto future = outcome->get_future();

@@ -71,7 +71,8 @@ class LocalTransfer final : public BackendTransfer {
     Status post(CompletionPtr completion,
                 std::string_view notification,
                 bool has_notification) override {
-        auto run = std::make_shared<Run>();
+        // A copy inside post needs nothing that outlives it, and posts are serialised.
+        const std::shared_ptr<Run> run = inline_ ? inlineRun_ : std::make_shared<Run>();
         run->target = target_.lock();
         if (run->target == nullptr) {
             return Status::disconnected("agent \"" + std::string(plan_.peer.name) +
@@ -80,9 +81,9 @@ class LocalTransfer final : public BackendTransfer {
         if (!plan_.peer.self) {
             NIXL_RETURN_IF_ERROR(pinTarget(*run));
         }
+        run->notify = has_notification;
         if (has_notification) {
             run->notification = notification;
-            run->notify = true;
             run->from = self_;
         }
         run->completion = std::move(completion);
@@ -138,6 +139,7 @@ class LocalTransfer final : public BackendTransfer {
     };
 
     Status pinTarget(Run& run) {
+        run.pins.clear();  // of a post that was refused
         run.pins.reserve(plan_.remoteRegions.size());
         for (const PlanRegion& region : plan_.remoteRegions) {
             Result<RegionPin> pin = run.target->pin(region.id, region.generation);
@@ -206,6 +208,7 @@ class LocalTransfer final : public BackendTransfer {
     double cost_ = 0;
     bool inline_ = false;
     uint64_t chunkBytes_ = 0;
+    const std::shared_ptr<Run> inlineRun_ = std::make_shared<Run>();
     Mutex mutex_;  // cancel may come while post sets the job
     std::shared_ptr<base::ChunkedJob> job_ NIXL_GUARDED_BY(mutex_);
 };

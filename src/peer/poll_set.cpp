@@ -6,6 +6,8 @@
 #include <vector>
 
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 namespace nixl::peer {
 
@@ -15,17 +17,35 @@ constexpr int kServedAtOnce = 8;
 
 }  // namespace
 
+bool PollSet::open() {
+    Fd epoll(epoll_create1(EPOLL_CLOEXEC));
+    Fd wanted(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (!epoll || !wanted) {
+        return false;
+    }
+    auto watch = reactor_.watch(wanted.get(), EPOLLIN, [this, fd = wanted.get()](uint32_t) {
+        uint64_t value = 0;
+        static_cast<void>(!read(fd, &value, sizeof(value)));
+        startGuard();
+    });
+    if (!watch.ok()) {
+        return false;
+    }
+    guardWatch_ = watch.value();
+    epoll_ = std::move(epoll);
+    guardWanted_ = std::move(wanted);
+    guardFd_.store(guardWanted_.get(), std::memory_order_release);
+    epollFd_.store(epoll_.get(), std::memory_order_release);
+    return true;
+}
+
 uint64_t PollSet::add(int fd, std::weak_ptr<Member> member) {
     const MutexLock lock(mutex_);
     if (stopped_) {
         return 0;
     }
-    if (!epoll_) {
-        epoll_ = Fd(epoll_create1(EPOLL_CLOEXEC));
-        if (!epoll_) {
-            return 0;
-        }
-        epollFd_.store(epoll_.get(), std::memory_order_release);
+    if (!epoll_ && !open()) {
+        return 0;
     }
     epoll_event event{};
     event.events = EPOLLIN;
@@ -81,7 +101,9 @@ bool PollSet::polled() const {
            Clock::now() - lastHelp_.load(std::memory_order_relaxed) < distance_;
 }
 
+// Reactor thread.
 void PollSet::startGuard() {
+    const MutexLock lock(mutex_);
     if (!stopped_) {
         timer_ = reactor_.startTimer(Clock::now() + kGuardPeriod, [this] { onGuard(); });
     }
@@ -90,11 +112,10 @@ void PollSet::startGuard() {
 // What is left is marked before this is called: either the mark is seen by the sweep that ends the
 // guarding, or the guarding is begun anew here.
 void PollSet::guard() {
-    if (guarding_.exchange(true, std::memory_order_acq_rel)) {
-        return;
+    if (!guarding_.exchange(true, std::memory_order_acq_rel)) {
+        const uint64_t one = 1;
+        static_cast<void>(!write(guardFd_.load(std::memory_order_acquire), &one, sizeof(one)));
     }
-    const MutexLock lock(mutex_);
-    startGuard();
 }
 
 void PollSet::onGuard() {
@@ -106,7 +127,6 @@ void PollSet::onGuard() {
         }
         return;
     }
-    const MutexLock lock(mutex_);
     startGuard();
 }
 
@@ -124,14 +144,19 @@ std::vector<std::shared_ptr<PollSet::Member>> PollSet::members() {
 
 void PollSet::stop() {
     uint64_t timer = 0;
+    uint64_t watch = 0;
     {
         const MutexLock lock(mutex_);
         stopped_ = true;
         timer = std::exchange(timer_, 0);
+        watch = std::exchange(guardWatch_, 0);
         members_.clear();
     }
     if (timer != 0) {
         reactor_.stopTimer(timer);  // waits for one that runs
+    }
+    if (watch != 0) {
+        reactor_.unwatch(watch);
     }
 }
 

@@ -62,7 +62,8 @@ class PollSet {
     using Clock = std::chrono::steady_clock;
     void onGuard();
     std::vector<std::shared_ptr<Member>> members();
-    void startGuard() NIXL_REQUIRES(mutex_);
+    bool open() NIXL_REQUIRES(mutex_);
+    void startGuard();
 
     Reactor& reactor_;
     const std::chrono::microseconds distance_;
@@ -73,6 +74,9 @@ class PollSet {
 
     Mutex mutex_;
     Fd epoll_ NIXL_GUARDED_BY(mutex_);
+    Fd guardWanted_ NIXL_GUARDED_BY(mutex_);  // an event: so that guard() allocates nothing
+    std::atomic<int> guardFd_{-1};            // of guardWanted_
+    uint64_t guardWatch_ NIXL_GUARDED_BY(mutex_) = 0;
     bool stopped_ NIXL_GUARDED_BY(mutex_) = false;
     uint64_t nextId_ NIXL_GUARDED_BY(mutex_) = 1;
     uint64_t timer_ NIXL_GUARDED_BY(mutex_) = 0;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/copy_pool.h"
+#include "base/recycler.h"
 #include "base/threads.h"
 #include "peer/engine_impl.h"
 #include "peer/host_copy.h"
@@ -88,18 +89,28 @@ class PlanMaps {
     const std::vector<RegionMapPtr> maps_;
 };
 
+// What the posts of a transfer use one after the other, so that the second allocates nothing.
+// Touched by the post alone, and posts are serialised by the core.
+struct PostMemory {
+    std::shared_ptr<base::Recycler> runs = std::make_shared<base::Recycler>();
+    std::shared_ptr<base::Recycler> jobs = std::make_shared<base::Recycler>();
+    std::shared_ptr<StreamParts> parts;
+};
+
 // One post. Owns everything that may outlive the transfer object's attention.
-class Run : public std::enable_shared_from_this<Run> {
+class Run final : public StreamJobOwner, public std::enable_shared_from_this<Run> {
   public:
     Run(std::shared_ptr<EngineImpl> engine,
         std::shared_ptr<Link> link,
         const TransferPlan& plan,
         std::shared_ptr<const PlanMaps> maps,
+        std::shared_ptr<PostMemory> memory,
         CompletionPtr completion)
         : engine_(std::move(engine)),
           link_(std::move(link)),
           plan_(plan),
           maps_(std::move(maps)),
+          memory_(std::move(memory)),
           op_(plan.op),
           completion_(std::move(completion)) {}
 
@@ -274,12 +285,13 @@ class Run : public std::enable_shared_from_this<Run> {
         if (plan_.bytes == 0) {
             return moved({}, {});
         }
-        auto job = std::make_shared<StreamJob>(
-            plan_, std::move(grants), checksum_,
-            [self = shared_from_this()](Status status, std::vector<SegmentFailure> failures) {
-                self->streamed(std::move(status), std::move(failures));
-            });
+        if (memory_->parts == nullptr || !memory_->parts->kept() ||
+            memory_->parts->grants() != grants) {
+            memory_->parts = std::make_shared<StreamParts>(plan_, std::move(grants), checksum_);
+        }
         const uint64_t bytes = plan_.bytes;  // the plan may be gone once it has started
+        const auto job =
+            base::makeRecycled<StreamJob>(memory_->jobs, bytes, memory_->parts, shared_from_this());
         {
             const MutexLock lock(mutex_);
             stream_ = job;
@@ -290,7 +302,7 @@ class Run : public std::enable_shared_from_this<Run> {
         }
     }
 
-    void streamed(Status status, std::vector<SegmentFailure> failures) {
+    void streamed(Status status, std::vector<SegmentFailure> failures) override {
         {
             const MutexLock lock(mutex_);
             stream_.reset();
@@ -348,6 +360,7 @@ class Run : public std::enable_shared_from_this<Run> {
     const std::shared_ptr<Link> link_;
     const TransferPlan& plan_;  // valid until the completion is final
     const std::shared_ptr<const PlanMaps> maps_;
+    const std::shared_ptr<PostMemory> memory_;
     const OpType op_;
     const CompletionPtr completion_;
     std::string notification_;
@@ -392,7 +405,12 @@ class RemoteTransfer final : public BackendTransfer {
         if (ready && small && !has_notification && copyAtOnce(mapped, completion)) {
             return {};
         }
-        auto run = std::make_shared<Run>(engine_, link_, plan_, maps_, std::move(completion));
+        {
+            const MutexLock lock(mutex_);
+            current_.reset();  // the last post has ended: its memory is used again
+        }
+        auto run = base::makeRecycled<Run>(memory_->runs, engine_, link_, plan_, maps_, memory_,
+                                           std::move(completion));
         if (has_notification) {
             run->notify(notification);
         }
@@ -512,6 +530,7 @@ class RemoteTransfer final : public BackendTransfer {
     const std::shared_ptr<const PlanMaps> maps_;
     const double attachCost_ = kAttach.of(plan_);
     const double mappedCost_ = kMapped.of(plan_);
+    const std::shared_ptr<PostMemory> memory_ = std::make_shared<PostMemory>();
     Mutex mutex_;
     std::shared_ptr<Run> current_ NIXL_GUARDED_BY(mutex_);
 };

@@ -20,30 +20,31 @@ Status memoryGone() {
 StreamClient::StreamClient(std::string peer_name, const base::Digest& connection_key)
     : peerName_(std::move(peer_name)), connectionKey_(connection_key) {}
 
-void StreamClient::submit(StreamPartPtr part) {
-    if (proved_.insert(part->request.grant).second) {
+void StreamClient::submit(StreamPart part) {
+    const PreparedRequest& request = *part.request;
+    if (proved_.insert(request.grant).second) {
         base::ByteWriter out;
         const size_t begin = beginFrame(out, FrameType::GRANT);
-        GrantProof{part->request.grant, grantProof(part->grant, connectionKey_)}.encode(out);
+        GrantProof{request.grant, grantProof(request.key, connectionKey_)}.encode(out);
         endFrame(out, begin);
         pendingGrants_ += out.bytes();  // never inside a chunk that is being sent
     }
-    outstandingBytes_ += part->request.bytes;
-    Waiting waiting;
-    waiting.cursor = RunCursor(part->local);
+    outstandingBytes_ += request.bytes;
+    Waiting& waiting = waiting_.emplace_back();
+    waiting.cursor = RunCursor(request.local);
     waiting.part = std::move(part);
-    waiting_.push_back(std::move(waiting));
 }
 
 // Puts the request of the next part into out_.
 void StreamClient::beginNext() {
     Waiting& next = waiting_[sendIndex_];
+    const PreparedRequest& request = *next.part.request;
     out_ += std::exchange(pendingGrants_, {});
-    base::ByteWriter out;
-    next.part->request.encode(out);
-    out_ += out.bytes();
+    const size_t begin = out_.size();
+    out_ += request.frame;
+    putRequestId(out_.data() + begin, next.part.id);
     next.begun = true;
-    if (next.part->request.op == OpType::READ || next.part->request.bytes == 0) {
+    if (request.op == OpType::READ || request.bytes == 0) {
         ++sendIndex_;
     } else {
         nextChunk(next);
@@ -51,7 +52,7 @@ void StreamClient::beginNext() {
 }
 
 void StreamClient::nextChunk(Waiting& part) {
-    const uint64_t left = part.part->request.bytes - part.promised;
+    const uint64_t left = part.part.request->bytes - part.promised;
     if (left == 0) {
         ++sendIndex_;
         return;
@@ -65,7 +66,7 @@ void StreamClient::nextChunk(Waiting& part) {
     }
     const auto size = static_cast<uint32_t>(std::min<uint64_t>(left, kChunkBytes));
     uint32_t checksum = 0;
-    if ((part.part->request.flags & kRequestChecksum) != 0 &&
+    if ((part.part.request->flags & kRequestChecksum) != 0 &&
         !checksumOf(part.cursor, size, checksum)) {
         part.faulted = true;
         part.taken = part.cursor.offset();
@@ -142,7 +143,7 @@ Status StreamClient::received(size_t bytes) {
     if (direct > 0) {
         Waiting& part = waiting_.front();
         if (!part.canceled && readFailure_.ok()) {
-            if ((part.part->request.flags & kRequestChecksum) != 0 &&
+            if ((part.part.request->flags & kRequestChecksum) != 0 &&
                 !checksumOf(part.cursor, direct, runningChecksum_)) {
                 failRead(memoryGone());
             }
@@ -200,11 +201,10 @@ Status StreamClient::onReply(std::string_view body) {
         return decoded.status();
     }
     const Reply& reply = decoded.value();
-    if (waiting_.empty() || !waiting_.front().begun ||
-        reply.id != waiting_.front().part->request.id) {
+    if (waiting_.empty() || !waiting_.front().begun || reply.id != waiting_.front().part.id) {
         return Status::invalidParam("a reply to nothing that was asked");
     }
-    const Request& request = waiting_.front().part->request;
+    const PreparedRequest& request = *waiting_.front().part.request;
     if (request.op == OpType::READ && reply.code == ErrorCode::OK && request.bytes > 0) {
         if (aborted_) {
             return Status::invalidParam("an aborted read that went well");
@@ -232,7 +232,7 @@ Status StreamClient::onReply(std::string_view body) {
 // Ends the first part that waits.
 void StreamClient::finish(Status status, uint64_t offset) {
     Waiting& first = waiting_.front();
-    const uint64_t bytes = first.part->request.bytes;
+    const uint64_t bytes = first.part.request->bytes;
     FinishedPart finished;
     if (first.canceled) {
         finished.status = Status::canceled("canceled");
@@ -244,7 +244,7 @@ void StreamClient::finish(Status status, uint64_t offset) {
     }
     if (!finished.status.ok()) {
         offset = std::min(offset, bytes);
-        finished.failure.planOffset = first.part->planOffset;
+        finished.failure.planOffset = first.part.request->planOffset;
         finished.failure.size = bytes;
         finished.failure.done = offset;
         finished.failure.systemErrno = finished.status.systemErrno();
@@ -252,7 +252,7 @@ void StreamClient::finish(Status status, uint64_t offset) {
     finished.part = std::move(first.part);
     finished_.push_back(std::move(finished));
     outstandingBytes_ -= bytes;
-    waiting_.pop_front();
+    waiting_.erase(waiting_.begin());
     --sendIndex_;
 }
 
@@ -282,7 +282,7 @@ Status StreamClient::takeChunkHeader(bool& progress) {
 }
 
 void StreamClient::scatter(Waiting& part, std::string_view bytes) {
-    if ((part.part->request.flags & kRequestChecksum) != 0) {
+    if ((part.part.request->flags & kRequestChecksum) != 0) {
         runningChecksum_ = base::crc32c(runningChecksum_, bytes.data(), bytes.size());
     }
     iovec vectors[64];
@@ -319,7 +319,7 @@ Status StreamClient::takeStaged(bool& progress) {
 
 Status StreamClient::chunkDone() {
     Waiting& part = waiting_.front();
-    if (!part.canceled && readFailure_.ok() && (part.part->request.flags & kRequestChecksum) != 0 &&
+    if (!part.canceled && readFailure_.ok() && (part.part.request->flags & kRequestChecksum) != 0 &&
         runningChecksum_ != chunkChecksum_) {
         failRead(damaged("agent \"" + peerName_ + "\": ", chunkSize_));
     }
@@ -367,10 +367,10 @@ Status StreamClient::memoryFault(bool sending) {
     return Status(ErrorCode::BACKEND, "the engine's own memory is not there", EFAULT);
 }
 
-void StreamClient::cancel(const void* owner) {
+void StreamClient::cancel(const PartOwner* owner) {
     for (size_t i = 0; i < waiting_.size();) {
         Waiting& part = waiting_[i];
-        if (part.part->owner != owner || part.canceled) {
+        if (part.part.owner.get() != owner || part.canceled) {
             ++i;
             continue;
         }
@@ -384,9 +384,9 @@ void StreamClient::cancel(const void* owner) {
         }
         FinishedPart finished;
         finished.status = Status::canceled("canceled");
-        finished.failure.planOffset = part.part->planOffset;
-        finished.failure.size = part.part->request.bytes;
-        outstandingBytes_ -= part.part->request.bytes;
+        finished.failure.planOffset = part.part.request->planOffset;
+        finished.failure.size = part.part.request->bytes;
+        outstandingBytes_ -= part.part.request->bytes;
         finished.part = std::move(part.part);
         finished_.push_back(std::move(finished));
         waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(i));
@@ -399,7 +399,7 @@ uint64_t StreamClient::movedOfRead() const {
         return readFailureOffset_;
     }
     const Waiting& first = waiting_.front();
-    const bool checked = (first.part->request.flags & kRequestChecksum) != 0;
+    const bool checked = (first.part.request->flags & kRequestChecksum) != 0;
     // Any byte of a chunk that has not been checked may be a wrong one.
     return state_ == State::CHUNK && checked ? chunkBegin_ : first.cursor.offset();
 }
@@ -408,7 +408,7 @@ void StreamClient::fail(const Status& why) {
     sendIndex_ = waiting_.size();
     while (!waiting_.empty()) {
         // Of a WRITE what was sent may have got lost on the way.
-        const bool read = waiting_.front().part->request.op == OpType::READ;
+        const bool read = waiting_.front().part.request->op == OpType::READ;
         finish(why, read ? movedOfRead() : 0);
         state_ = State::FRAME;
         readFailure_ = {};

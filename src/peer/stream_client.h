@@ -5,34 +5,34 @@
 
 #include <array>
 #include <cstdint>
-#include <deque>
-#include <functional>
-#include <map>
 #include <memory>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "peer/stream_input.h"
+#include "peer/stream_parts.h"
 #include "peer/stream_wire.h"
 
 namespace nixl::peer {
 
-// A part of a transfer: small enough that others get their turn between two.
-struct StreamPart {
-    Request request;               // the remote side
-    Key grant{};                   // proves the right to its regions
-    std::vector<MemoryRun> local;  // the same bytes on this side
-    uint64_t planOffset = 0;       // of its first byte
-    void* owner = nullptr;         // whose transfer; compared only
-    // Where it ends. Called by whoever takes finished parts, without the connection's lock.
-    std::function<void(Status, const SegmentFailure&)> done;
+// Hears how the parts of its transfer ended. Called by whoever takes finished parts, without the
+// connection's lock.
+class PartOwner {
+  public:
+    virtual ~PartOwner() = default;
+    virtual void partDone(Status status, const SegmentFailure& failure) = 0;
 };
 
-using StreamPartPtr = std::unique_ptr<StreamPart>;
+// One request of one post.
+struct StreamPart {
+    PreparedRequestPtr request;
+    uint64_t id = 0;  // of the request, its own on the connection
+    std::shared_ptr<PartOwner> owner;
+};
 
 struct FinishedPart {
-    StreamPartPtr part;
+    StreamPart part;
     Status status;
     SegmentFailure failure;  // where status is not OK
 };
@@ -51,7 +51,7 @@ class StreamClient {
         return waiting_.size() < kMaxOutstanding && outstandingBytes_ < kMaxOutstandingBytes;
     }
     bool idle() const { return waiting_.empty(); }
-    void submit(StreamPartPtr part);
+    void submit(StreamPart part);
 
     size_t output(iovec* out, size_t max);
     void sent(size_t bytes);
@@ -68,9 +68,11 @@ class StreamClient {
 
     // From here on no byte of the owner's memory is read or written any more. Its parts that the
     // peer knows of are still answered (and come out as CANCELED); the others are dropped.
-    void cancel(const void* owner);
+    void cancel(const PartOwner* owner);
     // The connection is gone.
     void fail(const Status& why);
+    // Into an empty list, whose memory is used for the next ones.
+    void takeFinished(std::vector<FinishedPart>& into) { finished_.swap(into); }
     std::vector<FinishedPart> takeFinished() { return std::exchange(finished_, {}); }
     bool hasFinished() const { return !finished_.empty(); }
     uint64_t outstandingBytes() const { return outstandingBytes_; }
@@ -78,7 +80,7 @@ class StreamClient {
   private:
     enum class State : uint8_t { FRAME, CHUNK_HEADER, CHUNK };
     struct Waiting {
-        StreamPartPtr part;
+        StreamPart part;
         bool begun = false;     // the request is being or has been sent
         bool canceled = false;  // its memory must not be touched
         bool faulted = false;   // its memory is not there
@@ -106,7 +108,7 @@ class StreamClient {
     std::set<GrantId> proved_;
 
     // In the order of their requests; answers come in the same order.
-    std::deque<Waiting> waiting_;
+    std::vector<Waiting> waiting_;
     size_t sendIndex_ = 0;  // the first that is not completely sent
     uint64_t outstandingBytes_ = 0;
 

@@ -1,8 +1,7 @@
 // See stream_job.h.
 #include "peer/stream_job.h"
 
-#include <algorithm>
-#include <unordered_map>
+#include <utility>
 
 namespace nixl::peer {
 
@@ -12,75 +11,26 @@ std::atomic<uint64_t> next_request{1};
 
 }  // namespace
 
-StreamJob::StreamJob(const TransferPlan& plan, GrantsPtr grants, bool checksum, Ended ended)
-    : plan_(&plan),
-      grants_(std::move(grants)),
-      checksum_(checksum),
-      bytesLeft_(plan.bytes),
-      endedCall_(std::move(ended)) {}
+StreamJob::StreamJob(uint64_t bytes,
+                     std::shared_ptr<StreamParts> parts,
+                     std::shared_ptr<StreamJobOwner> owner)
+    : bytes_(bytes), bytesLeft_(bytes), parts_(std::move(parts)), owner_(std::move(owner)) {}
 
-StreamPartPtr StreamJob::nextPart() {
+std::optional<StreamPart> StreamJob::nextPart() {
     const MutexLock lock(mutex_);
     if (!more_.load(std::memory_order_relaxed)) {
-        return nullptr;
+        return std::nullopt;
     }
-    auto part = std::make_unique<StreamPart>();
-    Request& request = part->request;
-    request.op = plan_->op;
-    request.id = next_request.fetch_add(1, std::memory_order_relaxed);
-    request.flags = checksum_ ? kRequestChecksum : 0;
-    part->planOffset = offset_;
-    part->owner = this;
-    std::unordered_map<uint32_t, uint32_t> regions;  // plan's index to the request's
-    while (run_ < plan_->runs.size() && request.bytes < kPartBytes &&
-           request.runs.size() < kPartRuns) {
-        const PlanRun& run = plan_->runs[run_];
-        const auto [region, fresh] =
-            regions.try_emplace(run.remoteRegion, static_cast<uint32_t>(regions.size()));
-        if (fresh) {
-            const PlanRegion& there = plan_->remoteRegions[run.remoteRegion];
-            const Grant& grant = grants_->of(there.id);
-            if (regions.size() > kMaxRequestRegions ||
-                (regions.size() > 1 && grant.id != request.grant)) {
-                break;
-            }
-            request.grant = grant.id;
-            part->grant = grant.key;
-            request.regions.push_back({there.id, there.generation});
-        }
-        const uint64_t room = kPartBytes - request.bytes;
-        MemoryRun local{run.local + step_ * run.localStride + inner_, 0, run.localStride, 1, 0};
-        MemoryRun remote{run.remote + step_ * run.remoteStride + inner_, 0, run.remoteStride, 1,
-                         region->second};
-        if (inner_ != 0 || run.size > room) {  // a piece of one segment
-            local.size = remote.size = std::min(run.size - inner_, room);
-            inner_ += local.size;
-            if (inner_ == run.size) {
-                inner_ = 0;
-                ++step_;
-            }
-        } else {  // as many whole segments as fit
-            local.size = remote.size = run.size;
-            local.count = remote.count = std::min(run.count - step_, room / run.size);
-            step_ += local.count;
-        }
-        if (step_ == run.count) {
-            step_ = 0;
-            ++run_;
-        }
-        request.bytes += local.bytes();
-        part->local.push_back(local);
-        request.runs.push_back(remote);
-    }
-    offset_ += request.bytes;
-    bytesLeft_.fetch_sub(request.bytes, std::memory_order_relaxed);
+    StreamPart part;
+    part.request = parts_->at(taken_++);
+    part.id = next_request.fetch_add(1, std::memory_order_relaxed);
+    part.owner = shared_from_this();
+    offset_ += part.request->bytes;
+    bytesLeft_.fetch_sub(part.request->bytes, std::memory_order_relaxed);
     ++underWay_;
-    if (run_ == plan_->runs.size()) {
+    if (!parts_->more(taken_)) {
         more_.store(false, std::memory_order_release);
     }
-    part->done = [self = shared_from_this()](Status status, const SegmentFailure& failure) {
-        self->partDone(std::move(status), failure);
-    };
     return part;
 }
 
@@ -104,22 +54,22 @@ void StreamJob::partDone(Status status, const SegmentFailure& failure) {
 void StreamJob::endIfQuiet() {
     Status status;
     std::vector<SegmentFailure> failures;
-    Ended call;
+    std::shared_ptr<StreamJobOwner> owner;
     {
         const MutexLock lock(mutex_);
         if (ended_ || underWay_ != 0 || more_.load(std::memory_order_relaxed)) {
             return;
         }
         ended_ = true;
-        if (!status_.ok() && offset_ < plan_->bytes) {  // what was never tried
-            failures_.push_back({offset_, plan_->bytes - offset_, 0, status_.systemErrno()});
+        if (!status_.ok() && offset_ < bytes_) {  // what was never tried
+            failures_.push_back({offset_, bytes_ - offset_, 0, status_.systemErrno()});
         }
-        plan_ = nullptr;
+        parts_ = nullptr;
         status = status_;
         failures.swap(failures_);
-        call = std::move(endedCall_);
+        owner = std::move(owner_);
     }
-    call(std::move(status), std::move(failures));
+    owner->streamed(std::move(status), std::move(failures));
 }
 
 void StreamJob::stop(const Status& why) {
@@ -134,7 +84,7 @@ void StreamJob::stop(const Status& why) {
 }
 
 void StreamJob::abandon(const Status& why) {
-    Ended call;
+    std::shared_ptr<StreamJobOwner> owner;
     {
         const MutexLock lock(mutex_);
         more_.store(false, std::memory_order_release);
@@ -142,10 +92,10 @@ void StreamJob::abandon(const Status& why) {
             return;
         }
         ended_ = true;
-        plan_ = nullptr;
-        call = std::move(endedCall_);
+        parts_ = nullptr;
+        owner = std::move(owner_);
     }
-    call(why, {});
+    owner->streamed(why, {});
 }
 
 }  // namespace nixl::peer

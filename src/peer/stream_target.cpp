@@ -180,9 +180,10 @@ Status StreamTarget::takeFrame(bool& progress) {
         return {};
     }
     progress = true;
-    const std::string body(bytes.substr(kFrameHeader, header.value().length));
+    NIXL_RETURN_IF_ERROR(
+        onFrame(header.value().type, bytes.substr(kFrameHeader, header.value().length)));
     staging_.use(size);
-    return onFrame(header.value().type, body);
+    return {};
 }
 
 Status StreamTarget::onFrame(FrameType type, std::string_view body) {
@@ -248,14 +249,10 @@ void StreamTarget::checkRequest() {
 }
 
 Status StreamTarget::onRequest(FrameType type, std::string_view body) {
-    auto decoded = Request::decode(type, body);
-    if (!decoded.ok()) {
-        return decoded.status();
-    }
+    NIXL_RETURN_IF_ERROR(Request::decode(type, body, request_));
     if (out_.size() > kMaxReplies) {
         return Status::invalidParam("the peer asks and does not read the answers");
     }
-    request_ = std::move(decoded).value();
     failure_ = {};
     failureOffset_ = 0;
     cursor_ = RunCursor(request_.runs);
@@ -366,9 +363,9 @@ void StreamTarget::reply() {
     reply.systemErrno = failure_.systemErrno();
     reply.offset = failureOffset_;
     reply.reason = failure_.message();
-    base::ByteWriter out;
-    reply.encode(out);
-    out_ += out.bytes();
+    reply_.clear();
+    reply.encode(reply_);
+    out_ += reply_.bytes();
 }
 
 // Appends the header of the next chunk of a READ, or the end of it. The last bytes are copied along
@@ -379,9 +376,9 @@ void StreamTarget::prepareReadChunk() {
     const bool last = left <= kCopiedTail;
     chunkLeft_ =
         static_cast<uint32_t>(last ? left : std::min<uint64_t>(left - kCopiedTail, kChunkBytes));
-    std::string tail;
+    tail_.clear();
     uint32_t checksum = 0;
-    if (failure_.ok() && pin(chunkLeft_) && !prepareChunkBytes(last, tail, checksum)) {
+    if (failure_.ok() && pin(chunkLeft_) && !prepareChunkBytes(last, tail_, checksum)) {
         failRequest(memoryGone(), cursor_.offset());
     }
     char header[kChunkHeader];
@@ -398,8 +395,8 @@ void StreamTarget::prepareReadChunk() {
     encodeChunkHeader(header, chunkLeft_, checksum);
     out_.append(header, kChunkHeader);
     if (last) {
-        out_ += tail;
-        moved_ += tail.size();
+        out_ += tail_;
+        moved_ += tail_.size();
         reading_ = false;
         regions_.clear();
     }

@@ -84,7 +84,9 @@ class StreamTarget {
 
     std::string out_;
     size_t outSent_ = 0;
-    bool reading_ = false;  // the payload of request_ is being sent
+    base::ByteWriter reply_;  // its memory is used again
+    std::string tail_;        // the same
+    bool reading_ = false;    // the payload of request_ is being sent
     std::vector<memory::Region*> pinned_;
     uint64_t moved_ = 0;
 };

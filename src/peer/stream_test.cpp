@@ -1,6 +1,8 @@
 // Both sides of a data connection against each other over a pipe that cuts anywhere: bytes arrive
 // where they belong, refused accesses touch nothing, cancel lets go of memory at once.
 #include <algorithm>
+#include <functional>
+#include <memory>
 #include <random>
 
 #include <gtest/gtest.h>
@@ -34,21 +36,26 @@ class StreamTest : public testing::Test {
     uint64_t localAt(uint64_t offset) const {
         return reinterpret_cast<uint64_t>(local_.data()) + offset;
     }
-    StreamPartPtr part(OpType op, std::vector<MemoryRun> local, std::vector<MemoryRun> remote) {
-        auto made = std::make_unique<StreamPart>();
-        made->request.op = op;
-        made->request.id = ++nextId_;
-        made->grant = access_.grant();
-        made->request.grant = grantId(made->grant);
-        made->request.flags = checksum_ ? kRequestChecksum : 0;
-        made->request.regions = {{1, 1}, {2, 5}};
-        made->request.runs = std::move(remote);
-        for (const MemoryRun& run : made->request.runs) {
-            made->request.bytes += run.bytes();
+    // `change` edits the request before it is encoded.
+    StreamPart part(OpType op,
+                    std::vector<MemoryRun> local,
+                    std::vector<MemoryRun> remote,
+                    const std::function<void(Request&, Key&)>& change = {}) {
+        Key key = access_.grant();
+        Request request;
+        request.op = op;
+        request.grant = grantId(access_.grant());
+        request.flags = checksum_ ? kRequestChecksum : 0;
+        request.regions = {{1, 1}, {2, 5}};
+        request.runs = std::move(remote);
+        for (const MemoryRun& run : request.runs) {
+            request.bytes += run.bytes();
         }
-        made->local = std::move(local);
-        made->owner = this;
-        return made;
+        if (change) {
+            change(request, key);
+        }
+        return {std::make_shared<PreparedRequest>(request, key, std::move(local), 0), ++nextId_,
+                owner_};
     }
     // One step in one direction, at most `cut` bytes.
     template <typename From, typename To>
@@ -115,6 +122,10 @@ class StreamTest : public testing::Test {
     bool checksum_ = false;
     bool damage_ = false;
     uint64_t nextId_ = 0;
+    class Owner final : public PartOwner {
+        void partDone(Status /*status*/, const SegmentFailure& /*failure*/) override {}
+    };
+    const std::shared_ptr<PartOwner> owner_ = std::make_shared<Owner>();
     Status status_;
     std::string kept_;
 };
@@ -179,23 +190,22 @@ TEST_F(StreamTest, NothingOutsideTheRegion) {
 }
 
 TEST_F(StreamTest, OldGenerationAndUnknownGrant) {
-    auto old = part(OpType::WRITE, {{localAt(0), 10, 0, 1, 0}}, {{remoteAt(0), 10, 0, 1, 0}});
-    old->request.regions[0].generation = 9;
-    client_.submit(std::move(old));
+    client_.submit(part(OpType::WRITE, {{localAt(0), 10, 0, 1, 0}}, {{remoteAt(0), 10, 0, 1, 0}},
+                        [](Request& request, Key&) { request.regions[0].generation = 9; }));
     run(1000);
     EXPECT_EQ(only().code(), ErrorCode::NOT_FOUND);
-    auto stranger = part(OpType::READ, {{localAt(0), 10, 0, 1, 0}}, {{remoteAt(0), 10, 0, 1, 0}});
-    stranger->request.grant = 1234;
-    stranger->grant = Key{66};
-    client_.submit(std::move(stranger));
+    client_.submit(part(OpType::READ, {{localAt(0), 10, 0, 1, 0}}, {{remoteAt(0), 10, 0, 1, 0}},
+                        [](Request& request, Key& key) {
+                            request.grant = 1234;
+                            key = Key{66};
+                        }));
     run(1000);
     EXPECT_EQ(only().code(), ErrorCode::NOT_ALLOWED);
     // The right name of the grant without its key.
     StreamClient thief("target", kKey);
     StreamTarget fresh(access_, kKey);
-    auto taken = part(OpType::READ, {{localAt(0), 10, 0, 1, 0}}, {{remoteAt(0), 10, 0, 1, 0}});
-    taken->grant = Key{66};
-    thief.submit(std::move(taken));
+    thief.submit(part(OpType::READ, {{localAt(0), 10, 0, 1, 0}}, {{remoteAt(0), 10, 0, 1, 0}},
+                      [](Request&, Key& key) { key = Key{66}; }));
     move(thief, fresh, 1000);
     move(fresh, thief, 1000);
     const auto finished = thief.takeFinished();
@@ -236,7 +246,7 @@ TEST_F(StreamTest, CancelLetsGoOfMemory) {
         if (op == OpType::READ) {
             move(target_, client_, 5'000);
         }
-        client_.cancel(this);
+        client_.cancel(owner_.get());
         std::fill(local_.begin(), local_.end(), 'c');
         run(60'000);
         ASSERT_TRUE(status_.ok()) << status_.message();

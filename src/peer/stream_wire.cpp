@@ -48,9 +48,21 @@ void Request::encode(base::ByteWriter& out) const {
     endFrame(out, begin);
 }
 
+void putRequestId(char* frame, uint64_t id) {
+    for (size_t i = 0; i < sizeof(id); ++i) {
+        frame[kFrameHeader + i] = static_cast<char>(id >> (8 * i));
+    }
+}
+
 Result<Request> Request::decode(FrameType type, std::string_view body) {
-    base::ByteReader in(body);
     Request request;
+    NIXL_RETURN_IF_ERROR(decode(type, body, request));
+    return request;
+}
+
+Status Request::decode(FrameType type, std::string_view body, Request& request) {
+    base::ByteReader in(body);
+    request.bytes = 0;
     request.op = type == FrameType::WRITE ? OpType::WRITE : OpType::READ;
     request.id = in.fixed<uint64_t>();
     request.grant = in.fixed<uint64_t>();
@@ -73,7 +85,7 @@ Result<Request> Request::decode(FrameType type, std::string_view body) {
     if (!in.ok() || runs > kMaxRequestRuns || runs > in.left() / 3) {
         return malformed("request", "runs");
     }
-    request.runs.resize(runs);
+    request.runs.assign(runs, MemoryRun());
     uint64_t last = 0;
     for (MemoryRun& run : request.runs) {
         const uint64_t region = in.varint();
@@ -95,7 +107,7 @@ Result<Request> Request::decode(FrameType type, std::string_view body) {
     if (!in.atEnd() || (request.flags & ~kRequestChecksum) != 0) {
         return malformed("request", "length");
     }
-    return request;
+    return {};
 }
 
 void Reply::encode(base::ByteWriter& out) const {

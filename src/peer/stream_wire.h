@@ -57,7 +57,12 @@ struct Request {
     std::vector<MemoryRun> runs;
     void encode(base::ByteWriter& out) const;  // the whole frame
     static Result<Request> decode(FrameType type, std::string_view body);
+    // The same into `request`, whose memory is used again.
+    static Status decode(FrameType type, std::string_view body, Request& request);
 };
+
+// Writes the id of an encoded request over the one it has.
+void putRequestId(char* frame, uint64_t id);
 
 struct Reply {
     uint64_t id = 0;

@@ -50,20 +50,18 @@ std::optional<size_t> StreamModel::submit() {
     fillSlot(at);
     const auto local = reinterpret_cast<uint64_t>(local_.data() + at * kSlotBytes);
     const auto remote = reinterpret_cast<uint64_t>(remote_.data() + at * kSlotBytes);
-    auto part = std::make_unique<StreamPart>();
-    part->request.op = slot.op;
-    part->request.id = ++world_.nextId;
-    part->grant = kGrant;
-    part->request.grant = grantId(kGrant);
-    part->request.flags = world_.pick(2) == 0 ? kRequestChecksum : 0;
-    part->request.regions = {{region_, 1}};
+    Request request;
+    request.op = slot.op;
+    request.grant = grantId(kGrant);
+    request.flags = world_.pick(2) == 0 ? kRequestChecksum : 0;
+    request.regions = {{region_, 1}};
     const uint64_t pieces = 1 + world_.pick(3);
     const uint64_t size = kSlotBytes / pieces;
-    part->request.bytes = size * pieces;
-    part->request.runs = {{remote, size, size, pieces, 0}};
-    part->local = {{local, size, size, pieces, 0}};
-    part->owner = &slot.owner;
-    client_->submit(std::move(part));
+    request.bytes = size * pieces;
+    request.runs = {{remote, size, size, pieces, 0}};
+    const std::vector<MemoryRun> here = {{local, size, size, pieces, 0}};
+    client_->submit(
+        {std::make_shared<PreparedRequest>(request, kGrant, here, 0), ++world_.nextId, slot.owner});
     ++world_.outcome.transfers;
     return slot.op == OpType::WRITE ? std::optional(at) : std::nullopt;
 }
@@ -139,7 +137,7 @@ void StreamModel::move() {
 void StreamModel::finishParts() {
     for (FinishedPart& finished : client_->takeFinished()) {
         const auto slot = std::find_if(slots_.begin(), slots_.end(), [&](const Slot& one) {
-            return &one.owner == finished.part->owner;
+            return one.owner == finished.part.owner;
         });
         if (slot == slots_.end() || !slot->busy) {
             world_.broken("a transfer ended twice");
@@ -157,7 +155,7 @@ void StreamModel::finishParts() {
         if (slot->canary) {
             world_.broken("a canceled transfer is DONE");
         } else if (std::memcmp(local_.data() + at * kSlotBytes, remote_.data() + at * kSlotBytes,
-                               finished.part->request.bytes) != 0) {
+                               finished.part.request->bytes) != 0) {
             world_.broken("DONE, and the bytes are not there");
         } else if (slot->op == OpType::WRITE) {
             slot->held = true;
@@ -180,7 +178,7 @@ void StreamModel::cancel() {
     if (client_ == nullptr || !slots_[at].busy || slots_[at].canary) {
         return;
     }
-    client_->cancel(&slots_[at].owner);
+    client_->cancel(slots_[at].owner.get());
     slots_[at].canary = true;
     std::memset(local_.data() + at * kSlotBytes, 'c', kSlotBytes);
     finishParts();

@@ -45,7 +45,10 @@ class StreamModel {
         bool canary = false;  // canceled: local bytes are 'c' and must stay so
         bool held = false;    // DONE; waits for its notification
         OpType op = OpType::READ;
-        char owner = 0;  // its address is the owner
+        class Owner final : public peer::PartOwner {
+            void partDone(Status /*status*/, const SegmentFailure& /*failure*/) override {}
+        };
+        std::shared_ptr<peer::PartOwner> owner = std::make_shared<Owner>();
     };
 
     void open();

@@ -413,12 +413,9 @@ class GoldenStream : public testing::Test {
         const std::string key = golden("protocol/1/stream.key.bin");
         std::copy(key.begin(), key.end(), key_.begin());
     }
-    peer::StreamPartPtr part(OpType op, uint64_t id, bool refused = false) {
-        auto made = std::make_unique<peer::StreamPart>();
-        made->grant = kGrant;
-        peer::Request& request = made->request;
+    peer::StreamPart part(OpType op, uint64_t id, bool refused = false) {
+        peer::Request request;
         request.op = op;
-        request.id = id;
         request.grant = peer::grantId(kGrant);
         if (refused) {
             request.regions = {{5, 1}};
@@ -433,8 +430,9 @@ class GoldenStream : public testing::Test {
             request.bytes = data_.size();
         }
         std::string& local = op == OpType::WRITE ? data_ : read_;
-        made->local = {{reinterpret_cast<uint64_t>(local.data()), request.bytes, 0, 1, 0}};
-        return made;
+        const std::vector<peer::MemoryRun> here = {
+            {reinterpret_cast<uint64_t>(local.data()), request.bytes, 0, 1, 0}};
+        return {std::make_shared<peer::PreparedRequest>(request, kGrant, here, 0), id, nullptr};
     }
 
     base::Digest key_{};

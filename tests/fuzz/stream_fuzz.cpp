@@ -92,14 +92,15 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     } else {
         StreamClient client("peer", key);
         for (int i = 0; i < 3; ++i) {
-            auto part = std::make_unique<StreamPart>();
-            part->request.op = i == 1 ? nixl::OpType::WRITE : nixl::OpType::READ;
-            part->request.id = static_cast<uint64_t>(i) + 1;
-            part->request.bytes = 2000;
-            part->request.regions = {{1, 1}};
-            part->request.runs = {{4096, 100, 100, 20, 0}};
-            part->local = {{reinterpret_cast<uint64_t>(memory.data()) + kGuard, 100, 200, 20, 0}};
-            client.submit(std::move(part));
+            Request request;
+            request.op = i == 1 ? nixl::OpType::WRITE : nixl::OpType::READ;
+            request.bytes = 2000;
+            request.regions = {{1, 1}};
+            request.runs = {{4096, 100, 100, 20, 0}};
+            const std::vector<MemoryRun> here = {
+                {reinterpret_cast<uint64_t>(memory.data()) + kGuard, 100, 200, 20, 0}};
+            client.submit({std::make_shared<PreparedRequest>(request, Key{}, here, 0),
+                           static_cast<uint64_t>(i) + 1, nullptr});
         }
         iovec vectors[8];
         while (client.wantsOutput()) {
