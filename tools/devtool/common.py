@@ -38,6 +38,7 @@ class Outcome:
     seconds: float = 0.0
     failures: list[str] = field(default_factory=list)
     skips: list[str] = field(default_factory=list)
+    output: str = ""  # the end of what a run that failed printed
 
     def fail(self, reason: str) -> Outcome:
         self.failed += 1
@@ -56,6 +57,7 @@ class Outcome:
         self.skipped += other.skipped
         self.failures += other.failures
         self.skips += other.skips
+        self.output += other.output
 
 
 def cores() -> int:

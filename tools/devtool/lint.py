@@ -10,8 +10,11 @@ import shlex
 import shutil
 import subprocess
 import time
+from dataclasses import dataclass
 
 import builds
+import reach
+from changes import Change
 from common import (
     BUILD,
     LOGS,
@@ -28,6 +31,7 @@ from common import (
 )
 
 CXX = ("*.h", "*.cpp", "*.cu")
+CXX_ENDS = (".h", ".cpp", ".cu")
 TIDY_TREE = BUILD / "tidy"
 TIDY_CACHE = BUILD / "tidy-cache"
 # In a test a wrong access ends the test, and the check does not understand GoogleTest's ASSERT_*.
@@ -53,20 +57,33 @@ def format_tree() -> None:
     say(f"formatted {len(cxx_files())} C++ and {len(python_files())} Python files")
 
 
-def everything(tidy_budget_s: float | None) -> Outcome:
-    """All checks; clang-tidy stops starting new files when its budget is spent."""
+@dataclass
+class TidyBudget:
+    """Seconds after which clang-tidy begins no further file; None for no end."""
+
+    others_s: float | None = None  # files that did not change: left, and counted as a skip
+    changed_s: float | None = None  # files that changed: left, and that fails
+
+
+# What decides about all files.
+RULES = {".clang-format", ".clang-tidy", "pyproject.toml"}
+
+
+def everything(budget: TidyBudget, change: Change, only_changed: bool = False) -> Outcome:
+    """All checks, over all files or only over those that changed."""
     outcome = Outcome("lint")
     start = time.monotonic()
     for old in LOGS.glob("lint*.log"):
         old.unlink()
+    few = only_changed and not RULES & set(change.files)
     ruff = [VENV_PYTHON, "-m", "ruff"]
-    if files := cxx_files():
+    if files := [f for f in cxx_files() if not few or f in change.files]:
         check(outcome, "clang-format", [VENV / "bin" / "clang-format", "-n", "-Werror", *files])
-    if files := python_files():
+    if files := [f for f in python_files() if not few or f in change.files]:
         check(outcome, "ruff format", [*ruff, "format", "-q", "--diff", *files])
         check(outcome, "ruff check", [*ruff, "check", "-q", *files])
     check(outcome, "layout", [VENV_PYTHON, "tools/check_layout.py", ROOT])
-    tidy(outcome, tidy_budget_s)
+    tidy(outcome, budget, change, few)
     outcome.seconds = time.monotonic() - start
     return outcome
 
@@ -79,38 +96,79 @@ def check(outcome: Outcome, name: str, command: list) -> None:
         outcome.fail(f"{name}:\n{tail(log)}")
 
 
-def tidy(outcome: Outcome, budget_s: float | None) -> None:
-    """clang-tidy over all sources, those changed last first; results are kept by content."""
+def tidy(outcome: Outcome, budget: TidyBudget, change: Change, only_changed: bool) -> None:
+    """clang-tidy over what changed, then over the rest; results are kept by content."""
+    if only_changed and not any(name.endswith(CXX_ENDS) for name in change.files):
+        return
     if not shutil.which("clang++"):
         outcome.skip("clang-tidy: no clang++ for a compile database")
         return
     builds.configure_tidy()
     jobs = tidy_jobs()
+    needed = checks_of(change, {name_of(job) for job in jobs}, outcome)
+    first = [job for job in jobs if name_of(job) in needed]
+    rest = [] if only_changed else [job for job in jobs if name_of(job) not in needed]
     start = time.monotonic()
-    failures: list[str] = []
-    late = 0
     with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
-        tasks = []
-        for job in jobs:
-            deadline = None if budget_s is None else start + budget_s
-            tasks.append(pool.submit(tidy_one, job, deadline))
-        for done, task in enumerate(tasks, 1):
-            result = task.result()
-            late += result is None
-            if result:
-                failures.append(result)
+        results = [
+            (job, pool.submit(tidy_one, job, deadline))
+            for part, seconds in ((first, budget.changed_s), (rest, budget.others_s))
+            for deadline in [None if seconds is None else start + seconds]
+            for job in part
+        ]
+        for done, (_, result) in enumerate(results, 1):
+            result.result()
             if done % 20 == 0:
-                say(f"    clang-tidy: {done} of {len(tasks)} files")
-    if failures:
+                say(f"    clang-tidy: {done} of {len(results)} files")
+    found = {name_of(job): result.result() for job, result in results}
+    conclude_tidy(outcome, found, needed, budget, change)
+
+
+def conclude_tidy(
+    outcome: Outcome,
+    found: dict[str, str | None],
+    needed: set[str],
+    budget: TidyBudget,
+    change: Change,
+) -> None:
+    """`found`: each file's complaints, None where time ran out before it."""
+    late = [name for name, complaints in found.items() if complaints is None]
+    missed = [name for name in late if name in needed]
+    if failures := [complaints for complaints in found.values() if complaints]:
         outcome.fail("clang-tidy:\n" + "\n".join(failures)[-20000:])
-    elif late < len(jobs):
-        outcome.passed += 1
-    if late:
-        outcome.skip(
-            f"clang-tidy: {late} of {len(jobs)} files not reached in {budget_s:.0f} s; "
-            "`./dev lint` checks all"
+    if missed:
+        outcome.fail(
+            f"clang-tidy: {len(missed)} of {len(needed)} files that changed ({change.reason}) were "
+            f"not reached in {budget.changed_s:.0f} s: {' '.join(missed)}"
         )
-    return outcome
+    if not failures and not missed and len(late) < len(found):
+        outcome.passed += 1
+    if others := len(late) - len(missed):
+        outcome.skip(
+            f"clang-tidy: {others} of {len(found)} files, which did not change, not reached in "
+            f"{budget.others_s:.0f} s; `./dev lint` checks all"
+        )
+
+
+def name_of(job: dict) -> str:
+    return str(pathlib.Path(job["file"]).relative_to(ROOT))
+
+
+def checks_of(change: Change, known: set[str], outcome: Outcome) -> set[str]:
+    """The compiled files whose check covers what changed: a source itself, and for a header one
+    that includes it, its own where there is one."""
+    if change.whole or ".clang-tidy" in change.files:
+        return known
+    needed = known & set(change.files)
+    for header in change.files:
+        if not header.endswith(".h") or header not in reach.files():
+            continue
+        reading = [name for name in reach.includers(header) if name in known]
+        if reading:
+            needed.add(next((name for name in reading if name in needed), reading[0]))
+        else:
+            outcome.skip(f"clang-tidy: {header}: nothing that is compiled here includes it")
+    return needed
 
 
 def tidy_jobs() -> list[dict]:

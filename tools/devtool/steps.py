@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+import re
 import shutil
+import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import builds
+import changes
 import fuzz
 import junit
 import lint
+from choice import Choice
 from common import LOGS, VENV_PYTHON, Failure, Outcome, cores, git_files, run, tail, venv_env
 
-TIDY_BUDGET_S = 480.0
+TIDY_BUDGET_S = 480.0  # for files that did not change; when it is spent, the rest is left
+TIDY_CHANGED_BUDGET_S = 900.0  # for those that did; when it is spent, the step fails
 FUZZ_S = 10
 CTEST_TIMEOUT_S = 1800.0
 PYTEST_TIMEOUT_S = 1800.0
 
 
-def unit() -> Outcome:
+@dataclass
+class Scope:
+    """What of the steps is asked for; nothing set means all."""
+
+    choice: Choice | None = None  # --changed
+    ctest: str = ""  # a pattern of C++ tests
+    pytest: list[str] = field(default_factory=list)  # what pytest runs in the step python
+
+    def pattern(self) -> str:
+        return self.ctest or (self.choice.ctest_pattern() if self.choice else "")
+
+    def targets(self) -> list[str] | None:
+        return ["nixl_runtime", *self.choice.targets()] if self.choice else None
+
+
+def unit(scope: Scope) -> Outcome:
     """C++ unit and conformance tests, optimised build (CTest)"""
-    builds.build("release")
-    return ctest("unit", "release", {})
+    builds.build("release", scope.targets())
+    return ctest("unit", "release", {}, scope.pattern())
 
 
 # What a sanitizer cannot judge, by test name; each is told as a SKIP with its reason.
@@ -40,66 +62,87 @@ TSAN_LEFT_OUT = {
 }
 
 
-def asan() -> Outcome:
+def asan(scope: Scope) -> Outcome:
     """the same under AddressSanitizer and UndefinedBehaviorSanitizer (clang)"""
-    outcome = sanitized("asan", ASAN_LEFT_OUT, ASAN_FEW_DESCRIPTORS)
-    if outcome.passed:
+    outcome = sanitized("asan", scope, ASAN_LEFT_OUT, ASAN_FEW_DESCRIPTORS)
+    few = [n for n in test_names("asan", scope) if re.search(ASAN_FEW_DESCRIPTORS, n)]
+    if few and not outcome.failed:
         suppressions = LOGS / "ubsan-suppressions.txt"
         suppressions.write_text("vptr:*\nvptr_check:*\n")
         env = builds.sanitizer_env()
         env["UBSAN_OPTIONS"] += f":suppressions={suppressions}"
-        outcome.add(ctest("asan-few-descriptors", "asan", env, ["-R", ASAN_FEW_DESCRIPTORS]))
+        pattern = "|".join(f"^{re.escape(name)}$" for name in few)
+        outcome.add(ctest("asan-few-descriptors", "asan", env, pattern))
     return outcome
 
 
-def tsan() -> Outcome:
+def tsan(scope: Scope) -> Outcome:
     """the same under ThreadSanitizer (clang)"""
-    return sanitized("tsan", TSAN_LEFT_OUT)
+    return sanitized("tsan", scope, TSAN_LEFT_OUT)
 
 
-def sanitized(name: str, left_out: dict[str, str], apart: str = "") -> Outcome:
+def sanitized(name: str, scope: Scope, left_out: dict[str, str], apart: str = "") -> Outcome:
     if reason := no_sanitizer(name):
         return Outcome(name).skip(reason)
-    builds.build(name)
+    builds.build(name, scope.targets())
     excluded = "|".join(filter(None, [*left_out, apart]))
-    outcome = ctest(name, name, builds.sanitizer_env(), ["-E", excluded])
+    if scope.pattern() and all(re.search(excluded, n) for n in test_names(name, scope)):
+        return Outcome(name).skip(f"{name}: of what was chosen, nothing runs under it")
+    outcome = ctest(name, name, builds.sanitizer_env(), scope.pattern(), excluded)
     for names, reason in left_out.items():
         outcome.skip(f"{name}: {names}: {reason}")
     return outcome
 
 
-def python() -> Outcome:
+def test_names(preset: str, scope: Scope) -> list[str]:
+    """The tests of a tree that the scope names."""
+    if no_sanitizer(preset) or not (builds.tree(preset) / "CTestTestfile.cmake").exists():
+        return []
+    command = ["ctest", "--test-dir", builds.tree(preset), "--show-only=json-v1"]
+    command += ["-R", scope.pattern()] if scope.pattern() else []
+    shown = subprocess.run(command, capture_output=True, text=True, env=venv_env()).stdout
+    return [test["name"] for test in json.loads(shown[shown.index("{") :])["tests"]]
+
+
+def python(scope: Scope) -> Outcome:
     """Python tests (pytest over tests/ but packaging and docs)"""
-    builds.build("release")
+    builds.build("release", ["nixl_runtime"] if scope.choice else None)
     ignored = ["--ignore=tests/packaging", "--ignore=tests/docs"]
-    return pytest("python", ["tests", *ignored])
+    chosen = scope.pytest or (sorted(scope.choice.python) if scope.choice else [])
+    return pytest("python", chosen or ["tests", *ignored])
 
 
-def docs() -> Outcome:
+def docs(scope: Scope) -> Outcome:
     """every code block of README.md and docs/*.md (tests/docs)"""
     builds.build("release")
-    return pytest("docs", ["tests/docs"])
+    chosen = scope.choice.docs if scope.choice else {"tests/docs"}
+    if "tests/docs" in chosen:
+        return pytest("docs", ["tests/docs"])
+    pages = [word.removeprefix("page ") for word in sorted(chosen) if word.startswith("page ")]
+    return pytest("docs", ["tests/docs", "-k", " or ".join(["test_pages", *pages])])
 
 
-def packaging() -> Outcome:
+def packaging(_scope: Scope) -> Outcome:
     """wheel, install prefix, symbols, sizes, bare root (tests/packaging)"""
     builds.build("release")
     return pytest("packaging", ["tests/packaging"])
 
 
-def fuzz_step() -> Outcome:
+def fuzz_step(scope: Scope) -> Outcome:
     """fuzz targets: the stored corpora, then 10 s each"""
     if reason := no_sanitizer("asan"):
         return Outcome("fuzz").skip(reason)
-    return fuzz.run_targets([], FUZZ_S)
+    return fuzz.run_targets(sorted(scope.choice.fuzz) if scope.choice else [], FUZZ_S)
 
 
-def lint_step() -> Outcome:
+def lint_step(scope: Scope) -> Outcome:
     """clang-format, ruff, layout and, within its time budget, clang-tidy"""
-    return lint.everything(TIDY_BUDGET_S)
+    change = scope.choice.change if scope.choice else changes.since()
+    budget = lint.TidyBudget(TIDY_BUDGET_S, TIDY_CHANGED_BUDGET_S)
+    return lint.everything(budget, change, only_changed=scope.choice is not None)
 
 
-STEPS: dict[str, Callable[[], Outcome]] = {
+STEPS: dict[str, Callable[[Scope], Outcome]] = {
     "lint": lint_step,
     "unit": unit,
     "python": python,
@@ -109,15 +152,18 @@ STEPS: dict[str, Callable[[], Outcome]] = {
     "fuzz": fuzz_step,
     "tsan": tsan,
 }
+# The tree of build/ that a step tests.
+TREES = {name: "release" for name in ("unit", "python", "docs", "packaging")}
+TREES |= {"asan": "asan", "fuzz": "asan", "tsan": "tsan"}
 
 
-def run_step(name: str) -> Outcome:
+def run_step(name: str, scope: Scope) -> Outcome:
     """Runs one step with its time; a build that breaks is a failure of the step."""
     for old in LOGS.glob(f"{name}*.log"):
         old.unlink()
     start = time.monotonic()
     try:
-        outcome = STEPS[name]()
+        outcome = STEPS[name](scope)
     except Failure as failure:
         outcome = Outcome(name).fail(str(failure))
     outcome.seconds = time.monotonic() - start
@@ -130,19 +176,25 @@ def no_sanitizer(preset: str) -> str | None:
     return None
 
 
-def ctest(name: str, preset: str, extra: dict[str, str], words: Sequence[str] = ()) -> Outcome:
+def ctest(
+    name: str, preset: str, extra: dict[str, str], pattern: str = "", excluded: str = ""
+) -> Outcome:
     outcome = Outcome(name)
     report = LOGS / f"{name}.xml"
     report.unlink(missing_ok=True)
     command = ["ctest", "--test-dir", builds.tree(preset), "-j", str(cores())]
-    command += ["--output-on-failure", "--output-junit", report, *words]
+    command += ["--output-on-failure", "--output-junit", report]
+    command += ["-R", pattern] if pattern else []
+    command += ["-E", excluded] if excluded else []
     status = run(command, name, env=venv_env(**extra), timeout_s=CTEST_TIMEOUT_S)
     return conclude(outcome, report, status, name)
 
 
 def pytest(name: str, words: list[str]) -> Outcome:
     outcome = Outcome(name)
-    if not any(git_files(f"{words[0]}/*.py")):
+    if words[0] in ("tests", "tests/docs", "tests/packaging") and not any(
+        git_files(f"{words[0]}/*.py")
+    ):
         return outcome.skip(f"{words[0]}: no tests there yet")
     report = LOGS / f"{name}.xml"
     report.unlink(missing_ok=True)
@@ -167,5 +219,5 @@ def conclude(outcome: Outcome, report: pathlib.Path, status: int, log: str) -> O
     elif not outcome.passed and not outcome.failed and not outcome.skipped:
         outcome.fail("no test ran")
     elif outcome.failed:
-        outcome.failures.append(tail(log))
+        outcome.output = tail(log)
     return outcome
