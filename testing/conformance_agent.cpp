@@ -99,11 +99,9 @@ class Ends {
 
 // Notifications that arrive within a while after the transfer has ended.
 std::vector<Notification> arrived(Agent& agent) {
-    std::vector<Notification> all;
-    for (int i = 0; i < 1000 && all.empty(); ++i) {
-        all = agent.takeNotifications();
-        std::this_thread::sleep_for(milliseconds(all.empty() ? 1 : 5));
-    }
+    agent.waitNotifications(kPatience);
+    std::vector<Notification> all = agent.takeNotifications();
+    std::this_thread::sleep_for(milliseconds(5));  // sleeps: for one too many
     for (Notification& late : agent.takeNotifications()) {
         all.push_back(std::move(late));
     }
@@ -152,7 +150,7 @@ void deregisterWhilePending(Bench& bench) {
     // Over, though the state may show it a moment later.
     EXPECT_EQ(ends.here->waitTransfer(read, kPatience), XferState::DONE);
     ends.local->clear();
-    std::this_thread::sleep_for(milliseconds(20));
+    std::this_thread::sleep_for(milliseconds(20));  // sleeps: for a byte that came late
     EXPECT_TRUE(ends.local->bytes(0, size) == std::vector<uint8_t>(size));
     try {
         ends.here->postTransfer(read);
@@ -178,7 +176,7 @@ void agentEndsWithWorkInFlight(Bench& bench) {
         }
         ends.here.reset();
         ends.local->clear();
-        std::this_thread::sleep_for(milliseconds(20));
+        std::this_thread::sleep_for(milliseconds(20));  // sleeps: for a byte that came late
         EXPECT_TRUE(ends.local->bytes(0, 4 * part) == std::vector<uint8_t>(4 * part));
     }
 }

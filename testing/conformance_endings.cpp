@@ -102,6 +102,7 @@ void cancelDuring(Bench& bench) {
         local->place().clear();
         const auto end = job.post();
         ASSERT_TRUE(end);
+        // sleeps: so that the cancel meets the transfer at another moment in each round
         std::this_thread::sleep_for(std::chrono::microseconds(round * 300));
         end->requestCancel();
         job.transfer().cancel();
@@ -111,6 +112,7 @@ void cancelDuring(Bench& bench) {
             ++canceled;
             EXPECT_EQ(end->status().code(), ErrorCode::CANCELED);
             const auto before = local->place().bytes(0, size);
+            // sleeps: for a byte that came late
             std::this_thread::sleep_for(std::chrono::milliseconds(20));
             EXPECT_TRUE(before == local->place().bytes(0, size)) << "bytes came after the end";
         } else {

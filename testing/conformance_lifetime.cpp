@@ -1,7 +1,6 @@
 // Conformance: creating, registering, peers, notifications, and leaving nothing behind.
 #include <cerrno>
 #include <set>
-#include <thread>
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -10,6 +9,7 @@
 
 #include "backend/plugins.h"
 #include "testing/harness.h"
+#include "testing/until.h"
 
 namespace nixl::testkit {
 namespace {
@@ -138,9 +138,7 @@ void leavesNothingBehind(Bench& bench) {
     }
     EXPECT_EQ(numbersIn("/proc/self/fd"), files) << "descriptors stay open";
     // A joined thread may show in /proc for a moment.
-    for (int i = 0; i < 200 && numbersIn("/proc/self/task").size() > threads; ++i) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
+    eventually([&] { return numbersIn("/proc/self/task").size() <= threads; });
     EXPECT_LE(numbersIn("/proc/self/task").size(), threads) << "threads stay";
 }
 

@@ -62,6 +62,7 @@ class BentCompletion final : public backend::InnerCompletion {
         }
         if (endState() == XferState::CANCELED && defect_now == Defect::CANCEL_MOVES_ON) {
             std::thread([at = reinterpret_cast<char*>(segment.local)] {
+                // sleeps: the defect is to be late
                 std::this_thread::sleep_for(std::chrono::milliseconds(5));
                 *at ^= 1;
             }).detach();
@@ -100,6 +101,7 @@ class BentTransfer final : public BackendTransfer {
         }
         if (has_message && defect_now == Defect::NOTIFICATION_FIRST) {
             NIXL_RETURN_IF_ERROR(notifications_.sendNotification(plan_.peer, message));
+            // sleeps: the defect is to be early
             std::this_thread::sleep_for(std::chrono::milliseconds(2));
             has_message = false;
         }

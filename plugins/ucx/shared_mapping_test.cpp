@@ -1,6 +1,7 @@
 // The host lane's shared mappings between two real processes: what is mapped, what is attached to,
 // and everything the other side can do to its memory. The second process is a fork made before
 // any agent; messages are packets of a socket pair.
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -26,6 +27,7 @@
 #include "nixl/shared_buffer.h"
 
 #include "backend/plugins.h"
+#include "testing/until.h"
 
 extern "C" const nixl::PluginTable* nixlPluginTable();
 
@@ -35,6 +37,7 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 using Clock = std::chrono::steady_clock;
+using testkit::eventually;
 
 constexpr size_t kShared = 32 << 20;
 constexpr size_t kPrivate = 4 << 20;
@@ -45,7 +48,7 @@ AgentConfig withLanes(const std::string& lanes) {
     AgentConfig config;
     config.backends = {"UCX"};
     config.lanes = lanes;
-    config.peerTimeout = milliseconds(3000);
+    config.peerTimeout = seconds(60);
     return config;
 }
 
@@ -108,7 +111,7 @@ class Bob {
             agent_.deregisterMemory(RegistrationList{{shared_.data(), kShared / 2}}, {});
             agent_.deregisterMemory(RegistrationList{{secondHalf(), kShared / 2}}, {});
             std::memset(shared_.data(), 'z', kShared);
-            std::this_thread::sleep_for(milliseconds(300));
+            std::this_thread::sleep_for(milliseconds(300));  // sleeps: for a byte that came late
             return allOf(shared_.data(), kShared, 'z') ? "clean" : "written to";
         }
         if (command == "truncate") {
@@ -185,11 +188,10 @@ class SharedMappingTest : public testing::Test {
     // Prepares, and waits until the peer has answered what can be mapped.
     TransferHandle settled(OpType op, uint64_t remote, uint64_t size) {
         TransferHandle handle = prepare(op, remote, size);
-        const auto until = Clock::now() + seconds(5);
-        while (agent_->explainTransfer(handle.id()).reason.find("asked yet") != std::string::npos &&
-               Clock::now() < until) {
-            std::this_thread::sleep_for(milliseconds(1));
-        }
+        eventually([&] {
+            const std::string reason = agent_->explainTransfer(handle.id()).reason;
+            return reason.find("asked yet") == std::string::npos;
+        });
         return handle;
     }
     ErrorCode run(TransferHandle& handle) {
@@ -256,10 +258,7 @@ TEST_F(SharedMappingTest, MixedTransfersTellWhatIsMapped) {
         theirs.append((i % 2 == 0 ? shared_ : private_) + i * 6000, kPiece);
     }
     TransferHandle read = agent_->prepareTransfer(OpType::READ, mine, theirs, "bob");
-    const auto until = Clock::now() + seconds(5);
-    while (device(read) != "shared mapping and cross-memory attach" && Clock::now() < until) {
-        std::this_thread::sleep_for(milliseconds(1));
-    }
+    eventually([&] { return device(read) == "shared mapping and cross-memory attach"; });
     const TransferExplanation how = agent_->explainTransfer(read.id());
     EXPECT_EQ(how.device, "shared mapping and cross-memory attach");
     EXPECT_NE(how.reason.find("1 of 2 regions are mapped: memory is not shareable: use nixl.alloc"),
@@ -292,20 +291,19 @@ TEST_F(SharedMappingTest, DeregisteredInTheMiddleIsLeftAloneAndLetGo) {
     TransferHandle write = settled(OpType::WRITE, shared_, kShared);
     ASSERT_EQ(device(write), "shared mapping");
     ErrorCode code = ErrorCode::OK;
+    std::atomic<int> rounds{0};
     std::thread writer([&] {
-        const auto until = Clock::now() + seconds(20);
+        const auto until = Clock::now() + seconds(60);
         while (code == ErrorCode::OK && Clock::now() < until) {
             code = run(write);
+            ++rounds;
         }
     });
-    std::this_thread::sleep_for(milliseconds(50));
+    EXPECT_TRUE(eventually([&] { return rounds > 2; }));
     EXPECT_EQ(ask("deregister"), "clean");
     writer.join();
     EXPECT_EQ(code, ErrorCode::NOT_FOUND) << message_;
-    const auto until = Clock::now() + seconds(2);
-    while (mappedFiles("nixl") > 0 && Clock::now() < until) {
-        std::this_thread::sleep_for(milliseconds(1));
-    }
+    eventually([&] { return mappedFiles("nixl") == 0; });
     EXPECT_EQ(mappedFiles("nixl"), 0U) << "a prepared transfer keeps the peer's memory alive";
     EXPECT_EQ(run(write), ErrorCode::NOT_FOUND) << message_;
 }
@@ -319,21 +317,23 @@ TEST_F(SharedMappingTest, KilledInTheMiddleFails) {
     // A child of the killed process keeps the socket open, and the memory.
     const pid_t grandchild = std::stoi(ask("fork"));
     ErrorCode code = ErrorCode::OK;
+    std::atomic<int> rounds{0};
     Clock::time_point ended;
     std::thread writer([&] {
-        const auto until = Clock::now() + seconds(10);
+        const auto until = Clock::now() + seconds(60);
         while (code == ErrorCode::OK && Clock::now() < until) {
             code = run(write);
+            ++rounds;
         }
         ended = Clock::now();
     });
-    std::this_thread::sleep_for(milliseconds(50));
+    EXPECT_TRUE(eventually([&] { return rounds > 2; }));
     killed_ = true;
     const auto killed = Clock::now();
     kill(child_, SIGKILL);
     writer.join();
     EXPECT_EQ(code, ErrorCode::REMOTE_DISCONNECT) << message_;
-    EXPECT_LT(ended - killed, seconds(1));
+    EXPECT_LT(ended - killed, seconds(15));  // by the socket's end, not by the peer timeout
     EXPECT_EQ(run(small), ErrorCode::REMOTE_DISCONNECT) << message_;
     kill(grandchild, SIGKILL);
 }

@@ -87,7 +87,7 @@ TEST_F(ReactorTest, UnwatchWaitsForTheCallback) {
     std::atomic<bool> left{false};
     auto id = reactor_->watch(pipe_[0], EPOLLIN, [&](uint32_t) {
         inside = true;
-        std::this_thread::sleep_for(milliseconds(20));
+        std::this_thread::sleep_for(milliseconds(20));  // sleeps: who does not wait is through now
         left = true;
     });
     ASSERT_TRUE(id.ok());
@@ -157,7 +157,7 @@ TEST_F(ReactorTest, StopTimerWaitsForTheCallback) {
     std::atomic<bool> left{false};
     const uint64_t id = reactor_->startTimer(Clock::now(), [&] {
         inside = true;
-        std::this_thread::sleep_for(milliseconds(20));
+        std::this_thread::sleep_for(milliseconds(20));  // sleeps: who does not wait is through now
         left = true;
     });
     while (!inside) {
@@ -193,7 +193,7 @@ TEST_F(ReactorTest, SleepsWhenIdle) {
     timespec before{};
     timespec after{};
     clock_gettime(clock, &before);
-    std::this_thread::sleep_for(milliseconds(100));
+    std::this_thread::sleep_for(milliseconds(100));  // sleeps: idleness is what is measured
     clock_gettime(clock, &after);
     const int64_t used =
         (after.tv_sec - before.tv_sec) * 1'000'000'000LL + (after.tv_nsec - before.tv_nsec);

@@ -78,7 +78,7 @@ TEST(ThreadPool, ThreadsAreBatchOnlyInBulkWorkAndBlockSignals) {
 TEST(ThreadPool, DestroyedInForkedChild) {
     auto pool = std::make_unique<ThreadPool>(2);
     pool->run([] {});
-    std::this_thread::sleep_for(milliseconds(20));  // now the worker waits for a task
+    std::this_thread::sleep_for(milliseconds(20));  // sleeps: the worker begins to wait for a task
     const pid_t child = fork();
     if (child == 0) {
         pool->run([] {});
@@ -159,7 +159,7 @@ TEST(ChunkedJob, StopWaitsForTheChunkThatRuns) {
     EXPECT_EQ(ends.load(), 0) << "a chunk is still running";
     go = true;
     while (ends.load() == 0) {
-        std::this_thread::sleep_for(milliseconds(1));
+        std::this_thread::yield();
     }
     EXPECT_FALSE(job->help());
 }

@@ -88,6 +88,7 @@ TEST(RegionTable, PinsHoldARangeBack) {
     EXPECT_TRUE(region->pin()) << "a removal that gave up leaves it usable";
     region->unpin();
     std::thread user([&] {
+        // sleeps: so that the removal mostly waits already; it is right either way
         std::this_thread::sleep_for(std::chrono::milliseconds(30));
         region->unpin();
     });

@@ -10,6 +10,7 @@
 
 #include "support.h"
 #include "testing/agents.h"
+#include "testing/until.h"
 
 namespace nixl::crosstest {
 namespace {
@@ -19,6 +20,7 @@ using std::chrono::seconds;
 using testing::AllOf;
 using testing::HasSubstr;
 using testkit::errorOf;
+using testkit::eventually;
 
 // Not a measure of speed: what "about a second" is on a machine that is busy with other things.
 constexpr seconds kSoon{15};
@@ -89,7 +91,7 @@ TEST(Endings, LargeCopiesInFlight) {
             agent.reset();
             // Once the agent is gone not one more byte changes.
             const std::vector<char> before = loop.bytes;
-            std::this_thread::sleep_for(milliseconds(10));
+            std::this_thread::sleep_for(milliseconds(10));  // sleeps: for a byte that came late
             EXPECT_TRUE(before == loop.bytes);
         }
     }
@@ -127,8 +129,9 @@ TEST(Endings, DeregisteringWaitsForWhoUsesIt) {
     EXPECT_THAT(errorOf(ErrorCode::TIMEOUT, [&] { agent->deregisterMemory(list, {}); }),
                 HasSubstr("descriptor 0"));
     EXPECT_EQ(agent->stats().at("regions"), 1U) << "the region stays registered";
-    std::thread release([] {
-        std::this_thread::sleep_for(milliseconds(50));
+    const uint64_t before = agent->stats().at("wait_sleeps");
+    std::thread release([&] {
+        EXPECT_TRUE(eventually([&] { return agent->stats().at("wait_sleeps") > before; }));
         releaseStuck();
     });
     EXPECT_EQ(agent->waitTransfer(handle, seconds(20)), XferState::DONE);
@@ -159,6 +162,7 @@ TEST(Endings, DeadlineMeetsTheEnd) {
         Loop loop(*agent, 4096);
         TransferHandle handle = loop.prepare();
         agent->postTransfer(handle);
+        // sleeps: until about the deadline; before, at and after it, all must go well
         std::this_thread::sleep_for(std::chrono::microseconds(900 + 10 * (round % 30)));
         const Stopwatch watch;
         agent.reset();
@@ -206,7 +210,7 @@ TEST(Endings, ThreadsInsideItsCalls) {
                 << error.what();
         }
     });
-    std::this_thread::sleep_for(milliseconds(50));
+    EXPECT_TRUE(eventually([&] { return agent->stats().at("wait_sleeps") > 0; }));
     agent->close();
     waiting.join();
     EXPECT_TRUE(watch.soon());

@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <thread>
 
 #include <dirent.h>
 #include <gtest/gtest.h>
@@ -14,6 +13,7 @@
 #include "backend/plugins.h"
 #include "base/mutex.h"
 #include "testing/agents.h"
+#include "testing/until.h"
 
 extern "C" const nixl::PluginTable* nixlPluginTable();  // UCX, linked into this program
 
@@ -133,13 +133,7 @@ int threadCount() {
 }
 
 bool threadsSettle(int most) {
-    for (int i = 0; i < 500; ++i) {
-        if (threadCount() <= most) {
-            return true;
-        }
-        std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-    return false;
+    return testkit::eventually([&] { return threadCount() <= most; });
 }
 
 uint64_t rounds(uint64_t usual) {

@@ -92,6 +92,7 @@ TEST_P(ThreadsTest, CloseMeetsCalls) {
         while (inside < threads.size()) {
             std::this_thread::yield();
         }
+        // sleeps: so that the end meets the calls at another moment in each round
         std::this_thread::sleep_for(std::chrono::microseconds(200 * round));
         agent.close();
         for (std::thread& thread : threads) {
