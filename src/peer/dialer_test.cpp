@@ -112,6 +112,7 @@ TEST_F(DialerTest, WaitsForRoomInTheQueue) {
         ASSERT_LT(queued.size(), 100U);
     }
     reactor_->startTimer(Reactor::Clock::now(), [&] { dial(); });
+    // sleeps: the dialer finds no room, which nobody sees from outside
     std::this_thread::sleep_for(milliseconds(50));
     for (size_t i = 0; i < queued.size(); ++i) {
         EXPECT_TRUE(Fd(accept4(first_.get(), nullptr, nullptr, SOCK_CLOEXEC)));

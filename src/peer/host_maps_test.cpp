@@ -185,6 +185,7 @@ TEST(HostMaps, RefusedIsAskedAgainLater) {
     EXPECT_FALSE(region->pending());
     EXPECT_EQ(maps.want(1, 1), region);
     EXPECT_FALSE(region->pending()) << "not at once";
+    // sleeps: it is this time that must pass
     std::this_thread::sleep_for(HostMaps::kAskAgain + std::chrono::milliseconds(10));
     EXPECT_EQ(maps.want(1, 1), region);
     EXPECT_TRUE(region->pending());

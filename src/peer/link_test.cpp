@@ -135,7 +135,7 @@ TEST(Link, FarewellOfAReplacedConnectionEndsNothing) {
     piece.sequence = 1;
     piece.bytes = "still here";
     piece.size = piece.bytes.size();
-    std::this_thread::sleep_for(milliseconds(20));  // for what would end it
+    std::this_thread::sleep_for(milliseconds(20));  // sleeps: for what would end it
     second.say(frame(FrameType::NOTIFICATION, piece));
     std::vector<std::pair<std::string, std::string>> arrived;
     while (arrived.empty() && Clock::now() < until) {
