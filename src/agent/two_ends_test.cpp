@@ -168,7 +168,7 @@ TEST_F(TwoEnds, DeregisteringWaitsForTheBackend) {
         agent_->deregisterMemory(list_, {});
         gone = true;
     });
-    std::this_thread::sleep_for(milliseconds(30));
+    std::this_thread::sleep_for(milliseconds(30));  // sleeps: who does not wait is through by then
     EXPECT_FALSE(gone);
     posts().endOne();
     waiter.join();
@@ -200,9 +200,10 @@ TEST_F(TwoEnds, EachPostHasADeadlineOfItsOwn) {
     const auto began = Clock::now();
     agent_->postTransfer(transfer_);
     posts().endOne();
+    // sleeps: until the first post's deadline has passed, and the second's has not
     std::this_thread::sleep_until(began + milliseconds(2500));
     agent_->postTransfer(transfer_);
-    std::this_thread::sleep_until(began + milliseconds(3400));  // past the first post's deadline
+    std::this_thread::sleep_until(began + milliseconds(3400));  // sleeps: see above
     const bool late = Clock::now() > began + milliseconds(5400);
     if (!late) {
         EXPECT_EQ(agent_->transferState(transfer_.id()), XferState::PENDING);
