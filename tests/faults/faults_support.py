@@ -46,7 +46,7 @@ def eventually(what: Callable[[], object], timeout: float = PATIENCE):
     end = time.monotonic() + timeout
     while not (value := what()):
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.002)
+        time.sleep(0.002)  # sleeps: between two looks
     return value
 
 
@@ -153,8 +153,8 @@ import time
 end, result = time.monotonic() + {timeout}, []
 while time.monotonic() < end and len(result) < {count}:
     result += agent.get_new_notifs().get({sender!r}, [])
-    time.sleep(0.001)
-time.sleep(0.05)
+    time.sleep(0.001)  # sleeps: between two looks
+time.sleep(0.05)  # sleeps: for one too many
 result += agent.get_new_notifs().get({sender!r}, [])
 """
         got = self(code, timeout + PATIENCE)
@@ -278,7 +278,7 @@ def in_the_middle(near: Near, far: Far, operation: str, number: int, rounds: int
             far.kill(number)
         eventually(lambda: far.process.poll() is not None or far.state() in "tTZX")
         if number == signal.SIGSTOP:
-            time.sleep(0.2)  # for an answer that it had sent before
+            time.sleep(0.2)  # sleeps: for an answer that it had sent before
         if state_of(near, handle) != "DONE":
             return handle
         assert number == signal.SIGSTOP, "it ended before its peer, which is gone now"
@@ -327,7 +327,7 @@ class Companion:
                     agent.transfer(write, f"{self.rounds}".encode())
                     assert write.wait(PATIENCE) == "DONE"
                     self.rounds += 1
-                time.sleep(0.001)
+                time.sleep(0.001)  # sleeps: it is to go on beside, not to be fast
         except BaseException as error:
             self.error = error
 

@@ -186,7 +186,7 @@ class Proxy:
                 self.limits[key] = limit - len(data)
         pause = self.delay + (len(data) / self.rate if self.rate else 0)
         if pause:
-            time.sleep(pause)
+            time.sleep(pause)  # sleeps: a slow network is what it plays
         flow.sink.sendall(data)
         with self.changed:
             flow.moved += len(data)

@@ -138,7 +138,7 @@ def check_afterwards(stage: Stage, confirmed: bool) -> None:
     near.agent.transfer(after)
     assert after.wait(60) == "DONE"
     assert far.notifications(near.name, 1 if confirmed else 2)[-1] == b"after"
-    time.sleep(0.1)  # what nobody stopped would come now
+    time.sleep(0.1)  # sleeps: for what nobody stopped
     assert (near.array == CANARY).all()
     if stage.source_here:
         clean = "from faults_support import pattern\n"
@@ -213,7 +213,7 @@ def test_cancel_at_any_moment(make_near, make_far, way, operation):
         tag = f"{number}".encode()
         near.array[:] = pattern(SIZE, SEED)
         near.agent.transfer(handle, tag)
-        time.sleep(number % 20 / 4000)
+        time.sleep(number % 20 / 4000)  # sleeps: to cancel at another moment in each round
         handle.cancel()
         canary = near.array.copy()
         try:

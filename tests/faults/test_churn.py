@@ -52,7 +52,7 @@ def test_removed_and_added_a_thousand_times(make_near, make_far, companion, way)
         if number % 4 == 0:
             assert support.outcome(handle) == "DONE", handle.error
         elif number % 4 == 1:
-            time.sleep(choose.random() / 500)
+            time.sleep(choose.random() / 500)  # sleeps: to meet it at any moment
         near.agent.remove_remote_agent(far.name)
         result = support.outcome(handle)
         assert result in ("DONE", DISCONNECT), handle.error
@@ -99,7 +99,7 @@ def test_the_control_connection_is_made_again(make_near, make_far, make_proxy, o
             size = choose.choice([1, 100_000, 24 * MIB])
             tag = f"{number}".encode()
             handle = near.post(operation, far, [(0, 0, size)], tag)
-            time.sleep(choose.random() / 100)
+            time.sleep(choose.random() / 100)  # sleeps: to cut at any moment
             proxy.cut(CONTROL, reset=number % 2 == 0)
             again = near.prepare(operation, far, [(0, 0, 24 * MIB)])
             assert posted(near, again) == "DONE", again.error

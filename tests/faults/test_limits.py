@@ -111,7 +111,7 @@ def test_no_descriptor_at_the_target(make_near, make_far, companion, way, room, 
         near.agent.transfer(handle)
     except nixl.nixlRemoteDisconnectError:  # as it was posted
         broken = DISCONNECT
-    time.sleep(0.4)
+    time.sleep(0.4)  # sleeps: it tries, and waits, without a descriptor
     far("recover()")
     result = broken or outcome(handle)
     assert result == "DONE" or (room > 0 and result == DISCONNECT), handle.error

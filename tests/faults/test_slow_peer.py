@@ -161,7 +161,7 @@ def test_cut_again_and_again(met):
                 near.agent.transfer(handle, tag)
             except nixl.nixlRemoteDisconnectError:
                 continue  # the cut before was seen only now
-            time.sleep(number % 9 / 2000)
+            time.sleep(number % 9 / 2000)  # sleeps: to cut at another moment in each round
             proxy.cut((CONTROL, DATA, None)[number % 3], reset=number % 2 == 0)
             if outcome(handle) == "DONE":
                 done.append(tag)

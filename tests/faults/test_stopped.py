@@ -72,11 +72,11 @@ def nothing_is_late(near, far, operation: str, text: str) -> None:
     there = near.agent.get_xfer_descs([(far.base, 4096, 0)], "DRAM")
     after = near.agent.initialize_xfer("READ", beside, there, far.name, b"after")
     while posted(near, after) != "DONE":  # the peer may think that the session lives
-        time.sleep(0.1)
+        time.sleep(0.1)  # sleeps: between two tries
     arrived: list[bytes] = []
     while b"after" not in arrived:
         arrived += far("agent.get_new_notifs()").get(near.name, [])
-    time.sleep(0.1)  # what nobody stopped would come now
+    time.sleep(0.1)  # sleeps: for what nobody stopped
     arrived += far("agent.get_new_notifs()").get(near.name, [])
     assert arrived.count(b"after") == 1
     assert arrived.count(b"never") <= ("remote_unconfirmed" in text), (arrived, text)

@@ -182,7 +182,7 @@ def connected(stranger, metadata: bytes, door: str) -> socket.socket:
         try:
             return stranger(metadata, door)
         except BlockingIOError:  # more at once than the system lets wait
-            time.sleep(0.001)
+            time.sleep(0.001)  # sleeps: between two tries
 
 
 @pytest.mark.parametrize(("door", "count"), [("tcp", 300), ("abstract", 1100)])

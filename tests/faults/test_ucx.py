@@ -215,7 +215,7 @@ def test_cancelled_read_changes_no_byte(pair, stopped):
             near.agent.transfer(other)
         assert outcome(other) == "DONE"
         assert (beside == pattern(SIZE, 3)).all()
-        time.sleep(0.2)  # what nobody stopped would come now
+        time.sleep(0.2)  # sleeps: for what nobody stopped
         assert (near.array == CANARY).all()
         handle.release()
     near.works_with(far)
@@ -230,7 +230,7 @@ def test_cancelled_write_ends(pair):
     eventually(lambda: not unsettled(near))
     at_rest = far("array.tobytes()")
     near.array[:] = CANARY
-    time.sleep(0.2)
+    time.sleep(0.2)  # sleeps: for what nobody stopped
     assert far("array.tobytes()") == at_rest
     near.works_with(far)
     assert far("agent.get_new_notifs()") == {}
@@ -249,6 +249,7 @@ def unsettled(near) -> bool:
 def test_idle_takes_no_time_and_wakes_up(pair):
     near, far = pair(backend_params=TWO_WORKERS)
     near.works_with(far)
+    # sleeps: idleness is what is measured
     used = "import time; start = time.process_time(); time.sleep(1)\n"
     used += "result = time.process_time() - start"
     eventually(lambda: far(used) < 0.05)  # sessions settle first

@@ -41,7 +41,7 @@ def keep_on(handle):
         if handle.wait(60) != "DONE":
             wrong += 1
         rounds += 1
-        time.sleep(0.001)
+        time.sleep(0.001)  # sleeps: it is to go on beside, not to be fast
 rounds = wrong = 0
 going = True
 """
@@ -99,7 +99,7 @@ def works(near: Host, far: Host, tag: bytes, tries: int = 1) -> None:
         result = (refused, "") if refused else near.far("outcome(handle)")
         if result[0] == "DONE" or not left:
             break
-        time.sleep(0.2)
+        time.sleep(0.2)  # sleeps: between two tries
     assert result[0] == "DONE", result
     far.far.notifications(near.far.name, 1)
     assert far.far.holds(tag[0])
@@ -173,7 +173,7 @@ def test_unplugged_for_less_than_the_timeout(network, make_hosts, operation):
     far.far.fill(9) if operation == "READ" else near.far.fill(9)
     unplug_in_the_middle(network, near, far, operation)
     near.far(f"agent.send_notif({far.far.name!r}, b'on the way')")
-    time.sleep(0.5)
+    time.sleep(0.5)  # sleeps: unplugged for that long
     assert near.far("agent.check_xfer_state(handle)") == "PROC"
     network.plug()
     assert near.far("outcome(handle)", 2 * PATIENCE)[0] == "DONE"

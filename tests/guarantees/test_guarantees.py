@@ -116,7 +116,7 @@ def test_after_cancel_no_byte_changes(large: Pair) -> None:
         large.near.transfer(handle)
         handle.cancel()
         moved = int(large.target.sum(dtype=np.uint64))
-        time.sleep(0.02)
+        time.sleep(0.02)  # sleeps: for a byte that came late
         assert int(large.target.sum(dtype=np.uint64)) == moved
 
 
@@ -125,7 +125,7 @@ def test_deregistering_waits_for_a_posted_transfer(large: Pair) -> None:
     large.near.transfer(handle)
     large.far.deregister_memory(large.registered)
     moved = int(large.target.sum(dtype=np.uint64))
-    time.sleep(0.02)
+    time.sleep(0.02)  # sleeps: for a byte that came late
     assert int(large.target.sum(dtype=np.uint64)) == moved
     assert handle.wait(timeout=60) == "DONE" and moved == LARGE
 

@@ -47,8 +47,8 @@ class Real:
         end, got = time.monotonic() + timeout, []
         while len(got) < count and time.monotonic() < end:
             got += self.agent.get_new_notifs().get(sender, [])
-            time.sleep(0.001)
-        time.sleep(0.05)  # one too many would come now
+            time.sleep(0.001)  # sleeps: between two looks
+        time.sleep(0.05)  # sleeps: for one too many
         got += self.agent.get_new_notifs().get(sender, [])
         assert len(got) == count
         return got

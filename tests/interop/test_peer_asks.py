@@ -297,7 +297,7 @@ def test_who_oversteps_its_credit_loses_the_session(make_real, make_peer):
 def test_heartbeats_keep_a_session_and_their_lack_ends_it(make_real, make_peer):
     real, peer = make_real(peer_timeout=0.8), make_peer()
     session = peer.dial(real.blob())
-    time.sleep(2)
+    time.sleep(2)  # sleeps: for longer than the peer timeout, which heartbeats prolong
     assert session.sock is not None
     session.notify(b"still here")
     assert real.notifications(sender(peer), 1) == [b"still here"]

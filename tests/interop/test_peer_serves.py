@@ -205,8 +205,8 @@ def test_the_agent_keeps_within_the_peers_credit(simple):
     session = session_of(real, peer)
     with session.changed:
         assert session.changed.wait_for(lambda: len(session.inbox) >= most, 20)
-    time.sleep(0.3)
-    assert len(session.inbox) == most  # and not one more
+    time.sleep(0.3)  # sleeps: for one too many
+    assert len(session.inbox) == most
     session.take()
     real.agent.send_notif(name, b"last")
     with session.changed:

@@ -10,6 +10,12 @@ from nixl.errors import nixlNotPostedError, nixlTimeoutError
 from nixl_support import Pair
 
 
+async def begun() -> None:
+    """Until something waits."""
+    while not aio._watches:
+        await asyncio.sleep(0)
+
+
 def test_await_a_transfer(pair):
     async def run():
         handle = pair.write((0, 4096))
@@ -49,7 +55,7 @@ def test_await_many_large_transfers(make_agent, memory):
 def test_notifications(pair):
     async def run():
         waiting = asyncio.create_task(aio.wait_notifs(pair.far, b"ping", 2, timeout=10))
-        await asyncio.sleep(0.01)
+        await begun()
         pair.near.send_notif(pair.far.name, b"ping1")
         pair.near.send_notif(pair.far.name, b"ping2")
         return await waiting
@@ -62,7 +68,7 @@ def test_deadline_and_nothing_left_behind(pair):
         with pytest.raises(nixlTimeoutError, match="0 of 1"):
             await aio.wait_notifs(pair.far, b"never", timeout=0.05)
         task = asyncio.create_task(aio.wait_notifs(pair.far, b"never"))
-        await asyncio.sleep(0.01)
+        await begun()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -37,7 +37,7 @@ def register():
 
 for body in BODIES * 2:
     threading.Thread(target=guarded(body), daemon=True).start()
-time.sleep(0.05)
+time.sleep(0.05)  # sleeps: so that the end meets them anywhere
 """
 
 

@@ -34,7 +34,8 @@ def wait():
     except nixl.nixlError:
         pass
 threading.Thread(target=wait, daemon=True).start()
-time.sleep(0.1)
+while not b.stats()["wait_sleeps"]:
+    pass
 """
 
 

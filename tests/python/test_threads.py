@@ -74,32 +74,30 @@ def test_adding_agents_while_another_thread_transfers(pair):
     run_together(transfer, add)
 
 
-def test_waiting_lets_other_threads_run(agent):
-    counted = 0
-    stop = threading.Event()
+def test_waiting_lets_other_threads_run(pair):
+    before = pair.far.stats()["wait_sleeps"]
 
-    def count() -> None:
-        nonlocal counted
-        while not stop.is_set():
-            counted += 1
-            time.sleep(0.001)
+    def send() -> None:
+        while pair.far.stats()["wait_sleeps"] == before:
+            pass
+        pair.near.send_notif(pair.far.name, b"now")
 
     def wait() -> None:
-        with pytest.raises(nixl.nixlTimeoutError):
-            agent.wait_notifs(b"never", timeout=0.3)
-        stop.set()
+        assert pair.far.wait_notifs(b"now", timeout=20) == [(pair.near.name, b"now")]
 
-    run_together(count, wait)
-    assert counted > 20
+    run_together(send, wait)
 
 
 def test_closing_while_others_wait(pair):
+    before = pair.far.stats()["wait_sleeps"]
+
     def wait() -> None:
         with pytest.raises(nixl.nixlError):
             pair.far.wait_notifs(b"never", timeout=20)
 
     def close() -> None:
-        time.sleep(0.2)
+        while pair.far.stats()["wait_sleeps"] == before:
+            pass
         pair.far.close()
 
     start = time.monotonic()

@@ -100,7 +100,7 @@ def one_round(path: str, layout: str, round_: int, rng: random.Random) -> tuple[
     acks = os.read(reading, 8)
     while len(acks) == 8 and rng.random() < 0.9:  # mostly once something was acknowledged
         acks += os.read(reading, 8)
-    time.sleep(rng.random() ** 2 * 0.05)
+    time.sleep(rng.random() ** 2 * 0.05)  # sleeps: to kill it at any moment
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     while piece := os.read(reading, 1 << 16):
