@@ -2,7 +2,8 @@
 """Checks the rules about the tree itself; docs/architecture.md and CONTRIBUTING.md state them.
 
 Size budgets, include direction, what a plugin's folder holds, backend names outside the core,
-first-line comments, and hygiene (no registry hosts, no paths of one machine, no stray bytes).
+first-line comments, sleeps in tests, and hygiene (no registry hosts, no paths of one machine, no
+stray bytes).
 
 Usage: tools/check_layout.py [ROOT]   Prints one line per violation; exit status 1 if there is any.
 """
@@ -53,6 +54,14 @@ HYGIENE = [
     (re.compile(r"(?<![\w.$}/-])/(?:root|work|Users|home/[a-z]+)/\w"), "path of one machine"),
     (re.compile(r"^(?:<{7} |>{7} |={7}$)"), "merge mark"),
 ]
+
+
+# A test waits for an event; where time itself must pass, `sleeps: REASON` in a comment says why.
+SLEEP = re.compile(
+    r"(?:\b(?:sleep_for|sleep_until|usleep|(?:clock_)?nanosleep|(?:this_thread::|time\.|asyncio\.)"
+    r"sleep)|(?<![\w.\"':])sleep)\((?!0?\))"
+)
+SLEEP_REASON = re.compile(r"(?://|#) sleeps: \w")
 
 
 def line_budget(path: str) -> int:
@@ -119,6 +128,25 @@ def head_errors(relative: pathlib.PurePath, lines: list[str]) -> Iterator[str]:
         yield f"{relative}:1: starts without a docstring that says what the file is"
 
 
+def sleep_errors(relative: pathlib.PurePath, lines: list[str]) -> Iterator[str]:
+    """Sleeps in tests without a reason in their line or the one above."""
+    test = relative.name.startswith(("test_", "testing_")) or "_test." in relative.name
+    if relative.suffix not in SOURCE or not (test or relative.parts[0] in ("tests", "testing")):
+        return
+    for number, line in enumerate(lines, 1):
+        comment = "//" if relative.suffix in CXX else "#"
+        above = lines[number - 2].strip() if number > 1 else ""
+        if not SLEEP.search(line) or line.strip().startswith(comment):
+            continue
+        if not SLEEP_REASON.search(line) and not (
+            above.startswith(comment) and SLEEP_REASON.search(above)
+        ):
+            yield (
+                f"{relative}:{number}: sleeps in a test: wait for an event, or say why time "
+                f"must pass in a comment '{comment} sleeps: REASON'"
+            )
+
+
 def python_functions(text: str) -> Iterator[tuple[str, int, int]]:
     try:
         tree = ast.parse(text)
@@ -183,7 +211,14 @@ def file_errors(root: pathlib.Path, relative: pathlib.PurePath) -> list[str]:
     if data and not data.endswith(b"\n"):
         found.append(f"{relative}: no newline at the end")
     lines = data.decode(errors="replace").splitlines()
-    for check in (size_errors, include_errors, name_errors, line_errors, head_errors):
+    for check in (
+        size_errors,
+        include_errors,
+        name_errors,
+        line_errors,
+        head_errors,
+        sleep_errors,
+    ):
         found += check(relative, lines)
     return found
 

@@ -30,7 +30,7 @@ class TestCompletion final : public Completion {
             if (help) {
                 help();
             } else {
-                std::this_thread::sleep_for(std::chrono::milliseconds(1));
+                std::this_thread::sleep_for(std::chrono::milliseconds(1));  // sleeps: between looks
             }
         }
         return final() ? status_ : Status::timeout("the test waited in vain");

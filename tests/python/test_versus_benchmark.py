@@ -76,7 +76,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline
-        time.sleep(0.001)
+        time.sleep(0.001)  # sleeps: between two looks
 
 
 def state_and_ticks(pid: int) -> tuple[str, int]:

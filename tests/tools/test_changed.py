@@ -328,6 +328,18 @@ def test_rounds_say_what_failed_and_how_often(tree: Tree) -> None:
     assert lines[-2:] == ["9 passed, 1 failed, 2 skipped", "1"]
 
 
+def test_a_build_that_breaks_is_named_by_what_it_was(tree: Tree) -> None:
+    code = """
+        import common, steps
+        def broken(scope):
+            raise common.Failure("line of a log\\nbuilding preset release failed")
+        steps.STEPS["unit"] = broken
+        outcome = steps.run_step("unit", steps.Scope())
+        print(outcome.failures, outcome.output)
+    """
+    assert tree.run(code) == ["['building preset release failed'] line of a log"]
+
+
 def cpu_ticks(pid: int) -> int:
     stat = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(stat[11]) + int(stat[12])
@@ -337,7 +349,7 @@ def eventually(condition) -> None:
     end = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < end, "it does not come"
-        time.sleep(0.01)
+        time.sleep(0.01)  # sleeps: between two looks
 
 
 def gone(pid: int) -> bool:

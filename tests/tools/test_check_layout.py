@@ -41,6 +41,11 @@ LONG_METHOD = "// Long.\nclass A {\n    void f(int a,\n           int b) {\n" + 
 )
 
 
+# In pieces, so that the check does not find them here.
+CXX_SLEEP = "// B.\nstd::this_thread::sleep_for" + "(milliseconds(5));\n"
+PYTHON_SLEEP = '"""B."""\ntime.sleep' + "(0.1)\n"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
@@ -67,6 +72,16 @@ LONG_METHOD = "// Long.\nclass A {\n    void f(int a,\n           int b) {\n" + 
         ("docs/b.md", "see /ho" + "me/somebody/x\n", "path of one machine"),
         ("docs/b.md", "from py" + "pi.o" + "rg/simple\n", "registry host"),
         ("tool.sh", "#!/bin/sh\n", "executable bit"),
+        ("src/base/b_test.cpp", CXX_SLEEP, "src/base/b_test.cpp:2: sleeps in a test"),
+        ("testing/b.h", CXX_SLEEP.replace("sleep_for", "sleep_until"), "testing/b.h:2: sleeps"),
+        ("tests/cpp/b.cpp", "// B.\nusle" + "ep(200);\n", "tests/cpp/b.cpp:2: sleeps in a test"),
+        ("src/base/testing_b.h", CXX_SLEEP, "src/base/testing_b.h:2: sleeps in a test"),
+        ("tests/a/b.py", PYTHON_SLEEP, "tests/a/b.py:2: sleeps in a test"),
+        ("python/nixl/test_b.py", PYTHON_SLEEP, "python/nixl/test_b.py:2: sleeps in a test"),
+        ("tests/a/b.py", PYTHON_SLEEP.replace("time.", ""), "tests/a/b.py:2: sleeps in a test"),
+        ("tests/a/b.py", PYTHON_SLEEP.replace("time", "asyncio"), "b.py:2: sleeps in a test"),
+        ("tests/a/b.py", PYTHON_SLEEP + "# sleeps: too late\n", "b.py:2: sleeps in a test"),
+        ("tests/a/b.py", PYTHON_SLEEP[:-1] + "  # sleeps:\n", "b.py:2: sleeps in a test"),
     ],
 )
 def test_violation_is_found(tree: pathlib.Path, name: str, text: str, expected: str) -> None:
@@ -81,4 +96,9 @@ def test_allowed_things_are_allowed(tree: pathlib.Path) -> None:
     write(tree, "plugins/x/README.md", "# X\n")
     write(tree, "plugins/x/CMakeLists.txt", "nixl_plugin(X)\n")
     write(tree, "src/base/b.cpp", "// B.\nnamespace nixl {\n" + "int x();\n" * 90 + "}\n")
+    write(tree, "src/base/c.cpp", CXX_SLEEP)  # no test
+    write(tree, "src/base/c_test.cpp", CXX_SLEEP.replace(";", ";  // sleeps: it is idle"))
+    write(tree, "src/base/d_test.cpp", CXX_SLEEP.replace("B.", "B.\n// sleeps: it is idle"))
+    write(tree, "tests/a.py", PYTHON_SLEEP.replace(")", ")  # sleeps: it is idle"))
+    write(tree, "tests/b.py", '"""Of sleep_for() and sleep."""\nawait asyncio.sleep(0)\n')
     assert complaints(tree) == "layout ok\n"

@@ -142,7 +142,7 @@ def test_ending_dev_ends_its_children(tmp_path: pathlib.Path) -> None:
     command = [sys.executable, "-c", text, str(ROOT / "tools" / "devtool"), str(mark)]
     started = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while not (mark.exists() and mark.read_text().strip()):
-        time.sleep(0.05)
+        time.sleep(0.05)  # sleeps: between two looks
         assert started.poll() is None
     child = int(mark.read_text())
     started.terminate()
@@ -150,7 +150,7 @@ def test_ending_dev_ends_its_children(tmp_path: pathlib.Path) -> None:
     for _ in range(200):
         if not pathlib.Path(f"/proc/{child}").exists():
             return
-        time.sleep(0.05)
+        time.sleep(0.05)  # sleeps: between two looks
     raise AssertionError(f"child {child} still runs")
 
 

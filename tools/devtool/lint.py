@@ -116,10 +116,14 @@ def tidy(outcome: Outcome, budget: TidyBudget, change: Change, only_changed: boo
             for deadline in [None if seconds is None else start + seconds]
             for job in part
         ]
-        for done, (_, result) in enumerate(results, 1):
-            result.result()
-            if done % 20 == 0:
-                say(f"    clang-tidy: {done} of {len(results)} files")
+        try:
+            for done, (_, result) in enumerate(results, 1):
+                result.result()
+                if done % 20 == 0:
+                    say(f"    clang-tidy: {done} of {len(results)} files")
+        except BaseException:  # interrupted: what has not begun does not begin
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     found = {name_of(job): result.result() for job, result in results}
     conclude_tidy(outcome, found, needed, budget, change)
 

@@ -165,7 +165,9 @@ def run_step(name: str, scope: Scope) -> Outcome:
     try:
         outcome = STEPS[name](scope)
     except Failure as failure:
-        outcome = Outcome(name).fail(str(failure))
+        *shown, what = str(failure).splitlines()
+        outcome = Outcome(name).fail(what)
+        outcome.output = "\n".join(shown)
     outcome.seconds = time.monotonic() - start
     return outcome
 
