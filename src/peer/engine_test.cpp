@@ -368,7 +368,7 @@ TEST(Engine, GarbageConnectionsDoNotDelay) {
     }
     const auto begin = Clock::now();
     EXPECT_TRUE(a.connect(b).ok());
-    EXPECT_LT(Clock::now() - begin, seconds(2));
+    EXPECT_LT(Clock::now() - begin, seconds(4));  // who waited for them would need 5
 }
 
 // No descriptor is left for who connects: he waits, over each socket, and is served when there is

@@ -66,7 +66,7 @@ def asan(scope: Scope) -> Outcome:
     """the same under AddressSanitizer and UndefinedBehaviorSanitizer (clang)"""
     outcome = sanitized("asan", scope, ASAN_LEFT_OUT, ASAN_FEW_DESCRIPTORS)
     few = [n for n in test_names("asan", scope) if re.search(ASAN_FEW_DESCRIPTORS, n)]
-    if few and not outcome.failed:
+    if few:
         suppressions = LOGS / "ubsan-suppressions.txt"
         suppressions.write_text("vptr:*\nvptr_check:*\n")
         env = builds.sanitizer_env()
