@@ -38,6 +38,8 @@ OTHERS = {
 }
 NAMES = {"ours": "ours", "peer": "the published package", "mooncake": "Mooncake's engine"}
 
+TRIES = 3  # of a row, with sides that crash
+
 Samples = dict[str, list[float]]
 
 
@@ -47,6 +49,7 @@ class SideFailed(Exception):
     def __init__(self, side: str, why: str) -> None:
         super().__init__(f"{NAMES[side]}: {why}")
         self.side = side
+        self.crashed = "ended with -" in why  # itself or its far process, by a signal
 
 
 class Worker:
@@ -161,8 +164,10 @@ def run_rounds(
 
 
 def run_row(row: type[Row], sides: dict[str, str], rounds: int, scratch: str) -> list[dict]:
-    """The same, once more without whoever else than ours cannot do it."""
+    """The same, once more without whoever else than ours cannot do it. Who crashes has two more
+    tries: the published package does now and then where both ends poll."""
     sides = {side: python for side, python in sides.items() if side in row.sides}
+    crashes = 0
     with contextlib.ExitStack() as stack:
         cable = stack.enter_context(hosts.Cable()) if row.hosts else None
         while True:
@@ -171,6 +176,10 @@ def run_row(row: type[Row], sides: dict[str, str], rounds: int, scratch: str) ->
             except SideFailed as failure:
                 if failure.side == "ours":
                     raise
+                crashes += failure.crashed
+                if failure.crashed and crashes < TRIES:
+                    print(f"{row.title}: once more, after {failure}", flush=True)
+                    continue
                 print(f"{row.title}: without {failure}", flush=True)
                 del sides[failure.side]
 

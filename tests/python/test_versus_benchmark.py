@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -102,20 +103,19 @@ def test_hogs_use_processor_time_only_while_they_run_and_are_killed() -> None:
 
 def test_hogs_end_with_whoever_started_them() -> None:
     program = (
-        "import hogs, os\n"
+        "import hogs, os, sys\n"
         "beside = hogs.Hogs(1)\n"
         "beside.signal(18)\n"
         "print(beside.processes[0].pid, flush=True)\n"
-        "input()\n"
+        "sys.stdin.read()\n"
         "os._exit(0)\n"
     )
     pipe = subprocess.PIPE
-    parent = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=VERSUS, stdin=pipe, stdout=pipe, text=True
-    )
-    pid = int(parent.stdout.readline())
-    wait_until(lambda: state_and_ticks(pid)[1] > 5)  # it has noted its parent
-    parent.communicate("\n")
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=VERSUS, stdin=pipe, stdout=pipe, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        wait_until(lambda: state_and_ticks(pid)[1] > 5)  # it has noted its parent
+    # That closed the parent's input, and waited for its end.
 
     def gone() -> bool:
         try:
@@ -123,7 +123,11 @@ def test_hogs_end_with_whoever_started_them() -> None:
         except (FileNotFoundError, ProcessLookupError):
             return True
 
-    wait_until(gone)
+    try:
+        wait_until(gone)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_without_namespaces_the_row_is_skipped_and_says_why() -> None:
@@ -142,6 +146,19 @@ def test_a_side_that_cannot_run_is_left_out(tmp_path: pathlib.Path) -> None:
     done = run("--peer", str(broken), "^pair_first$", NIXL_MOONCAKE="")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "without the published package: ended with 3: it cannot start" in done.stdout
+    assert "<= 5: " in done.stdout
+
+
+def test_a_side_that_crashes_has_two_more_tries(tmp_path: pathlib.Path) -> None:
+    broken = tmp_path / "python"
+    tried = tmp_path / "tried"
+    broken.write_text(f"#!/bin/sh\necho again >> {tried}\nkill -SEGV $$\n")
+    broken.chmod(0o755)
+    done = run("--peer", str(broken), "^pair_first$", NIXL_MOONCAKE="")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("once more, after the published package: ended with -11") == 2
+    assert done.stdout.count("without the published package: ended with -11") == 1
+    assert tried.read_text().count("again") == 3
     assert "<= 5: " in done.stdout
 
 
