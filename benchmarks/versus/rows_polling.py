@@ -6,7 +6,6 @@ a process for each core that only uses up processor time.
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 from hogs import Hogs
 from rows_base import Metric, Row, at_most, quick
@@ -51,21 +50,14 @@ class Polling(TwoProcesses):
         import numpy as np
 
         self.rng = np.random.default_rng(6)
-        self.handles = {
-            (operation, size): self.transfer_at(operation, size)
-            for operation in OPERATIONS
-            for size in self.sizes
-        }
+        self.handles = {}
+        for operation in OPERATIONS:
+            shift = self.half if operation == "READ" else 0
+            for size, at in self.places.items():
+                handle = self.transfer(operation, SIZES[size], at + shift, at)
+                self.handles[operation, size] = handle
         self.check_bytes()
         self.tell_lane(self.handles["WRITE", self.sizes[-1]])
-
-    def transfer_at(self, operation: str, size: str) -> Any:
-        import numpy as np
-
-        at = self.places[size]
-        near = self.source.ctypes.data + at + (self.half if operation == "READ" else 0)
-        there = np.array([self.address + at], dtype=np.uint64)
-        return self.end.prepare(operation, np.array([near], dtype=np.uint64), there, SIZES[size])
 
     def measure(self) -> None:
         written, fetched = self.source[: self.half], self.source[self.half :]
