@@ -145,40 +145,60 @@ class Prepare(Row):
 
 
 class MakePrepped(Row):
-    """make_prepped_xfer of 10,000 of 200,000 prepared blocks."""
+    """make_prepped_xfer of some of 200,000 prepared blocks."""
 
     name = "make_prepped"
-    title = "make_prepped_xfer of 10,000 indices"
+    title = "make_prepped_xfer"
+    count, size = 200_000, 256
     metrics = (
-        Metric("int32 array", "us", (at_most("value", 100),)),
-        Metric("list", "us", (at_most("value", 250),)),
+        Metric("10,000 indices, int32 array", "us", (at_most("value", 100),)),
+        Metric("10,000 indices, list", "us", (at_most("value", 250),)),
+        Metric("100 indices, int32 array", "us", (at_most("peer", 0.8),)),
+        Metric("100 indices, list", "us", (at_most("peer", 0.8),)),
+        Metric("1 index, int32 array", "us", (at_most("peer", 1),)),
+        Metric("1 index, list", "us", (at_most("peer", 1),)),
     )
 
     def setup(self) -> None:
         import numpy as np
 
-        count, size = 200_000, 256
-        pair = self.pair = make_pair(count * size)
+        pair = self.pair = make_pair(self.count * self.size)
         rng = np.random.default_rng(3)
+        pair.source[:] = rng.integers(0, 256, pair.source.nbytes, dtype=np.uint8)
         self.sides = []
         for name, memory in (("", pair.source), (pair.right.name, pair.sink)):
-            rows = np.zeros((count, 3), dtype=np.uint64)
-            rows[:, 0] = memory.ctypes.data + np.arange(count, dtype=np.uint64) * size
-            rows[:, 1] = size
+            rows = np.zeros((self.count, 3), dtype=np.uint64)
+            steps = np.arange(self.count, dtype=np.uint64) * self.size
+            rows[:, 0], rows[:, 1] = memory.ctypes.data + steps, self.size
             self.sides.append(pair.left.prep_xfer_dlist(name, rows, "DRAM"))
-        self.indices = [rng.permutation(count)[:BLOCKS].astype(np.int32) for _ in range(2)]
-        self.lists = [one.tolist() for one in self.indices]
+        self.indices = {}
+        for number, text in ((BLOCKS, "10,000 indices"), (100, "100 indices"), (1, "1 index")):
+            a, b = (rng.permutation(self.count)[:number].astype(np.int32) for _ in range(2))
+            self.indices[f"{text}, int32 array"] = (a, b)
+            self.indices[f"{text}, list"] = (a.tolist(), b.tolist())
+        for metric, chosen in self.indices.items():
+            self.check_bytes(metric, *chosen)
+
+    def make(self, a: Any, b: Any) -> Any:
+        near, far = self.sides
+        return self.pair.left.make_prepped_xfer("WRITE", near, a, far, b)
+
+    def check_bytes(self, metric: str, a: Any, b: Any) -> None:
+        left = self.pair.left
+        self.pair.sink[:] = 0
+        handle = self.make(a, b)
+        finish(left, handle, left.transfer(handle))
+        left.release_xfer_handle(handle)
+        blocks = self.pair.source.reshape(-1, self.size), self.pair.sink.reshape(-1, self.size)
+        if not (blocks[1][b] == blocks[0][a]).all():
+            raise RuntimeError(f"{metric}: bytes differ")
 
     def measure(self) -> None:
-        left = self.pair.left
-        near, far = self.sides
-        for metric, (a, b) in (("int32 array", self.indices), ("list", self.lists)):
-            for _ in range(5):
-                spent, handle = timed(
-                    lambda: left.make_prepped_xfer("WRITE", near, a, far, b)  # noqa: B023
-                )
+        for metric, (a, b) in self.indices.items():
+            for _ in range(5 if len(a) == BLOCKS else 200):
+                spent, handle = timed(lambda: self.make(a, b))  # noqa: B023
                 self.note(metric, spent * 1e6)
-                left.release_xfer_handle(handle)
+                self.pair.left.release_xfer_handle(handle)
 
 
 class Tuples(Row):
