@@ -9,6 +9,7 @@ from rows_network import PAIR_ROWS
 from rows_peer import PEER_ROWS
 from rows_polling import POLLING_ROWS
 from rows_posix import POSIX_ROWS
+from rows_posix_sizes import POSIX_SIZE_ROWS
 
 __all__ = ["ALL", "Metric", "Row", "Target", "find"]
 
@@ -19,6 +20,7 @@ ALL: list[type[Row]] = [
     *POLLING_ROWS,
     *PEER_ROWS,
     *POSIX_ROWS,
+    *POSIX_SIZE_ROWS,
 ]
 
 

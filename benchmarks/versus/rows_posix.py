@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import fio
-from rows_base import Metric, Row, Target, at_least, at_most, finish, yardstick
+from rows_base import Metric, Row, at_least, finish, yardstick
 
 PAGE = 4096
 MODES = {"aio": "use_aio", "uring": "use_uring", "posix_aio": "use_posix_aio"}
@@ -281,45 +281,8 @@ class Buffered(FileRow):
                 self.note(f"limit:{metric}", rate)
 
 
-class BufferedSmall(FileRow):
-    """One block of 4 KiB through the page cache."""
-
-    name = "posix_small"
-    title = "POSIX 4 KiB buffered, one"
-    size = 1 << 20
-    mode = ""
-    metrics = (
-        Metric("write", "us", (at_most("peer", 1),), limit="os.pwrite"),
-        Metric("read", "us", (at_most("peer", 1),), limit="os.preadv"),
-    )
-
-    def prepare(self) -> None:
-        self.handles = {
-            "write": self.transfer_of("WRITE", [(0, PAGE, PAGE)]),
-            "read": self.transfer_of("READ", [(0, PAGE, PAGE)]),
-        }
-        self.view = memoryview(self.memory)[:PAGE]
-
-    def measure(self) -> None:
-        calls = {
-            "write": lambda: os.pwrite(self.fd, self.view, PAGE),
-            "read": lambda: os.preadv(self.fd, [self.view], PAGE),
-        }
-        for metric, handle in self.handles.items():
-            for _ in range(200):
-                self.note(metric, self.once(handle) * 1e6)
-            if self.ours:
-                for _ in range(200):
-                    start = time.perf_counter()
-                    calls[metric]()
-                    self.note(f"limit:{metric}", (time.perf_counter() - start) * 1e6)
-
-
 POSIX_ROWS: list[type[Row]] = [
     *(contiguous(mode) for mode in MODES),
     RandomDirect,
     Buffered,
-    BufferedSmall,
 ]
-
-__all__ = ["POSIX_ROWS", "Target"]
