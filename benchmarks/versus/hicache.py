@@ -1,14 +1,23 @@
-"""HiCache: our connector beside SGLang's own connector over the published package, and SGLang's
-file backend, in one run on one disk; and beside plain writes and reads of the same bytes, which
-show what the disk or the page cache gives at best.
+"""HiCache: our connector, and SGLang's own connector over our package ("client"), beside SGLang's
+own connector over the published package ("peer") and SGLang's file backend, in one run on one disk;
+and beside plain writes and reads of the same bytes, which show what the disk or the page cache
+gives at best.
 
     python benchmarks/versus/hicache.py --dir /mnt/disk/scratch --peer-python PEER/bin/python
 
-The interpreter that runs this needs our package, torch, numpy and SGLang (pip install --no-deps
-sglang==0.5.23); the peer's needs the published package, torch, numpy and SGLang. Each side is a
-process of its own; rounds alternate and whoever is not measured is stopped. Before each round what
-is dirty is written out, after it what was stored is removed, so that no round pays for another.
-Figures are medians, with the least and the most.
+The interpreter that runs this needs torch, numpy, SGLang (pip install --no-deps sglang==0.5.23)
+and, as `nixl`, our package: .venv/bin/python of ./dev, with PYTHONPATH=build/release/python, has
+them where torch is installed on the machine. The peer's interpreter needs the same with the
+published package, which brings torch; it is started without PYTHONPATH:
+
+    python -m venv PEER && PEER/bin/pip install nixl==1.5.1 nixl-cu13==1.5.1 numpy
+    PEER/bin/pip install --no-deps sglang==0.5.23
+
+Each side is a process of its own; rounds alternate and whoever
+is not measured is stopped. Before each round what is dirty is written out, after it what was stored
+is removed, so that no round pays for another; every round stores other bytes, and compares what it
+gets. Figures are medians, with the least and the most; of client and peer also the median of the
+rounds' own ratios.
 """
 
 from __future__ import annotations
@@ -28,7 +37,11 @@ import types
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-CASES = {"small": (1024, 16 << 10), "large": (128, 1 << 20)}
+from rows_base import quick
+
+CASES = {"small": (1024, 16 << 10), "large": (128, 1 << 20)}  # pages, bytes of half a page
+if quick():
+    CASES = {"small": (16, 16 << 10), "large": (4, 1 << 20)}
 #: case, figure, factor: what ours must reach against the peer (for exists: milliseconds).
 TARGETS = {
     ("small", "set"): 15.0,
@@ -37,8 +50,18 @@ TARGETS = {
     ("large", "get"): 1.0,
 }
 EXISTS_MS = 1.0
+#: case, mode, figure, factor: at most so much of the time that SGLang's connector takes over the
+#: published package it may take over ours.
+CLIENT_TARGETS = {
+    ("large", "direct", "set"): 0.8,
+    ("large", "direct", "get"): 0.8,
+    ("small", "buffered", "set"): 0.8,
+    ("small", "buffered", "get"): 0.8,
+    ("small", "buffered", "exists"): 0.3,
+}
 PAGE_SIZE = 64
-COLUMNS = ("ours", "peer", "file", "plain")
+COLUMNS = ("ours", "client", "peer", "file", "plain")
+ENGINES = ("uring", "aio", "posix_aio", "default")
 
 
 def light_sglang() -> None:
@@ -147,7 +170,7 @@ class PlainFile:
 class Side:
     """One contender in its own process: rounds of set, exists and get."""
 
-    def __init__(self, side: str, case: str, direct: bool, path: str):
+    def __init__(self, side: str, case: str, direct: bool, path: str, engine: str):
         import torch
 
         light_sglang()
@@ -156,16 +179,18 @@ class Side:
         pages, part_bytes = CASES[case]
         self.side = side
         self.path = path
+        self.torch = torch
         self.pool = Pool(pages, part_bytes)
+        self.kept = self.pool.kv_buffer.clone()
         self.bytes = 2 * pages * part_bytes
         self.pages = torch.arange(pages * PAGE_SIZE)
         self.count = pages
         self.rounds = 0
         extra: dict[str, Any] = {"use_direct_io": direct, "l3_cleaner_enabled": False}
-        if side == "peer":  # its fastest mode; ours is left to choose
-            extra["plugin"] = {"posix": {"use_uring": "true", "active": True}}
-        elif side == "ours":
+        if side in ("ours", "client", "peer"):
             extra["plugin"] = {"posix": {"active": True}}
+        if side in ("client", "peer") and engine != "default":  # our connector is left to choose
+            extra["plugin"]["posix"][f"use_{engine}"] = "true"
         config = HiCacheStorageConfig(
             tp_rank=0, tp_size=1, pp_rank=0, pp_size=1, attn_cp_rank=0, attn_cp_size=1,
             is_mla_model=False, enable_storage_metrics=False, is_page_first_layout=True,
@@ -176,7 +201,7 @@ class Side:
             return
         if side == "ours":
             from nixl.hicache.hicache_nixl import HiCacheNixl
-        elif side == "peer":
+        elif side in ("client", "peer"):
             from sglang.srt.mem_cache.storage.nixl.hicache_nixl import HiCacheNixl
         backend = HiCacheFile if side == "file" else HiCacheNixl
         self.backend = backend(config, path)
@@ -212,19 +237,21 @@ class Side:
         self.rounds += 1
         os.sync()
         keys = [f"{self.rounds:08x}{i:056x}" for i in range(self.count)]
-        checked = self.pool.kv_buffer[:, :: PAGE_SIZE * 7].clone()
+        self.kept.add_(1)
+        self.pool.kv_buffer.copy_(self.kept)
         start = time.perf_counter()
         stored = self.set(keys)
         middle = time.perf_counter()
         found = self.backend.batch_exists(keys)
         end = time.perf_counter()
-        self.pool.kv_buffer.zero_()
         reads = []
+        fetched = same = True
         for _ in range(2):
+            self.pool.kv_buffer.zero_()
             begin = time.perf_counter()
-            fetched = self.get(keys)
+            fetched = self.get(keys) and fetched
             reads.append(time.perf_counter() - begin)
-        same = bool((self.pool.kv_buffer[:, :: PAGE_SIZE * 7] == checked).all())
+            same = self.torch.equal(self.pool.kv_buffer, self.kept) and same
         if not (stored and fetched and same and found == self.count):
             raise SystemExit(f"{self.side}: set {stored}, exists {found}, get {fetched}, {same}")
         self.remove()
@@ -236,10 +263,10 @@ class Side:
 
 
 def worker(arguments: list[str]) -> int:
-    side, case, direct, path = arguments
+    side, case, direct, path, engine = arguments
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    contender = Side(side, case, direct == "direct", path)
+    contender = Side(side, case, direct == "direct", path, engine)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for _ in sys.stdin:
         print(json.dumps(contender.round()), file=answers, flush=True)
@@ -250,13 +277,13 @@ def worker(arguments: list[str]) -> int:
 class Contender:
     """The handle on a worker process, stopped unless it is measured."""
 
-    def __init__(self, side: str, python: str, case: str, direct: str, path: str):
+    def __init__(self, side: str, python: str, case: str, direct: str, path: str, engine: str):
         env = dict(os.environ, NIXL_LOG_LEVEL="ERROR")
         for name in list(env):
             if name.startswith("SGLANG_") or (side == "peer" and name == "PYTHONPATH"):
                 del env[name]
         self.process = subprocess.Popen(
-            [python, __file__, "--worker", side, case, direct, path],
+            [python, __file__, "--worker", side, case, direct, path, engine],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
         )  # fmt: skip
         self.samples: dict[str, list[float]] = {}
@@ -285,46 +312,74 @@ class Contender:
 
 
 def compare(case: str, direct: str, options: argparse.Namespace) -> list[tuple[str, ...]]:
-    sides = {"ours": sys.executable, "peer": options.peer_python, "file": sys.executable,
-             "plain": sys.executable}  # fmt: skip
+    sides = dict.fromkeys(options.side or COLUMNS, sys.executable)
+    if "peer" in sides:
+        sides["peer"] = options.peer_python
     if direct == "direct":
-        del sides["file"]
+        sides.pop("file", None)
     if options.peer_python is None:
-        del sides["peer"]
+        sides.pop("peer", None)
     contenders = {}
     for side, python in sides.items():
         path = os.path.join(options.dir, f"nixl-bench-{side}")
         shutil.rmtree(path, ignore_errors=True)
         os.makedirs(path)
-        contenders[side] = Contender(side, python, case, direct, path)
+        contenders[side] = Contender(side, python, case, direct, path, options.engine)
     for number in range(options.rounds + 1):
         for contender in contenders.values():
             contender.round(keep=number > 0)
     for side, contender in contenders.items():
         contender.end()
         shutil.rmtree(os.path.join(options.dir, f"nixl-bench-{side}"), ignore_errors=True)
-    pages, part = CASES[case]
-    out = []
-    for figure, unit in (("set", "GB/s"), ("get", "GB/s"), ("exists", "ms")):
-        medians = {s: statistics.median(c.samples[figure]) for s, c in contenders.items()}
-        ours, peer = medians["ours"], medians.get("peer")
-        ratio, verdict, limit = "", "", ""
-        if figure != "exists":
-            limit = f"{ours / medians['plain']:.2f} x"
-        if figure == "exists":
-            if case == "small":
-                verdict = "ok" if ours <= EXISTS_MS else "MISSED"
-                ratio = f"<= {EXISTS_MS:g} ms"
-        elif peer:
+    samples = {side: contender.samples for side, contender in contenders.items()}
+    return [
+        line_of(case, direct, figure, {side: each[figure] for side, each in samples.items()})
+        for figure in ("set", "get", "exists")
+    ]
+
+
+def line_of(
+    case: str, direct: str, figure: str, samples: dict[str, list[float]]
+) -> tuple[str, ...]:
+    medians = {side: statistics.median(values) for side, values in samples.items()}
+    ours, peer, plain = (medians.get(side) for side in ("ours", "peer", "plain"))
+    ratio, verdict, limit = "", "", ""
+    if ours and figure == "exists":
+        if case == "small":
+            verdict = "ok" if ours <= EXISTS_MS else "MISSED"
+            ratio = f"<= {EXISTS_MS:g} ms"
+    elif ours:
+        limit = f"{ours / plain:.2f} x" if plain else ""
+        if peer:
             wanted = TARGETS[case, figure]
             ratio = f"{ours / peer:.1f} x (>= {wanted:g})"
             verdict = "ok" if ours >= wanted * peer else "MISSED"
-        shown = [spread(contenders[s].samples[figure]) if s in medians else "-" for s in COLUMNS]
-        if figure == "exists":
-            shown[-1] = "-"
-        name = f"{figure} {pages} pages of 2 x {part >> 10} KiB, {direct}"
-        out.append((f"{name}, {unit}", *shown, ratio, limit, verdict))
-    return out
+    shown = [spread(samples[side]) if side in samples else "-" for side in COLUMNS]
+    if figure == "exists":
+        shown[-1] = "-"
+    pages, part = CASES[case]
+    name = f"{figure} {pages} pages of 2 x {part >> 10} KiB, {direct}"
+    unit = "ms" if figure == "exists" else "GB/s"
+    client = client_of(case, direct, figure, samples)
+    return (f"{name}, {unit}", *shown, ratio, limit, verdict, *client)
+
+
+def client_of(
+    case: str, direct: str, figure: str, samples: dict[str, list[float]]
+) -> tuple[str, str]:
+    """SGLang's connector over ours: its time over that of the published package, and whether that
+    is good enough."""
+    if not ("client" in samples and "peer" in samples):
+        return "", ""
+    pairs = list(zip(samples["client"], samples["peer"], strict=True))
+    if figure == "exists":
+        reached = statistics.median(mine / theirs for mine, theirs in pairs)
+    else:  # rates
+        reached = statistics.median(theirs / mine for mine, theirs in pairs)
+    wanted = CLIENT_TARGETS.get((case, direct, figure))
+    if wanted is None:
+        return f"{reached:.2f} x", ""
+    return f"{reached:.2f} x (<= {wanted:g})", "ok" if reached <= wanted else "MISSED"
 
 
 def spread(samples: list[float]) -> str:
@@ -395,28 +450,38 @@ def main() -> int:
     parser.add_argument("--peer-python", help="interpreter with the published package")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--case", choices=[*CASES], action="append")
+    parser.add_argument("--mode", choices=["buffered", "direct"], action="append")
+    parser.add_argument("--side", choices=COLUMNS, action="append", help="these only; default: all")
+    parser.add_argument("--engine", choices=ENGINES, default="uring", help="of client and peer")
     parser.add_argument("--only-flat", action="store_true", help="no comparison, --flat alone")
     parser.add_argument("--flat", type=int, default=0, help="also cost per block up to this many")
+    parser.add_argument("--quick", action="store_true", help="only try it: tiny sizes")
     options = parser.parse_args()
+    if options.quick and not quick():  # sizes are chosen as this is loaded
+        os.environ["NIXL_VERSUS_QUICK"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     rows = []
     for case in [] if options.only_flat else options.case or CASES:
-        for direct in ("buffered", "direct"):
+        for direct in options.mode or ("buffered", "direct"):
             rows += compare(case, direct, options)
     head = (
         "figure",
         "ours",
-        "peer",
+        "SGLang over ours",
+        "SGLang over peer",
         "SGLang file",
         "plain file",
         "ours / peer",
         "ours / plain",
+        "",
+        "time over ours / over peer",
         "",
     )
     if rows:
         show(head, rows)
     if options.flat:
         show(("microseconds a block", "set", "get", "exists", "", ""), flat(options))
-    return 1 if any(row[-1] == "MISSED" for row in rows) else 0
+    return 1 if any("MISSED" in row for row in rows) else 0
 
 
 if __name__ == "__main__":

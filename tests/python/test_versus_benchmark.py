@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -26,6 +27,8 @@ import hogs  # noqa: E402
 import hosts  # noqa: E402
 import rows  # noqa: E402
 from rows_base import Metric, Row, at_least, at_most  # noqa: E402
+
+import hicache  # noqa: E402
 
 TRIED = ("pair_", "hosts_", "posix_small", "posix_large")
 NAMES = [row.name for row in rows.ALL if row.name.startswith(TRIED)]
@@ -169,6 +172,33 @@ def test_a_failure_of_ours_fails_the_run(tmp_path: pathlib.Path) -> None:
     done = run("--no-peer", "^pair_first$", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert "until DONE" not in done.stdout and "ours: ended with" in done.stdout
+
+
+@pytest.mark.parametrize("mode", ["buffered", "direct"])
+def test_hicache_runs_both_connectors_over_ours(mode: str, tmp_path: pathlib.Path) -> None:
+    for module in ("torch", "sglang"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    words = ["--quick", "--rounds", "1", "--case", "small", "--mode", mode, "--dir", str(tmp_path)]
+    words += ["--side", "ours", "--side", "client"]
+    command = [sys.executable, str(VERSUS / "hicache.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    lines = [line.split("|") for line in done.stdout.splitlines()]
+    assert len(lines) > 2, done.stdout + done.stderr
+    figures = {line[0].split()[0]: [float(cell.split()[0]) for cell in line[1:3]]
+               for line in lines[2:] if len(line) > 2}  # fmt: skip
+    assert set(figures) == {"set", "get", "exists"}
+    assert all(value >= 0 for pair in figures.values() for value in pair)
+    assert not any(tmp_path.iterdir())
+
+
+def test_hicache_judges_the_client_by_the_rounds_own_ratios() -> None:
+    rates = {"client": [2.0, 9.0, 4.0], "peer": [1.0, 9.0, 3.0]}  # times 0.5, 1 and 0.75
+    assert hicache.client_of("large", "direct", "get", rates) == ("0.75 x (<= 0.8)", "ok")
+    assert hicache.client_of("large", "buffered", "get", rates) == ("0.75 x", "")
+    times = {"client": [1.0, 4.0, 5.0], "peer": [10.0, 10.0, 10.0]}
+    found = hicache.client_of("small", "buffered", "exists", times)
+    assert found == ("0.40 x (<= 0.3)", "MISSED")
 
 
 class Made(Row):
