@@ -307,7 +307,7 @@ class Idle(Row):
 
     name = "idle"
     title = "idle agent with a progress thread"
-    metrics = (Metric("processor time", "% of a core", (at_most("value", 0.5),)),)
+    metrics = (Metric("processor time", "% of a core", (at_most("value", 0.1),)),)
 
     def setup(self) -> None:
         from nixl._api import nixl_agent, nixl_agent_config

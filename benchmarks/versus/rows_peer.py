@@ -150,8 +150,8 @@ class IdlePair(TwoProcesses):
     name = "pair_idle"
     title = "two connected agents with progress threads, idle"
     metrics = (
-        Metric("initiator", "% of a core", (at_most("value", 0.5),)),
-        Metric("target", "% of a core", (at_most("value", 0.5),)),
+        Metric("initiator", "% of a core", (at_most("value", 0.1),)),
+        Metric("target", "% of a core", (at_most("value", 0.1),)),
     )
 
     def room(self) -> int:
