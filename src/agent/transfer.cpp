@@ -335,17 +335,7 @@ std::vector<DescriptorFailure> Transfer::failures() const {
         MutexLock lock(state_->mutex);
         segments = state_->segmentFailures;
     }
-    std::vector<DescriptorFailure> failed;
-    for (const SegmentFailure& segment : segments) {
-        std::vector<DescriptorFailure> some = memory::mapFailure(parts_.runs, segment);
-        failed.insert(failed.end(), some.begin(), some.end());
-    }
-    std::sort(failed.begin(), failed.end(),
-              [](const auto& a, const auto& b) { return a.index < b.index; });
-    failed.erase(std::unique(failed.begin(), failed.end(),
-                             [](const auto& a, const auto& b) { return a.index == b.index; }),
-                 failed.end());
-    return failed;
+    return memory::mapFailures(parts_.runs, segments);
 }
 
 Result<TransferTelemetry> Transfer::telemetry() const {

@@ -476,4 +476,20 @@ std::vector<DescriptorFailure> mapFailure(const PlanRuns& plan, const SegmentFai
     return failed;
 }
 
+std::vector<DescriptorFailure> mapFailures(const PlanRuns& plan,
+                                           std::span<const SegmentFailure> failures) {
+    std::vector<DescriptorFailure> failed;
+    for (const SegmentFailure& failure : failures) {
+        std::vector<DescriptorFailure> some = mapFailure(plan, failure);
+        failed.insert(failed.end(), some.begin(), some.end());
+    }
+    std::stable_sort(failed.begin(), failed.end(), [](const auto& a, const auto& b) {
+        return a.index != b.index ? a.index < b.index : a.bytes < b.bytes;
+    });
+    failed.erase(std::unique(failed.begin(), failed.end(),
+                             [](const auto& a, const auto& b) { return a.index == b.index; }),
+                 failed.end());
+    return failed;
+}
+
 }  // namespace nixl::memory

@@ -39,4 +39,9 @@ Result<PlanRuns> pairIndices(const ResolvedSide& local,
 // before offset + done.
 std::vector<DescriptorFailure> mapFailure(const PlanRuns& plan, const SegmentFailure& failure);
 
+// The same of several failures: each descriptor once, by index. Of several in one descriptor the
+// first byte that failed counts: what is in place behind it is of no use to anybody.
+std::vector<DescriptorFailure> mapFailures(const PlanRuns& plan,
+                                           std::span<const SegmentFailure> failures);
+
 }  // namespace nixl::memory

@@ -225,5 +225,25 @@ TEST_F(PlanTest, FailuresNameTheUsersDescriptors) {
     }
 }
 
+TEST_F(PlanTest, OfSeveralFailuresInADescriptorTheFirstByteCounts) {
+    // As of a full disk: pieces of one descriptor that were tried side by side, in any order.
+    const std::vector<uint64_t> lengths{100, 2048, 100};
+    const auto plan =
+        pairSides(side(place(kNear, lengths, false)), side(place(kFar, lengths, true)), true);
+    ASSERT_TRUE(plan.ok());
+    std::vector<SegmentFailure> pieces;
+    for (uint64_t at = 256; at < lengths[1]; at += 256) {
+        pieces.push_back({100 + at, 256, at == 256 ? 50U : 0U, at == 256 ? 28 : 5});
+    }
+    for (int round = 0; round < 20; ++round) {
+        std::shuffle(pieces.begin(), pieces.end(), random_);
+        const std::vector<DescriptorFailure> failed = mapFailures(plan.value(), pieces);
+        ASSERT_EQ(failed.size(), 1U);
+        EXPECT_EQ(failed[0].index, 1U);
+        EXPECT_EQ(failed[0].bytes, 306U);
+        EXPECT_EQ(failed[0].systemErrno, 28);
+    }
+}
+
 }  // namespace
 }  // namespace nixl::memory
