@@ -29,6 +29,10 @@ namespace nixl {
 class NIXL_API BackendMemory {
   public:
     virtual ~BackendMemory() = default;
+    // Storage: tells the file, device or object from another one that is registered under the same
+    // device id. Of two that differ the newer registration counts, and the core ends the older one.
+    // Empty: the metadata tells.
+    virtual std::string identity() const { return {}; }
 };
 
 struct MemoryRegion {

@@ -16,7 +16,7 @@
 namespace nixl {
 
 // Changes with every incompatible change of backend.h, services.h, lane.h or this file.
-inline constexpr uint32_t kPluginAbi = 4;
+inline constexpr uint32_t kPluginAbi = 5;
 
 enum class PluginKind : uint8_t { BACKEND = 0, TELEMETRY_EXPORTER = 1 };
 

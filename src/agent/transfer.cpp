@@ -165,7 +165,9 @@ Result<std::unique_ptr<Transfer>> Transfer::create(Parts parts,
                                                    const std::shared_ptr<AgentShared>& agent) {
     std::unique_ptr<Transfer> transfer(new Transfer(std::move(parts), agent));
     Backend& backend = *transfer->parts_.backend->backend;
+    NIXL_RETURN_IF_ERROR(transfer->pinAll());  // the backend looks at its memories
     Result<std::unique_ptr<BackendTransfer>> inner = backend.prepareTransfer(transfer->plan_);
+    transfer->unpinAll();
     if (!inner.ok()) {
         return inner.status();
     }
@@ -200,6 +202,15 @@ Status Transfer::pinAll() {
     }
     unpin(parts_.local->uses, usedLocal_, local);
     unpin(parts_.remote->uses, usedRemote_, remote);
+    if (local == usedLocal_.size()) {
+        const memory::Region& gone = *parts_.remote->uses[usedRemote_[remote]].region;
+        if (gone.replaced()) {
+            return Status::notFound(
+                std::string(memTypeName(gone.type)) + " device " + std::to_string(gone.deviceId) +
+                (gone.metadata.empty() ? "" : " (\"" + gone.metadata + "\")") +
+                " has been registered anew for something else since this transfer was prepared");
+        }
+    }
     return Status::notFound(std::string("transfer with agent \"") + peerName() +
                             "\": memory of its " +
                             (local < usedLocal_.size() ? "local" : "remote") +

@@ -65,9 +65,16 @@ class Region {
     }
     // From here on pin() fails.
     void revoke() noexcept { pins_.fetch_or(kRevoked, std::memory_order_acq_rel); }
+    // The same for good, since its device id was registered anew for something else.
+    void replace() noexcept {
+        replaced_.store(true, std::memory_order_release);
+        revoke();
+    }
+    bool replaced() const noexcept { return replaced_.load(std::memory_order_acquire); }
     void restore() noexcept { pins_.fetch_and(~kRevoked, std::memory_order_acq_rel); }
     // Waits until no pin is left; false at the deadline. REQUIRES: revoked, table not locked.
     bool waitQuiet(base::Deadline deadline);
+    // REQUIRES for a lasting answer: revoked.
     uint32_t pins() const noexcept { return pins_.load(std::memory_order_acquire) & ~kRevoked; }
 
     // What each backend keeps of it, and how often it was registered there.
@@ -88,10 +95,15 @@ class Region {
 
   private:
     friend class IntervalTree;
+    friend class RegionTable;
     static constexpr uint32_t kRevoked = 0x8000'0000;
 
     std::atomic<uint32_t> refs_{0};
     std::atomic<uint32_t> pins_{0};
+    std::atomic<bool> replaced_{false};
+    // Storage: the regions of one device id by age, in the table.
+    Region* older_ = nullptr;
+    Region* newer_ = nullptr;
     // Treap: ordered by (address, id), heap by priority; maxEnd_ over the subtree.
     Region* left_ = nullptr;
     Region* right_ = nullptr;

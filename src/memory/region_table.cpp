@@ -5,6 +5,8 @@
 #include <string>
 #include <unordered_map>
 
+#include "base/log.h"
+
 namespace nixl::memory {
 namespace {
 
@@ -21,45 +23,38 @@ std::string entryText(MemType type, size_t index, const RegistrationList::Entry&
     return text;
 }
 
-// Looks up the regions one backend holds. Memory must lie inside a region; of files, blocks and
-// objects the device id names the thing, and any range of it may be moved.
+// Looks up the regions one backend holds, given the map of devices. Memory must lie inside a
+// region; of files, blocks and objects the device id names the thing, and any range of it may be
+// moved: the newest registration counts.
+template <typename Devices>
 class LocalFinder final : public RangeFinder {
   public:
-    LocalFinder(const std::map<std::pair<MemType, uint64_t>, IntervalTree>& trees,
+    LocalFinder(const Devices& devices,
                 MemType type,
                 unsigned backend,
                 std::vector<RegionUse>& regions)
-        : trees_(trees), type_(type), backend_(backend), regions_(regions) {}
+        : devices_(devices), type_(type), backend_(backend), regions_(regions) {}
 
     bool find(uint64_t device, uint64_t address, uint64_t size, FoundRange& found) override {
-        const auto tree = trees_.find({type_, device});
-        if (tree == trees_.end()) {
+        const auto at = devices_.find({type_, device});
+        if (at == devices_.end()) {
             return false;
         }
+        if (!isMemory(type_)) {
+            Region* const newest = at->second.newestOf(backend_);
+            found = {0, UINT64_MAX, newest == nullptr ? 0 : indexOf(newest)};
+            return newest != nullptr;
+        }
         Region* best = nullptr;
-        const auto usable = [&](Region& region) {
-            return region.holding(backend_) != nullptr && !region.revoked();
-        };
-        tree->second.atPoint(address, [&](Region& region) {
-            if (!usable(region)) {
+        at->second.tree.atPoint(address, [&](Region& region) {
+            if (region.holding(backend_) == nullptr || region.revoked()) {
                 return false;
             }
             if (best == nullptr || better(region, *best, address, size)) {
                 best = &region;
             }
-            return isMemory(type_) && region.covers(address, size);
+            return region.covers(address, size);
         });
-        if (!isMemory(type_)) {
-            if (best == nullptr) {
-                tree->second.all([&](Region& region) {
-                    if (usable(region) && (best == nullptr || region.id > best->id)) {
-                        best = &region;
-                    }
-                });
-            }
-            found = {0, UINT64_MAX, best == nullptr ? 0 : indexOf(best)};
-            return best != nullptr;
-        }
         if (best == nullptr) {
             return false;
         }
@@ -86,22 +81,32 @@ class LocalFinder final : public RangeFinder {
         return at->second;
     }
 
-    const std::map<std::pair<MemType, uint64_t>, IntervalTree>& trees_;
+    const Devices& devices_;
     MemType type_;
     unsigned backend_;
     std::vector<RegionUse>& regions_;
     std::unordered_map<Region*, uint32_t> indices_;
 };
 
+// Whether a held registration and a new one under the same device id are of the same thing.
+bool sameThing(const Region& region,
+               const Region::Holding& held,
+               const RegistrationList::Entry& entry,
+               const BackendMemory& fresh) {
+    const std::string before = held.memory->identity();
+    const std::string now = fresh.identity();
+    return before.empty() && now.empty() ? region.metadata == entry.metadata : before == now;
+}
+
 }  // namespace
 
 Region* RegionTable::exact(MemType type, const RegistrationList::Entry& entry) const {
-    const auto tree = trees_.find({type, entry.deviceId});
-    if (tree == trees_.end()) {
+    const auto device = devices_.find({type, entry.deviceId});
+    if (device == devices_.end()) {
         return nullptr;
     }
     Region* match = nullptr;
-    tree->second.atPoint(entry.address, [&](Region& region) {
+    device->second.tree.atPoint(entry.address, [&](Region& region) {
         if (region.address == entry.address && region.size == entry.size && !region.revoked() &&
             (isMemory(type) || region.metadata == entry.metadata)) {
             match = &region;
@@ -120,40 +125,161 @@ Region* RegionTable::enter(MemType type, const RegistrationList::Entry& entry) {
     const uint64_t id = freeIds_.back();
     freeIds_.pop_back();
     auto* region = new Region(type, entry, id, ++generations_[id - 1]);
-    trees_[{type, entry.deviceId}].insert(region);
+    Device& device = devices_[{type, entry.deviceId}];
+    device.tree.insert(region);
+    if (!isMemory(type)) {
+        region->older_ = device.newest;
+        (device.newest != nullptr ? device.newest->newer_ : device.newest) = region;
+        device.newest = region;
+    }
     byId_[id - 1] = region;
     ++count_;
     return region;
 }
 
 void RegionTable::leave(Region* region) {
-    const auto tree = trees_.find({region->type, region->deviceId});
+    const Key key{region->type, region->deviceId};
+    Device& device = devices_.at(key);
     byId_[region->id - 1] = nullptr;
     freeIds_.push_back(region->id);
-    tree->second.erase(region);
-    if (tree->second.empty()) {
-        trees_.erase(tree);
+    if (!isMemory(region->type)) {
+        (region->newer_ != nullptr ? region->newer_->older_ : device.newest) = region->older_;
+        if (region->older_ != nullptr) {
+            region->older_->newer_ = region->newer_;
+        }
     }
+    device.tree.erase(region);
     --count_;
+    eraseIfUnused(key);
+}
+
+void RegionTable::eraseIfUnused(const Key& key) {
+    const auto device = devices_.find(key);
+    if (device->second.tree.empty() && device->second.replaced == 0) {
+        devices_.erase(device);
+    }
+}
+
+Region* RegionTable::Device::newestOf(unsigned backend) const {
+    Region* region = newest;
+    while (region != nullptr && (region->revoked() || region->holding(backend) == nullptr)) {
+        region = region->older_;
+    }
+    return region;
+}
+
+// Ends what is registered under the addition's device id but is another thing. What was registered
+// exactly so counts on in the new one: who registered it may still take it back.
+RegionTable::Carried RegionTable::endStale(MemType type,
+                                           const Addition& addition,
+                                           std::string& told) {
+    Carried carried;
+    const RegistrationList::Entry& entry = *addition.entry;
+    const Key key{type, entry.deviceId};
+    for (const auto& [backend, memory] : addition.memories) {
+        const auto at = devices_.find(key);
+        if (at == devices_.end()) {
+            break;
+        }
+        Device& device = at->second;
+        // All that one backend holds under a device id is the same thing, so one look tells.
+        Region* const newest = device.newestOf(backend);
+        if (newest == nullptr || sameThing(*newest, *newest->holding(backend), entry, *memory)) {
+            continue;
+        }
+        told += (told.empty() ? "" : " ") + std::to_string(entry.deviceId);
+        device.replaced += 1;  // keeps the device while its regions leave
+        for (Region* region = device.newest; region != nullptr;) {
+            Region* const older = region->older_;
+            if (!region->revoked() && region->holding(backend) != nullptr) {
+                const bool exactly = region->address == entry.address &&
+                                     region->size == entry.size &&
+                                     region->metadata == entry.metadata;
+                for (const Region::Holding& held : region->holdings) {
+                    if (exactly && held.backend == backend) {
+                        carried.emplace_back(backend, held.count);
+                    } else {
+                        device.replaced += held.count;
+                    }
+                }
+                region->replace();
+                leaving_.emplace_back(region);
+                leave(region);
+            }
+            region = older;
+        }
+        device.replaced -= 1;
+        eraseIfUnused(key);
+    }
+    return carried;
+}
+
+// Takes the backends' memories of what was replaced and is no longer used.
+void RegionTable::collectQuiet(std::vector<Region::Holding>& gone) {
+    const auto busy = std::partition(leaving_.begin(), leaving_.end(),
+                                     [](const RegionPtr& region) { return region->pins() != 0; });
+    for (auto region = busy; region != leaving_.end(); ++region) {
+        auto& held = (*region)->holdings;
+        std::move(held.begin(), held.end(), std::back_inserter(gone));
+        held.clear();
+    }
+    leaving_.erase(busy, leaving_.end());
 }
 
 void RegionTable::add(MemType type, std::vector<Addition> additions) {
     std::vector<std::unique_ptr<BackendMemory>> spare;  // destroyed after the lock
-    WriteLock lock(mutex_);
-    for (Addition& addition : additions) {
-        Region* region = exact(type, *addition.entry);
-        if (region == nullptr) {
-            region = enter(type, *addition.entry);
+    std::vector<Region::Holding> gone;                  // the same
+    std::string told;
+    {
+        WriteLock lock(mutex_);
+        for (Addition& addition : additions) {
+            enterOne(type, addition, spare, told);
         }
-        for (auto& [backend, memory] : addition.memories) {
-            if (Region::Holding* held = region->holding(backend); held != nullptr) {
-                ++held->count;
-                spare.push_back(std::move(memory));
-            } else {
-                region->holdings.push_back({backend, 1, std::move(memory)});
-            }
+        collectQuiet(gone);
+    }
+    if (!told.empty() && base::logs(LogLevel::DEBUG)) {
+        base::log(LogLevel::DEBUG, std::string(memTypeName(type)) +
+                                       " registered anew for something else, which ends what was "
+                                       "registered before: device " +
+                                       told);
+    }
+}
+
+void RegionTable::enterOne(MemType type,
+                           Addition& addition,
+                           std::vector<std::unique_ptr<BackendMemory>>& spare,
+                           std::string& told) {
+    const Carried carried = isMemory(type) ? Carried() : endStale(type, addition, told);
+    Region* region = exact(type, *addition.entry);
+    if (region == nullptr) {
+        region = enter(type, *addition.entry);
+    }
+    for (auto& [backend, memory] : addition.memories) {
+        if (Region::Holding* held = region->holding(backend); held != nullptr) {
+            ++held->count;
+            spare.push_back(std::move(memory));
+        } else {
+            region->holdings.push_back({backend, 1, std::move(memory)});
         }
     }
+    for (const auto& [backend, count] : carried) {
+        region->holding(backend)->count += count;
+    }
+}
+
+// Whether a registration of this device id went for a newer one and was not taken back yet.
+bool RegionTable::takeReplaced(MemType type,
+                               const RegistrationList::Entry& entry,
+                               std::vector<Taken>& taken) {
+    const Key key{type, entry.deviceId};
+    const auto device = devices_.find(key);
+    if (device == devices_.end() || device->second.replaced == 0) {
+        return false;
+    }
+    device->second.replaced -= 1;
+    taken.push_back({RegionPtr(), 0, key});
+    eraseIfUnused(key);
+    return true;
 }
 
 Status RegionTable::take(const RegistrationList& list,
@@ -163,6 +289,9 @@ Status RegionTable::take(const RegistrationList& list,
     for (size_t i = 0; i < list.entries.size(); ++i) {
         Region* region = exact(list.type(), list.entries[i]);
         if (region == nullptr) {
+            if (takeReplaced(list.type(), list.entries[i], taken)) {
+                continue;
+            }
             return Status::notFound(
                 entryText(list.type(), i, list.entries[i]) + " is not registered exactly so",
                 static_cast<int64_t>(i));
@@ -176,9 +305,12 @@ Status RegionTable::take(const RegistrationList& list,
             }
             any = true;
             left = --held->count == 0 || left;
-            taken.push_back({RegionPtr(region), backend});
+            taken.push_back({RegionPtr(region), backend, {}});
         }
         if (!any) {
+            if (takeReplaced(list.type(), list.entries[i], taken)) {
+                continue;
+            }
             return Status::notFound(entryText(list.type(), i, list.entries[i]) +
                                         " is not registered with the backends named",
                                     static_cast<int64_t>(i));
@@ -193,6 +325,10 @@ Status RegionTable::take(const RegistrationList& list,
 
 void RegionTable::giveBack(const std::vector<Taken>& taken, const std::vector<RegionPtr>& leaving) {
     for (const Taken& one : taken) {
+        if (!one.region) {
+            devices_[one.key].replaced += 1;
+            continue;
+        }
         ++one.region->holding(one.backend)->count;
     }
     for (const RegionPtr& region : leaving) {
@@ -259,6 +395,7 @@ Status RegionTable::remove(const RegistrationList& list,
         held.clear();
         leave(region.get());
     }
+    collectQuiet(gone);
     return {};
 }
 
@@ -279,7 +416,7 @@ Status RegionTable::resolve(const DescriptorList& list,
                             ResolvedSide& side,
                             std::vector<RegionUse>& regions) const {
     ReadLock lock(mutex_);
-    LocalFinder finder(trees_, list.type(), backend, regions);
+    LocalFinder finder(devices_, list.type(), backend, regions);
     return resolveList(list, finder, side);
 }
 
@@ -303,7 +440,12 @@ void RegionTable::clear() {
             region->holdings.clear();
         }
     }
-    trees_.clear();
+    for (const RegionPtr& region : leaving_) {
+        std::move(region->holdings.begin(), region->holdings.end(), std::back_inserter(gone));
+        region->holdings.clear();
+    }
+    leaving_.clear();
+    devices_.clear();
     byId_.clear();
     freeIds_.clear();
     count_ = 0;

@@ -1,5 +1,6 @@
 // All ranges an agent has registered, by memory type and device: sorted, counted, range-aware.
-// Duplicates, overlaps and neighbours are legal.
+// Duplicates, overlaps and neighbours are legal. A device id of storage names one thing at a time:
+// registering it anew for another one ends what was registered before.
 //
 // Threads: every call is safe from any thread; look-ups share the lock. Backends' memories are
 // destroyed without it.
@@ -38,7 +39,9 @@ class RegionTable {
         std::vector<std::pair<unsigned, std::unique_ptr<BackendMemory>>> memories;
     };
 
-    // Enters all. A range that is there already is counted; its spare memory is dropped.
+    // Enters all. A range that is there already is counted; its spare memory is dropped. What is
+    // registered under a storage device id that names another thing now goes, as soon as no posted
+    // transfer uses it; taking it back later is no error.
     void add(MemType type, std::vector<Addition> additions);
 
     // Takes every entry of `list` back once from each of `backends`. Regions nobody holds any more
@@ -66,8 +69,8 @@ class RegionTable {
     template <typename Visit>
     void forEach(const Visit& visit) const {
         ReadLock lock(mutex_);
-        for (const auto& [key, tree] : trees_) {
-            tree.all([&](const Region& region) {
+        for (const auto& [key, device] : devices_) {
+            device.tree.all([&](const Region& region) {
                 if (!region.revoked()) {
                     visit(region);
                 }
@@ -81,11 +84,30 @@ class RegionTable {
 
   private:
     using Key = std::pair<MemType, uint64_t>;
-    struct Taken {
-        RegionPtr region;
-        unsigned backend = 0;
+    // What is registered under one memory type and device id.
+    struct Device {
+        IntervalTree tree;
+        Region* newest = nullptr;  // storage: the youngest region, see Region::older_
+        uint64_t replaced = 0;     // registrations that went for a newer one, not yet taken back
+        Region* newestOf(unsigned backend) const;
     };
+    struct Taken {
+        RegionPtr region;  // null: one of the replaced registrations of `key`
+        unsigned backend = 0;
+        Key key{};
+    };
+    using Carried = std::vector<std::pair<unsigned, uint32_t>>;  // backend and count
 
+    Carried endStale(MemType type, const Addition& addition, std::string& told)
+        NIXL_REQUIRES(mutex_);
+    void enterOne(MemType type,
+                  Addition& addition,
+                  std::vector<std::unique_ptr<BackendMemory>>& spare,
+                  std::string& told) NIXL_REQUIRES(mutex_);
+    void collectQuiet(std::vector<Region::Holding>& gone) NIXL_REQUIRES(mutex_);
+    bool takeReplaced(MemType type, const RegistrationList::Entry& entry, std::vector<Taken>& taken)
+        NIXL_REQUIRES(mutex_);
+    void eraseIfUnused(const Key& key) NIXL_REQUIRES(mutex_);
     Region* enter(MemType type, const RegistrationList::Entry& entry) NIXL_REQUIRES(mutex_);
     void leave(Region* region) NIXL_REQUIRES(mutex_);
     Region* exact(MemType type, const RegistrationList::Entry& entry) const
@@ -98,7 +120,9 @@ class RegionTable {
         NIXL_REQUIRES(mutex_);
 
     mutable SharedMutex mutex_;
-    std::map<Key, IntervalTree> trees_ NIXL_GUARDED_BY(mutex_);
+    std::map<Key, Device> devices_ NIXL_GUARDED_BY(mutex_);
+    // Replaced, with posted transfers that still used them when last looked at.
+    std::vector<RegionPtr> leaving_ NIXL_GUARDED_BY(mutex_);
     // Dense by id (ids start at 1 and grow); slots of regions that left are null.
     std::vector<Region*> byId_ NIXL_GUARDED_BY(mutex_);
     std::vector<uint64_t> freeIds_ NIXL_GUARDED_BY(mutex_);

@@ -100,6 +100,137 @@ TEST(RegionTable, PinsHoldARangeBack) {
     table.clear();
 }
 
+// A file that tells itself from another one under the same number.
+struct File final : BackendMemory {
+    explicit File(std::string name) : name(std::move(name)) { ++alive; }
+    ~File() override { --alive; }
+    std::string identity() const override { return name; }
+    const std::string name;
+};
+
+class StorageTable : public testing::TestWithParam<MemType> {
+  protected:
+    // Registers [address, +size) of device 7 as `name`; with "" the metadata tells files apart.
+    void enter(const std::string& metadata,
+               const std::string& name,
+               uint64_t address = 0,
+               unsigned backend = 0) {
+        const RegistrationList list = entry(metadata, address);
+        std::vector<RegionTable::Addition> additions(1);
+        additions[0].entry = list.entries.data();
+        additions[0].memories.emplace_back(backend, std::make_unique<File>(name));
+        table_.add(GetParam(), std::move(additions));
+    }
+    Status leave(const std::string& metadata, uint64_t address = 0) {
+        return table_.remove(entry(metadata, address), {0}, in(1000));
+    }
+    RegistrationList entry(const std::string& metadata, uint64_t address) const {
+        RegistrationList list(GetParam());
+        list.entries.push_back({address, 4096, 7, metadata});
+        return list;
+    }
+    // The name of what a transfer of device 7 would use; "" where there is nothing.
+    std::string used(uint64_t address = 0) {
+        DescriptorList list(GetParam());
+        list.append(address, 100, 7);
+        ResolvedSide side;
+        uses_.clear();
+        return table_.resolve(list, 0, side, uses_).ok()
+                   ? static_cast<const File*>(uses_.at(0).memory)->name
+                   : "";
+    }
+    void TearDown() override {
+        uses_.clear();
+        table_.clear();
+        EXPECT_EQ(alive, 0);
+    }
+
+    RegionTable table_;
+    std::vector<RegionUse> uses_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Types,
+                         StorageTable,
+                         testing::Values(MemType::FILE, MemType::BLOCK, MemType::OBJECT));
+
+TEST_P(StorageTable, TheNewestRegistrationOfADeviceIdCounts) {
+    for (const bool labelled : {false, true}) {  // registered exactly so, or only the number same
+        for (const char* name : {"a", "b", "c"}) {
+            enter(labelled ? name : "", name);
+            EXPECT_EQ(used(), name);
+            EXPECT_EQ(used(1 << 20), name);
+            EXPECT_EQ(table_.size(), 1U);
+            EXPECT_EQ(alive, 1) << "what is stale goes at once";
+        }
+        for (const char* name : {"b", "a", "c"}) {  // in any order: none of them is an error
+            EXPECT_TRUE(leave(labelled ? name : "").ok());
+        }
+        EXPECT_EQ(leave(labelled ? "c" : "").code(), ErrorCode::NOT_FOUND);
+        EXPECT_EQ(used(), "");
+    }
+}
+
+TEST_P(StorageTable, WhoeverTakesBackAnOldRegistrationLeavesTheNewOne) {
+    for (const char* label : {"", "old"}) {
+        enter(label, "a");
+        enter("", "b");  // with "": the very same words
+        EXPECT_TRUE(leave(label).ok());
+        EXPECT_EQ(used(), "b");
+        EXPECT_TRUE(leave("").ok());
+        EXPECT_EQ(used(), "");
+    }
+    enter("one", "a");
+    enter("two", "b");
+    RegistrationList both = entry("one", 0);
+    both.entries.push_back({0, 4096, 8, ""});
+    EXPECT_EQ(table_.remove(both, {0}, in(1000)).code(), ErrorCode::NOT_FOUND);
+    EXPECT_TRUE(leave("one").ok()) << "the refused removal changed something";
+    EXPECT_EQ(used(), "b");
+}
+
+TEST_P(StorageTable, TheSameThingMayBeRegisteredInPieces) {
+    enter("", "a", 0);
+    used();
+    const std::vector<RegionUse> before = uses_;
+    enter("", "a", 4096);
+    enter("another label", "a", 0);
+    EXPECT_TRUE(before.at(0).region->pin()) << "nothing became stale";
+    before.at(0).region->unpin();
+    EXPECT_EQ(table_.size(), 3U);
+    EXPECT_TRUE(leave("another label").ok());
+    EXPECT_TRUE(leave("").ok());
+    EXPECT_EQ(used(), "a");
+    EXPECT_TRUE(leave("", 4096).ok());
+    EXPECT_EQ(used(), "");
+}
+
+TEST_P(StorageTable, WithoutAnIdentityTheMetadataTells) {
+    enter("key", "");
+    used();
+    const std::vector<RegionUse> before = uses_;
+    enter("key", "");
+    EXPECT_TRUE(before.at(0).region->pin());
+    before.at(0).region->unpin();
+    enter("other", "");
+    EXPECT_FALSE(before.at(0).region->pin());
+    EXPECT_TRUE(before.at(0).region->replaced());
+    EXPECT_EQ(alive, 1);
+}
+
+TEST_P(StorageTable, WhatATransferStillUsesGoesAfterIt) {
+    enter("", "a");
+    used();
+    const RegionPtr old = uses_.at(0).region;
+    ASSERT_TRUE(old->pin());
+    enter("", "b");
+    EXPECT_EQ(used(), "b");
+    EXPECT_EQ(alive, 2) << "ended under a transfer that runs";
+    EXPECT_FALSE(old->pin());
+    old->unpin();
+    enter("", "b");
+    EXPECT_EQ(alive, 1);
+}
+
 // Random ranges on a small field of bytes; each byte knows how often it is held.
 class Field {
   public:
