@@ -33,7 +33,7 @@ bool FdCache::evictOne() {
     return true;
 }
 
-int FdCache::acquire(Entry& entry, const std::function<int()>& open) {
+int FdCache::acquire(Entry& entry, const std::function<int()>& open, Use use) {
     std::unique_lock lock(mutex_);
     while (entry.fd < 0) {
         while (open_ >= capacity_ && evictOne()) {
@@ -57,18 +57,29 @@ int FdCache::acquire(Entry& entry, const std::function<int()>& open) {
     }
     if (entry.pins++ == 0) {
         unlink(entry);
-        ++pinned_;
     }
+    pinned_ += use == Use::REQUEST ? 1 : 0;
     return entry.fd;
 }
 
-void FdCache::release(Entry& entry) {
-    const std::lock_guard lock(mutex_);
-    if (--entry.pins == 0) {
-        linkNewest(entry);
-        while (open_ > capacity_ && evictOne()) {
+void FdCache::release(Entry& entry, Use use) {
+    int unused = -1;
+    {
+        const std::lock_guard lock(mutex_);
+        if (--entry.pins == 0) {
+            if (entry.keep) {
+                linkNewest(entry);
+            } else {
+                unused = std::exchange(entry.fd, -1);
+                --open_;
+            }
+            while (open_ > capacity_ && evictOne()) {
+            }
         }
-        --pinned_;
+        pinned_ -= use == Use::REQUEST ? 1 : 0;
+    }
+    if (unused >= 0) {
+        close(unused);
     }
 }
 

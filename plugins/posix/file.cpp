@@ -122,6 +122,7 @@ Status File::initCaller(const MemoryRegion& region, const LogInfo& log) {
                                     "its metadata names a path as \"rw:/path\")");
     }
     callerFd_ = static_cast<int>(region.deviceId);
+    main_.keep = false;  // else a file that its owner closed and removed would keep its space
     label_ = "fd " + std::to_string(callerFd_);
     const int flags = fcntl(callerFd_, F_GETFL);
     if (flags < 0) {
@@ -213,25 +214,50 @@ void File::readAlignment(int fd) {
     }
 }
 
-int File::acquire(bool twin) {
-    if (callerOwned() && (!twin || !direct_)) {
-        return callerFd_;
+// What a descriptor number means depends on how it was opened, a path does not.
+std::string File::identity() const {
+    const std::string file = std::to_string(device_) + ":" + std::to_string(inode_);
+    if (!callerOwned()) {
+        return "path " + file;
     }
+    return "fd " + file + ":" + std::to_string(flags_) + (direct_ ? "d" : "") +
+           (append_ ? "a" : "");
+}
+
+int File::checkName() const {
+    struct stat info {};
+    if (stat(path_.c_str(), &info) < 0) {
+        return errno;
+    }
+    return info.st_dev == device_ && info.st_ino == inode_ ? 0 : ESTALE;
+}
+
+int File::checkName(uint64_t post) {
+    if (callerOwned() || nameChecked_.load(std::memory_order_relaxed) == post) {
+        return 0;
+    }
+    const int error = checkName();
+    if (error == 0) {
+        nameChecked_.store(post, std::memory_order_relaxed);
+    }
+    return error;
+}
+
+int File::hold() {
+    const int fd = cache_->acquire(main_, [this] { return openMain(); }, FdCache::Use::HOLD);
+    return fd < 0 ? -fd : 0;
+}
+
+int File::acquire(bool twin) {
     return twin && direct_ ? cache_->acquire(twin_, [this] { return openTwin(); })
                            : cache_->acquire(main_, [this] { return openMain(); });
 }
 
 int File::acquireOpen(bool twin) {
-    if (callerOwned() && (!twin || !direct_)) {
-        return callerFd_;
-    }
     return cache_->acquire(twin && direct_ ? twin_ : main_, [] { return -EAGAIN; });
 }
 
 void File::release(bool twin) {
-    if (callerOwned() && (!twin || !direct_)) {
-        return;
-    }
     cache_->release(twin && direct_ ? twin_ : main_);
 }
 
@@ -242,7 +268,11 @@ void File::refuseDirect(uint64_t epoch) {
 
 // Opens again what was inspected at registration: never another file that took its name.
 int File::openChecked(const char* path, int flags) const {
-    const int fd = openRetrying(path, flags | O_CLOEXEC | O_NOCTTY);
+    return checked(openRetrying(path, flags | O_CLOEXEC | O_NOCTTY));
+}
+
+// `fd` where it is the registered file; else it is closed. Passes -errno through.
+int File::checked(int fd) const {
     if (fd < 0) {
         return fd;
     }
@@ -256,6 +286,10 @@ int File::openChecked(const char* path, int flags) const {
 }
 
 int File::openMain() {
+    if (callerOwned()) {
+        const int fd = fcntl(callerFd_, F_DUPFD_CLOEXEC, 0);
+        return checked(fd < 0 ? -errno : fd);
+    }
     return openChecked(path_.c_str(), flags_ | (direct_ ? O_DIRECT : 0));
 }
 
@@ -263,7 +297,13 @@ int File::openTwin() {
     if (!callerOwned()) {
         return openChecked(path_.c_str(), flags_);
     }
-    return openChecked(("/proc/self/fd/" + std::to_string(callerFd_)).c_str(), flags_);
+    const int held = acquire(false);
+    if (held < 0) {
+        return held;
+    }
+    const int fd = openChecked(("/proc/self/fd/" + std::to_string(held)).c_str(), flags_);
+    release(false);
+    return fd;
 }
 
 Status File::checkIdentity() const {
@@ -274,11 +314,45 @@ Status File::checkIdentity() const {
     if (info.st_dev == device_ && info.st_ino == inode_) {
         return {};
     }
+    return changedHands();
+}
+
+Status File::changedHands() const {
     return {ErrorCode::BACKEND,
             "POSIX: " + label_ +
                 " was closed and now belongs to another file than the one that "
-                "was registered; deregister a file before closing it",
+                "was registered; register the number anew, or deregister a file before closing it",
             EBADF};
+}
+
+Status FileHolds::check() const {
+    for (const File* file : files_) {
+        NIXL_RETURN_IF_ERROR(file->checkIdentity());
+    }
+    return {};
+}
+
+Status FileHolds::take() {
+    for (File* file : files_) {
+        const int error = file->hold();
+        if (error == 0) {
+            held_.push_back(file);
+        } else if (error == ESTALE) {
+            release();
+            return file->changedHands();
+        } else if (File::outOfDescriptors(error)) {
+            release();
+            return check();
+        }  // else it is closed: the I/O itself will tell, on the descriptors it concerns
+    }
+    return {};
+}
+
+void FileHolds::release() {
+    for (File* file : held_) {
+        file->letGo();
+    }
+    held_.clear();
 }
 
 std::map<std::string, std::string> attributesOf(const struct stat& info) {

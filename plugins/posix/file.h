@@ -1,5 +1,7 @@
 // Registered files: the caller's descriptor, or a path whose descriptor lives in an LRU cache, so
-// that any number of files can be registered under a small limit of open ones.
+// that any number of files can be registered under a small limit of open ones. I/O never uses the
+// caller's number itself but a duplicate that was found to be the registered file, so closing the
+// number, or its reuse, sends no bytes to another file.
 //
 // Threads: everything here is thread-safe after registration.
 #pragma once
@@ -14,6 +16,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include <sys/stat.h>
 #include <sys/types.h>
@@ -44,18 +47,22 @@ class FdCache {
     struct Entry {
         int fd = -1;
         unsigned pins = 0;
+        bool keep = true;  // open while nobody uses it
         Entry* newer = nullptr;
         Entry* older = nullptr;
     };
 
     explicit FdCache(size_t capacity) : capacity_(capacity), process_(getpid()) {}
 
+    // REQUEST: given back when one I/O ends; HOLD: at the end of a transfer, so that nobody who is
+    // short of descriptors may wait for it.
+    enum class Use : uint8_t { REQUEST, HOLD };
+
     // The descriptor of `entry`, pinned; opened by `open` (a descriptor or -errno) if it is not.
-    // `fresh`, where given, tells whether it was opened now.
-    int acquire(Entry& entry, const std::function<int()>& open);
-    void release(Entry& entry);
-    void forget(Entry& entry);  // closes it; REQUIRES: not pinned
-    unsigned pinned() const { return pinned_.load(); }
+    int acquire(Entry& entry, const std::function<int()>& open, Use use = Use::REQUEST);
+    void release(Entry& entry, Use use = Use::REQUEST);
+    void forget(Entry& entry);                          // closes it; REQUIRES: not pinned
+    unsigned pinned() const { return pinned_.load(); }  // by requests
     size_t openCount() const;
 
   private:
@@ -84,9 +91,19 @@ class File final : public BackendMemory {
     File(const File&) = delete;
     File& operator=(const File&) = delete;
 
+    std::string identity() const override;
+
     // A pinned descriptor or -errno; `twin`: the one without O_DIRECT.
     int acquire(bool twin);
     void release(bool twin);
+    // The caller's file stays open until letGo(), whatever becomes of its number. 0 or an errno:
+    // ESTALE where the number belongs to another file by now.
+    int hold();
+    void letGo() { cache_->release(main_, FdCache::Use::HOLD); }
+    // Whether the path still names the file that was registered: 0 or an errno.
+    int checkName() const;
+    // The same, once for each `post`, a number that only grows. Of a caller's descriptor always 0.
+    int checkName(uint64_t post);
 
     // Whether posts numbered `epoch` use O_DIRECT; refuseDirect() ends that for later ones.
     bool direct(uint64_t epoch) const {
@@ -98,6 +115,8 @@ class File final : public BackendMemory {
     static bool outOfDescriptors(int error) { return error == EMFILE || error == ENFILE; }
     // As acquire(), but -EAGAIN rather than opening the file.
     int acquireOpen(bool twin);
+    // Whether the caller's number itself may be used, inside post.
+    bool plainCallerFd() const { return callerOwned() && !direct_; }
     void refuseDirect(uint64_t epoch);
     // Offsets and lengths, and addresses, of O_DIRECT I/O are multiples of these.
     uint32_t offsetAlign() const { return offsetAlign_; }
@@ -111,6 +130,7 @@ class File final : public BackendMemory {
     }
     // Fails when the caller's descriptor number belongs to another file by now.
     Status checkIdentity() const;
+    Status changedHands() const;
     // "fd 12" or "/path".
     const std::string& label() const { return label_; }
     // Set where non-blocking buffered reads / writes turned out not to be supported.
@@ -126,6 +146,7 @@ class File final : public BackendMemory {
     int openMain();
     int openTwin();
     int openChecked(const char* path, int flags) const;
+    int checked(int fd) const;
 
     const std::shared_ptr<FdCache> cache_;
     std::string path_;
@@ -140,8 +161,26 @@ class File final : public BackendMemory {
     dev_t device_ = 0;
     ino_t inode_ = 0;
     std::atomic<uint64_t> refusedAt_{0};
+    std::atomic<uint64_t> nameChecked_{0};  // the last post that did
     FdCache::Entry main_;
     FdCache::Entry twin_;
+};
+
+// The caller's files that a transfer uses: held while it runs, all or none of them.
+// Threads: one at a time.
+class FileHolds {
+  public:
+    void add(File* file) { files_.push_back(file); }
+    bool empty() const { return files_.empty(); }
+    Status check() const;  // fails where a number belongs to another file
+    // The same, and holds them. Where descriptors are short none is held; then each request finds
+    // out by itself what the number means.
+    Status take();
+    void release();
+
+  private:
+    std::vector<File*> files_;
+    std::vector<File*> held_;
 };
 
 // What query() tells of one region: nullopt where there is no such file.

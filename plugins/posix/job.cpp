@@ -23,7 +23,11 @@ std::string failureText(const IoRequest& request, int error, const std::string& 
     if (error == EBADF) {
         text += " (closed, or not open for this direction)";
     } else if (error == ESTALE) {
-        text += " (another file has taken its name since it was registered)";
+        text += request.file->callerOwned()
+                    ? " (the number belongs to another file than the registered one)"
+                    : " (another file has taken its name since it was registered)";
+    } else if (error == ENOENT) {
+        text += " (removed since it was registered)";
     }
     return detail.empty() ? text : text + " (" + detail + ")";
 }
@@ -159,10 +163,25 @@ Job::Job(const TransferPlan& plan,
       shared_(shared),
       queuePart_(*this, plan, Route::QUEUE, queue_limits, shared, *shared.queue),
       poolPart_(*this, plan, Route::POOL, pool_limits, shared, *shared.pool) {
+    std::vector<File*> files;
+    for (const PlanRegion& region : plan.remoteRegions) {
+        files.push_back(static_cast<File*>(region.memory));
+    }
+    std::sort(files.begin(), files.end());
+    files.erase(std::unique(files.begin(), files.end()), files.end());
+    for (File* file : files) {
+        if (file->callerOwned()) {
+            holds_.add(file);
+        }
+    }
     refusalsSeen_ = shared.refusals;
     epoch_ = shared.epoch;
     usesQueue_ = usesRoute(plan, Route::QUEUE, epoch_);
     usesPool_ = usesRoute(plan, Route::POOL, epoch_);
+}
+
+Status Job::holdFiles() {
+    return holds_.take();
 }
 
 void Job::start(CompletionPtr completion) {
@@ -240,6 +259,10 @@ void Job::fail(const IoRequest& request, int error, const std::string& detail) {
 void Job::finish() {
     // The completion's end is the last access: the owner may destroy or post again at once.
     const CompletionPtr completion = std::move(completion_);
+    if (!holds_.empty()) {
+        holds_.release();
+        shared_.wakeParked();
+    }
     std::vector<SegmentFailure> failures = std::move(failures_);
     std::string text = std::move(firstFailure_);
     const int error = firstErrno_;

@@ -79,6 +79,10 @@ class Job {
         BuildLimits pool_limits,
         Shared& shared);
 
+    // Keeps the caller's files open until the post that follows has ended. Fails where a
+    // descriptor number belongs to another file than the registered one.
+    Status holdFiles();
+    Status checkFiles() const { return holds_.check(); }  // as that, holding nothing
     void start(CompletionPtr completion);
     void cancel();
     bool canceled() const { return canceled_.load() || shared_.closing.load(); }
@@ -97,6 +101,7 @@ class Job {
     Shared& shared_;
     Part queuePart_;
     Part poolPart_;
+    FileHolds holds_;
     bool usesQueue_ = false;
     bool usesPool_ = false;
     uint64_t refusalsSeen_ = 0;

@@ -59,28 +59,24 @@ PosixTransfer::PosixTransfer(const TransferPlan& plan,
         small_ = small_ && region.type == MemType::DRAM;
     }
     for (const PlanRegion& region : plan.remoteRegions) {
-        auto* file = static_cast<File*>(region.memory);
-        if (file->callerOwned()) {
-            callerFiles_.push_back(file);
+        const auto* file = static_cast<const File*>(region.memory);
+        if (small_ && !file->callerOwned()) {
+            paths_.push_back(file);
         }
     }
-    const auto by_fd = [](const File* a, const File* b) { return a->callerFd() < b->callerFd(); };
-    std::sort(callerFiles_.begin(), callerFiles_.end(), by_fd);
-    const auto same = [](const File* a, const File* b) { return a->callerFd() == b->callerFd(); };
-    callerFiles_.erase(std::unique(callerFiles_.begin(), callerFiles_.end(), same),
-                       callerFiles_.end());
 }
 
 Status PosixTransfer::post(CompletionPtr completion,
                            std::string_view /*notification*/,
                            bool /*has_notification*/) {
-    for (const File* file : callerFiles_) {
-        NIXL_RETURN_IF_ERROR(file->checkIdentity());
+    if (small_ && job_.buffered() && !completion->cancelRequested()) {
+        NIXL_RETURN_IF_ERROR(job_.checkFiles());
+        if (tryInline()) {
+            completion->succeed();
+            return {};
+        }
     }
-    if (small_ && job_.buffered() && !completion->cancelRequested() && tryInline()) {
-        completion->succeed();
-        return {};
-    }
+    NIXL_RETURN_IF_ERROR(job_.holdFiles());
     posted_ = std::chrono::steady_clock::now();
     job_.start(std::move(completion));
     return {};
@@ -99,6 +95,11 @@ void PosixTransfer::help() {
 // Moves everything at once where the kernel can do so without waiting (RWF_NOWAIT). What was
 // moved before it could not is moved again by the pool.
 bool PosixTransfer::tryInline() {
+    for (const File* file : paths_) {
+        if (file->checkName() != 0) {
+            return false;
+        }
+    }
     SegmentCursor cursor(plan_.runs);
     Segment segment;
     while (cursor.next(segment)) {
@@ -116,7 +117,8 @@ bool PosixTransfer::moveNow(const Segment& segment) {
     if (unsupported.load(std::memory_order_relaxed)) {
         return false;
     }
-    const int fd = file.acquireOpen(true);
+    const bool callers = file.plainCallerFd();
+    const int fd = callers ? file.callerFd() : file.acquireOpen(true);
     if (fd < 0) {
         return false;
     }
@@ -127,7 +129,9 @@ bool PosixTransfer::moveNow(const Segment& segment) {
     if (moved < 0 && (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL)) {
         unsupported.store(true, std::memory_order_relaxed);
     }
-    file.release(true);
+    if (!callers) {
+        file.release(true);
+    }
     return moved >= 0 && static_cast<uint64_t>(moved) == segment.size;
 }
 

@@ -36,7 +36,7 @@ class PosixTransfer final : public BackendTransfer {
     Job job_;
     std::chrono::steady_clock::time_point posted_;
     bool small_ = false;              // worth trying inside post
-    std::vector<File*> callerFiles_;  // one for each descriptor of the caller
+    std::vector<const File*> paths_;  // of a small one, the files registered by path
 };
 
 }  // namespace nixl::posix

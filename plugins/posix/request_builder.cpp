@@ -127,7 +127,8 @@ RequestBuilder::Outcome RequestBuilder::open(IoRequest& request, const Head& fir
     request.file = &file();
     request.twin = !first.direct;
     request.device = device();
-    const int fd = request.file->acquire(request.twin);
+    error = request.file->checkName(epoch_);
+    const int fd = error != 0 ? -error : request.file->acquire(request.twin);
     if (fd < 0) {
         error = -fd;
         return File::outOfDescriptors(error) && request.file->othersPinned() ? Outcome::WAIT

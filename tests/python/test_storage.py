@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
+import subprocess
 
 import nixl
 import pytest
@@ -97,6 +99,84 @@ def test_the_end_of_a_file_is_told(store, tmp_path):
             store.transfer(handle)
             handle.wait(10)
         assert handle.failed[0][1] == 1000
+
+
+@pytest.mark.parametrize("label", ["", "its path"])
+def test_a_number_that_was_closed_and_is_another_file(store, tmp_path, label, capfd):
+    """Clients that never deregister: the newest registration counts, and nobody is warned."""
+    data = np.frombuffer(os.urandom(65536), np.uint8).copy()
+    local = store.register_memory(data).trim()
+    numbers = set()
+    for i in range(5):
+        data[:] = i + 1
+        fd = os.open(tmp_path / f"f{i}", os.O_RDWR | os.O_CREAT)
+        numbers.add(fd)
+        store.register_memory([(0, 0, fd, f"{tmp_path}/f{i}" if label else "")], "FILE")
+        far = store.get_xfer_descs([(0, 65536, fd)], "FILE")
+        move(store, "WRITE", local, far)
+        data[:] = 0
+        move(store, "READ", local, far)
+        assert (data == i + 1).all()
+        os.close(fd)
+    assert len(numbers) == 1, "each file had a number of its own, so nothing was tested"
+    for i in range(5):
+        assert (tmp_path / f"f{i}").read_bytes() == bytes([i + 1]) * 65536
+    assert "another file" not in capfd.readouterr().err
+
+
+def test_a_transfer_prepared_for_an_earlier_registration_is_refused(store, tmp_path):
+    data = np.ones(65536, np.uint8)
+    local = store.register_memory(data).trim()
+    far = store.get_xfer_descs([(0, 65536, 7)], "FILE")
+    store.register_memory([(0, 65536, 7, f"rw,create:{tmp_path}/early")], "FILE")
+    old = store.initialize_xfer("WRITE", local, far, store.name)
+    store.register_memory([(0, 65536, 7, f"rw,create:{tmp_path}/late")], "FILE")
+    with pytest.raises(nixl.nixlNotFoundError, match="early.*registered anew"):
+        store.transfer(old)
+    move(store, "WRITE", local, far)
+    assert (tmp_path / "early").read_bytes() == b""
+    assert (tmp_path / "late").read_bytes() == data.tobytes()
+
+
+MODES = ["use_aio", "use_uring", "use_posix_aio", "use_threads"]
+
+
+@pytest.mark.parametrize("flags", ["rw", "rw,direct"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("room", [0, 4 << 20])
+def test_what_failed_has_moved_no_more_than_is_in_place(make_agent, tmp_path, mode, flags, room):
+    """One descriptor of 64 MiB to a device that is full, or soon will be."""
+    if room:
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={room}", "none", tmp_path]
+        ).returncode:
+            pytest.skip("mounting a small tmpfs needs root")
+        path = tmp_path / "f"
+        path.touch()
+    else:
+        path = "/dev/full"
+    try:
+        agent = make_agent("full", backends=())
+        agent.create_backend("POSIX", {mode: "true"})
+        size = 64 << 20
+        data = np.full(size, 7, np.uint8)
+        local = agent.register_memory(data).trim()
+        agent.register_memory([(0, size, 1, f"{flags}:{path}")], "FILE")
+        far = agent.get_xfer_descs([(0, size, 1)], "FILE")
+        handle = agent.initialize_xfer("WRITE", local, far, agent.name)
+        with pytest.raises(nixl.nixlBackendError, match="No space left"):
+            agent.transfer(handle)  # may have ended already
+            handle.wait(60)
+        assert list(handle.failed) == [0]
+        code, moved = handle.failed[0]
+        assert code == errno.ENOSPC
+        stored = np.fromfile(path, np.uint8) if room else np.zeros(0, np.uint8)
+        assert moved <= len(stored)
+        assert (stored[:moved] == 7).all()
+        agent.close()
+    finally:
+        if room:
+            subprocess.run(["umount", "-l", tmp_path])
 
 
 def test_many_files_in_one_transfer(store, tmp_path):
