@@ -11,12 +11,12 @@ namespace nixl {
 namespace {
 
 std::optional<bool> readFlag(std::string_view text) {
-    for (const char* yes : {"true", "1", "yes", "on"}) {
+    for (const char* yes : {"true", "1", "yes", "y", "on", "enable"}) {
         if (backend::sameName(text, yes)) {
             return true;
         }
     }
-    for (const char* no : {"false", "0", "no", "off"}) {
+    for (const char* no : {"false", "0", "no", "n", "off", "disable"}) {
         if (backend::sameName(text, no)) {
             return false;
         }
@@ -230,7 +230,8 @@ Status checkParameter(const ParameterSpec& spec, std::string_view value) {
     switch (spec.type) {
         case ParameterType::BOOL:
             if (!readFlag(value)) {
-                return Status::invalidParam("must be one of true, false, 1, 0, yes, no, on, off");
+                return Status::invalidParam(
+                    "must be one of true, false, 1, 0, yes, no, y, n, on, off, enable, disable");
             }
             break;
         case ParameterType::INTEGER:

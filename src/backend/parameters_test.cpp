@@ -83,11 +83,26 @@ TEST_F(ParametersTest, ReadsEveryType) {
     EXPECT_TRUE(parameters.given("LIB_LEVEL"));
     EXPECT_TRUE(parameters.given("depth"));
     EXPECT_TRUE(warnings_.empty());
-    for (const char* yes : {"true", "1", "yes", "on", "ON"}) {
-        EXPECT_TRUE(validate({{"use_ring", yes}}).value().flag("use_ring")) << yes;
-    }
     EXPECT_DOUBLE_EQ(validate({{"timeout", "20us"}}).value().seconds("timeout"), 20e-6);
     EXPECT_DOUBLE_EQ(validate({{"timeout", "2"}}).value().seconds("timeout"), 2);
+}
+
+TEST_F(ParametersTest, BooleansInEveryWordAndCase) {
+    for (const char* yes :
+         {"true", "1", "yes", "y", "on", "enable", "True", "YES", "Y", "ON", "Enable"}) {
+        const auto result = validate({{"use_ring", yes}});
+        ASSERT_TRUE(result.ok()) << yes << ": " << result.status().message();
+        EXPECT_TRUE(result.value().flag("use_ring")) << yes;
+    }
+    for (const char* no :
+         {"false", "0", "no", "n", "off", "disable", "False", "NO", "N", "Off", "DISABLE"}) {
+        const auto result = validate({{"use_ring", no}});
+        ASSERT_TRUE(result.ok()) << no << ": " << result.status().message();
+        EXPECT_FALSE(result.value().flag("use_ring")) << no;
+    }
+    for (const char* neither : {"", "enabled", "ye", "t", "f", "2", "01", "-1", " y"}) {
+        refusal("use_ring", neither);
+    }
 }
 
 TEST_F(ParametersTest, IllTypedIsRefusedNamingAll) {
