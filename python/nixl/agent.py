@@ -29,6 +29,7 @@ from .descriptors import (
     to_xfer_list,
 )
 from .errors import (
+    DescriptorsDoNotFit,
     nixlError,
     nixlInvalidParamError,
     nixlNotAllowedError,
@@ -47,7 +48,8 @@ class nixl_agent(NotificationCalls, MetadataCalls):
     """An agent. Usable as a context manager, which closes it.
 
     Attributes: ``agent`` (the raw one), ``name``, ``backends`` (name -> handle), ``plugin_list``,
-    ``nixl_mems``, ``nixl_ops``, ``notifs``.
+    ``nixl_mems``, ``nixl_ops``, ``notifs``, ``last_error`` (why get_reg_descs or get_xfer_descs
+    last gave None).
     """
 
     def __init__(
@@ -66,7 +68,9 @@ class nixl_agent(NotificationCalls, MetadataCalls):
         self.nixl_mems = dict(MEMS)
         self.nixl_ops = dict(OPS)
         self._backend_params = nixl_conf.backend_params
+        self._strict_descriptors = nixl_conf.strict_descriptors
         self._warned: set[str] = set()
+        self.last_error: nixlError | None = None
         self._init_notifs()
         self.agent = nixlBind.nixlAgent(self.name, nixl_conf.raw())
         self.backends: dict[str, int] = self.agent._backends()
@@ -166,17 +170,34 @@ class nixl_agent(NotificationCalls, MetadataCalls):
 
     # Memory.
 
-    def get_reg_descs(self, descs: Any, mem_type: Any = None) -> nixlBind.nixlRegDList:
+    def get_reg_descs(self, descs: Any, mem_type: Any = None) -> nixlBind.nixlRegDList | None:
         """Memory to register, from: a registration list (as it is), tuples (address, length,
         device id[, metadata]) or an Nx3 integer array with ``mem_type``, a tensor or array, a list
-        of them."""
-        return to_reg_list(descs, mem_type)
+        of them.
 
-    def get_xfer_descs(self, descs: Any, mem_type: Any = None) -> nixlBind.nixlXferDList:
+        None for what does not fit (tuples of another width or without mem_type, memory that is not
+        contiguous): the reason is in the log and in ``last_error``. Raises it instead with
+        strict_descriptors=True, and always for an array of the wrong type.
+        """
+        try:
+            return to_reg_list(descs, mem_type)
+        except DescriptorsDoNotFit as error:
+            return self._do_not_fit("get_reg_descs", error)
+
+    def get_xfer_descs(self, descs: Any, mem_type: Any = None) -> nixlBind.nixlXferDList | None:
         """Memory of a transfer, from: a transfer list (as it is), a registration list, tuples
         (address, length, device id) or an Nx3 integer array with ``mem_type``, a tensor or array,
-        a list of them."""
-        return to_xfer_list(descs, mem_type)
+        a list of them. None for what does not fit, as get_reg_descs."""
+        try:
+            return to_xfer_list(descs, mem_type)
+        except DescriptorsDoNotFit as error:
+            return self._do_not_fit("get_xfer_descs", error)
+
+    def _do_not_fit(self, call: str, error: DescriptorsDoNotFit) -> None:
+        if self._strict_descriptors:
+            raise error
+        self.last_error = error.with_traceback(None)  # which would keep the descriptors alive
+        logger.error("%s: %s", call, error)
 
     def get_remote_descs(self, descs: Any, mem_type: Any = None) -> nixlBind.nixlRemoteDList:
         """Memory of several agents, from tuples (address, length, device id, agent name)."""

@@ -73,6 +73,8 @@ class nixl_agent_config:
         metadata_store: where metadata is kept when no address is given.
         etcd: options of the etcd store (TLS files, user, password, lease time).
         socket_dir: directory for sockets that containers of one host share.
+        strict_descriptors: whether get_reg_descs and get_xfer_descs raise for what does not fit;
+            else they log the reason and return None, as existing code expects.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class nixl_agent_config:
         metadata_store: str = "",
         etcd: Mapping[str, Any] | None = None,
         socket_dir: str | os.PathLike[str] = "",
+        strict_descriptors: bool = False,
     ) -> None:
         if sync_mode is not None and not isinstance(sync_mode, nixl_thread_sync_t):
             raise TypeError(
@@ -126,6 +129,7 @@ class nixl_agent_config:
         self.metadata_store = metadata_store
         self.etcd = {str(key): str(value) for key, value in (etcd or {}).items()}
         self.socket_dir = os.fspath(socket_dir)
+        self.strict_descriptors = bool(strict_descriptors)
 
     def __repr__(self) -> str:
         hidden = {"auth_key": "***" if self.auth_key else ""}

@@ -68,15 +68,24 @@ class nixlInvalidParamError(nixlError, ValueError):
     status = "NIXL_ERR_INVALID_PARAM"
 
 
-class nixlUnknownNameError(nixlInvalidParamError, KeyError):
-    """A name is none of a fixed set (operations, memory types): a KeyError too."""
+class _OwnKind(nixlInvalidParamError):
+    """Base of kinds of it that only this package tells apart; they pickle as what they are."""
 
     def __reduce__(self) -> tuple[type[nixlError], tuple[str], dict[str, object]]:
         return nixlInvalidParamError, (str(self),), vars(self)
 
 
+class nixlUnknownNameError(_OwnKind, KeyError):
+    """A name is none of a fixed set (operations, memory types): a KeyError too."""
+
+
+class DescriptorsDoNotFit(_OwnKind):
+    """For these get_reg_descs and get_xfer_descs give None, as existing code expects."""
+
+
 # Existing code also matches errors by the name of their class.
-nixlUnknownNameError.__name__ = nixlUnknownNameError.__qualname__ = "nixlInvalidParamError"
+for _kind in (nixlUnknownNameError, DescriptorsDoNotFit):
+    _kind.__name__ = _kind.__qualname__ = "nixlInvalidParamError"
 
 
 class nixlBackendError(nixlError):

@@ -103,6 +103,40 @@ def test_reg_descs_from_tuples(agent):
     assert entries(trimmed) == [(4096, 256, 0), (8192, 256, 1)]
 
 
+def test_what_does_not_fit_is_none(agent):
+    three, four = [(1, 2, 3)], [(1, 2, 3, "label")]
+    assert agent.get_xfer_descs(four) is None
+    assert agent.get_xfer_descs(four, "DRAM") is None
+    assert agent.get_xfer_descs(three) is None
+    assert agent.get_reg_descs(three) is None
+    assert agent.get_reg_descs(four, mem_type=None) is None
+    assert agent.get_xfer_descs(np.zeros((1, 3), np.uint64)) is None
+    for call in (agent.get_xfer_descs, agent.get_reg_descs):
+        assert call([(1, 2)], "DRAM") is None
+    with pytest.raises(KeyError):
+        agent.get_xfer_descs(three, "V-RAM")
+    assert agent.get_xfer_descs(nixlBind.nixlRegDList(nixlBind.DRAM_SEG)) is None
+    assert agent.get_reg_descs(nixlBind.nixlXferDList(nixlBind.DRAM_SEG)) is None
+
+
+def test_a_tensor_with_gaps_is_none(agent):
+    torch = pytest.importorskip("torch")
+    turned = torch.arange(8).reshape(2, 4).t()
+    for descs in (turned, [torch.zeros(4), turned], torch.zeros(4, 4).to_sparse()):
+        assert agent.get_reg_descs(descs) is None
+        assert agent.get_xfer_descs(descs) is None
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "complex128", "object", "bool", "int16"])
+def test_a_table_of_another_type_is_an_error(agent, dtype):
+    table = np.array([[4096, 256, 0]]).astype(dtype)
+    for call in (agent.get_xfer_descs, agent.get_reg_descs, agent.register_memory):
+        with pytest.raises(ValueError):
+            call(table, "DRAM")
+    with pytest.raises(ValueError):
+        agent.prep_xfer_dlist("", table, "DRAM")
+
+
 @pytest.mark.parametrize("dtype", ["uint64", "int64"])
 def test_descs_from_arrays(agent, dtype):
     rows = np.array([[4096, 256, 0], [12288, 512, 3]], dtype=dtype)
