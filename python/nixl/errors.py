@@ -143,7 +143,7 @@ class nixlCancelledError(nixlError):
 
 
 class nixlNoTelemetryError(nixlError):
-    """The transfer has not finished, so it has no figures yet."""
+    """The transfer has no figures: it has not finished, or NIXL_TELEMETRY_ENABLE says no."""
 
     status = "NIXL_ERR_NO_TELEMETRY"
 

@@ -89,7 +89,8 @@ class Trace:
                 )
             except nixlError:
                 start = post = duration = 0
-                state = "PROC" if error is None else state
+                if error is None and self.agent.agent._pending(handle):
+                    state = "PROC"
         except nixlError:
             return
         event = {

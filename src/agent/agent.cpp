@@ -445,7 +445,7 @@ std::vector<DescriptorFailure> Agent::transferFailures(HandleId id) {
 TransferTelemetry Agent::transferTelemetry(HandleId id) {
     const Use use(impl_);
     AgentImpl& impl = *use;
-    return take(impl, take(impl, impl.transfer(id))->telemetry());
+    return take(impl, impl.telemetry(id));
 }
 
 TransferExplanation Agent::explainTransfer(HandleId id) {

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "agent/services.h"
+#include "backend/names.h"
 #include "base/log.h"
 #include "base/utf8.h"
 #include "metadata/blob.h"
@@ -76,6 +77,19 @@ Status checkExchange(const AgentConfig& config, const std::string& name) {
                                 "\": use_etcd: this build exchanges metadata only as bytes");
 }
 
+// Whether figures of transfers are told: unless NIXL_TELEMETRY_ENABLE says no.
+Result<bool> wantsFigures(const std::string& name) {
+    const char* const word = std::getenv("NIXL_TELEMETRY_ENABLE");
+    if (word == nullptr || *word == '\0') {
+        return true;
+    }
+    if (const std::optional<bool> wanted = backend::readFlag(word)) {
+        return *wanted;
+    }
+    return Status::invalidParam("agent \"" + name + "\": NIXL_TELEMETRY_ENABLE=\"" + word + "\" " +
+                                backend::kFlagMust);
+}
+
 }  // namespace
 
 AgentImpl::AgentImpl(AgentConfig config, std::shared_ptr<agent::AgentShared> shared)
@@ -109,6 +123,11 @@ Result<std::shared_ptr<AgentImpl>> AgentImpl::create(std::string name, AgentConf
 Status AgentImpl::start() {
     base::loadLogLevel();
     NIXL_RETURN_IF_ERROR(checkExchange(config_, self().name));
+    Result<bool> figures = wantsFigures(self().name);
+    if (!figures.ok()) {
+        return figures.status();
+    }
+    figures_ = figures.value();
     Result<std::unique_ptr<base::EpollReactor>> reactor =
         base::EpollReactor::create(std::chrono::microseconds(config_.busyPollMicroseconds));
     if (!reactor.ok()) {
@@ -240,6 +259,19 @@ Result<AgentImpl::TransferRef> AgentImpl::transfer(HandleId id) {
                                     "\"");
     }
     return found;
+}
+
+Result<TransferTelemetry> AgentImpl::telemetry(HandleId id) {
+    Result<TransferRef> found = transfer(id);
+    if (!found.ok()) {
+        return found.status();
+    }
+    if (!figures_) {
+        return Status(ErrorCode::NO_TELEMETRY, "agent \"" + self().name +
+                                                   "\": NIXL_TELEMETRY_ENABLE turned the figures "
+                                                   "of its transfers off");
+    }
+    return found.value()->telemetry();
 }
 
 Status AgentImpl::post(HandleId id, std::optional<std::string_view> notification) {

@@ -98,6 +98,7 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
                                      const TransferOptions& options);
     using TransferRef = base::SlotTable<agent::Transfer>::Ref;
     Result<TransferRef> transfer(HandleId id);
+    Result<TransferTelemetry> telemetry(HandleId id);
     Status post(HandleId id, std::optional<std::string_view> notification);
     Status releaseTransfer(HandleId id);
     Status releaseList(HandleId id);
@@ -125,6 +126,7 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     AgentImpl(AgentConfig config, std::shared_ptr<agent::AgentShared> shared);
     Status start();
     Status createConfigured();
+    void warnOfUnknownParams() const;
     Result<std::vector<std::unique_ptr<Lane>>> projectLanes(PluginServices& services,
                                                             const LaneBackendSpec& spec);
     // The session engine (network.cpp); null while no backend uses lanes.
@@ -185,6 +187,7 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     const AgentConfig config_;
     const std::shared_ptr<agent::AgentShared> shared_;
     const uint64_t forkEpoch_;
+    bool figures_ = true;  // whether transfers tell theirs; set at the start
     std::atomic<bool> ended_{false};
     agent::CallGate gate_;
 

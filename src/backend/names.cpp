@@ -46,6 +46,20 @@ bool sameName(std::string_view left, std::string_view right) noexcept {
                       [](char a, char b) { return lowerChar(a) == lowerChar(b); });
 }
 
+std::optional<bool> readFlag(std::string_view word) noexcept {
+    for (const char* yes : {"true", "1", "yes", "y", "on", "enable"}) {
+        if (sameName(word, yes)) {
+            return true;
+        }
+    }
+    for (const char* no : {"false", "0", "no", "n", "off", "disable"}) {
+        if (sameName(word, no)) {
+            return false;
+        }
+    }
+    return std::nullopt;
+}
+
 std::string upperCase(std::string_view text) {
     std::string out(text);
     std::transform(out.begin(), out.end(), out.begin(), upperChar);

@@ -10,19 +10,7 @@
 namespace nixl {
 namespace {
 
-std::optional<bool> readFlag(std::string_view text) {
-    for (const char* yes : {"true", "1", "yes", "y", "on", "enable"}) {
-        if (backend::sameName(text, yes)) {
-            return true;
-        }
-    }
-    for (const char* no : {"false", "0", "no", "n", "off", "disable"}) {
-        if (backend::sameName(text, no)) {
-            return false;
-        }
-    }
-    return std::nullopt;
-}
+using backend::readFlag;
 
 std::optional<int64_t> readInteger(std::string_view text) {
     if (text.size() > 1 && text.front() == '+' && text[1] != '-') {
@@ -230,8 +218,7 @@ Status checkParameter(const ParameterSpec& spec, std::string_view value) {
     switch (spec.type) {
         case ParameterType::BOOL:
             if (!readFlag(value)) {
-                return Status::invalidParam(
-                    "must be one of true, false, 1, 0, yes, no, y, n, on, off, enable, disable");
+                return Status::invalidParam(kFlagMust);
             }
             break;
         case ParameterType::INTEGER:

@@ -84,6 +84,43 @@ def test_telemetry_is_always_there(pair):
     assert 0 <= figures.postDuration <= 1e6 and 0 <= figures.xferDuration <= 1e7
 
 
+@pytest.mark.parametrize("word", ["no", "n", "0", "off", "false", "disable", "NO", "False"])
+def test_telemetry_can_be_turned_off(pair, make_agent, memory, monkeypatch, word):
+    monkeypatch.setenv("NIXL_TELEMETRY_ENABLE", word)
+    silent = Pair(make_agent, memory, capture_telemetry=True)
+    handle = silent.write((0, 64))
+    for _ in range(2):
+        with pytest.raises(nixl.nixlNoTelemetryError, match="NIXL_TELEMETRY_ENABLE turned the"):
+            silent.near.get_xfer_telemetry(handle)
+        silent.near.transfer(handle)
+        handle.wait(10)
+    with silent.near.trace() as trace:
+        silent.near.transfer(handle)
+        handle.wait(10)
+    assert trace.events[0]["state"] == "DONE"
+    # It is read when an agent is created: this one was before.
+    told = pair.write((0, 64))
+    pair.near.transfer(told)
+    told.wait(10)
+    assert pair.near.get_xfer_telemetry(told).totalBytes == 64
+
+
+@pytest.mark.parametrize("word", ["yes", "Y", "1", "on", "true", "enable", ""])
+def test_telemetry_stays_on(pair, make_agent, memory, monkeypatch, word):
+    monkeypatch.setenv("NIXL_TELEMETRY_ENABLE", word)
+    loud = Pair(make_agent, memory)
+    handle = loud.write((0, 64))
+    loud.near.transfer(handle)
+    handle.wait(10)
+    assert loud.near.get_xfer_telemetry(handle).postDuration > 0
+
+
+def test_telemetry_by_another_word_is_an_error(make_agent, monkeypatch):
+    monkeypatch.setenv("NIXL_TELEMETRY_ENABLE", "perhaps")
+    with pytest.raises(nixlInvalidParamError, match='NIXL_TELEMETRY_ENABLE="perhaps" must be one'):
+        make_agent()
+
+
 def test_explain_and_cost(pair):
     handle = pair.write((0, 64), (64, 64), (1024, 64))
     told = pair.near.explain(handle)
