@@ -58,7 +58,7 @@ class nixl_agent_config:
         capture_telemetry: keep counters and events for exporters; the figures of a finished
             transfer are always there.
         num_threads: worker threads of network backends; 0 is their own default.
-        backends: created with the agent; an unknown one is a warning, none at all an error.
+        backends: created with the agent; an unknown one is a warning.
         sync_mode: accepted for compatibility; the agent is thread-safe in every mode.
         backend_params: options per backend: ``{"UCX": {"num_threads": "2"}}``.
         use_etcd: None: when NIXL_ETCD_ENDPOINTS is set.

@@ -7,6 +7,7 @@
 
 #include "agent/agent_impl.h"
 #include "agent/services.h"
+#include "backend/names.h"
 #include "backend/plugins.h"
 #include "backend/wrappers.h"
 #include "base/log.h"
@@ -82,7 +83,28 @@ Result<std::string> AgentImpl::createBackend(const std::string& plugin,
     return made->name;
 }
 
+// Whether nobody has ever heard of a plugin, as opposed to one that cannot be loaded.
+static bool isUnknown(const std::string& plugin) {
+    const std::vector<std::string> known = backend::PluginRegistry::instance().names();
+    return std::none_of(known.begin(), known.end(),
+                        [&](const std::string& name) { return backend::sameName(name, plugin); });
+}
+
+void AgentImpl::warnOfUnknownParams() const {
+    for (const auto& [name, values] : config_.backendParams) {
+        if (!isUnknown(name)) {
+            continue;
+        }
+        // It may be an alias, which only loading tells.
+        if (auto table = backend::PluginRegistry::instance().find(name); !table.ok()) {
+            base::log(LogLevel::WARN, "agent \"" + self().name + "\": options of a backend \"" +
+                                          name + "\" have no use: " + table.status().message());
+        }
+    }
+}
+
 Status AgentImpl::createConfigured() {
+    warnOfUnknownParams();
     Status first;
     for (const std::string& wanted : config_.backends) {
         BackendParams params;
@@ -100,7 +122,8 @@ Status AgentImpl::createConfigured() {
         }
         base::log(LogLevel::WARN, "agent \"" + self().name + "\": backend " + wanted +
                                       " was not created: " + made.status().message());
-        if (first.ok()) {
+        // Existing code goes on without backends it misspelt, and creates others later.
+        if (first.ok() && !isUnknown(wanted)) {
             first = made.status();
         }
     }

@@ -1,4 +1,6 @@
 // AgentImpl: registering, deregistering and querying memory and storage.
+#include <algorithm>
+
 #include "agent/agent_impl.h"
 #include "base/log.h"
 
@@ -17,6 +19,11 @@ std::string place(size_t index, MemType type) {
     return "descriptor " + std::to_string(index) + " (" + memTypeName(type) + ")";
 }
 
+// What holds no memory: registering it registers nothing, as existing code expects.
+bool isNothing(MemType type, const RegistrationList::Entry& entry) {
+    return isMemory(type) && entry.size == 0;
+}
+
 Status checkEntries(const RegistrationList& list) {
     for (size_t i = 0; i < list.entries.size(); ++i) {
         const RegistrationList::Entry& entry = list.entries[i];
@@ -27,15 +34,26 @@ Status checkEntries(const RegistrationList& list) {
                     std::to_string(entry.size) + " bytes passes the end of addresses",
                 index);
         }
-        if (isMemory(list.type()) && (entry.address == 0 || entry.size == 0)) {
+        if (isMemory(list.type()) && entry.address == 0 && entry.size != 0) {
             return Status::invalidParam(
-                place(i, list.type()) + ": " +
-                    (entry.address == 0 ? "a null address" : "a length of 0 bytes") +
-                    " cannot be registered",
-                index);
+                place(i, list.type()) + ": a null address cannot be registered", index);
         }
     }
     return {};
+}
+
+void warnOfNothing(const RegistrationList& list, const std::string& agent) {
+    const auto nothing = [&](const auto& entry) { return isNothing(list.type(), entry); };
+    const auto first = std::find_if(list.entries.begin(), list.entries.end(), nothing);
+    if (first == list.entries.end()) {
+        return;
+    }
+    const auto count = std::count_if(first, list.entries.end(), nothing);
+    base::log(LogLevel::WARN,
+              "agent \"" + agent +
+                  "\": " + place(static_cast<size_t>(first - list.entries.begin()), list.type()) +
+                  (count == 1 ? " has" : " and " + std::to_string(count - 1) + " more have") +
+                  " a length of 0 bytes: nothing is registered for it");
 }
 
 }  // namespace
@@ -44,6 +62,9 @@ Status AgentImpl::registerAt(const RegistrationList& list,
                              const agent::BackendSlot& slot,
                              std::vector<memory::RegionTable::Addition>& additions) const {
     for (size_t i = 0; i < list.entries.size(); ++i) {
+        if (isNothing(list.type(), list.entries[i])) {
+            continue;
+        }
         Result<std::unique_ptr<BackendMemory>> memory =
             slot.backend->registerMemory(regionOf(list.type(), list.entries[i]));
         if (!memory.ok()) {
@@ -103,7 +124,9 @@ Status AgentImpl::registerMemory(const RegistrationList& list, const Names& back
                                           memTypeName(list.type()) + " memory; it has " +
                                           (names.empty() ? "none" : names));
     }
+    std::erase_if(additions, [&](const auto& one) { return isNothing(list.type(), *one.entry); });
     shared_->regions().add(list.type(), std::move(additions));
+    warnOfNothing(list, self().name);
     return {};
 }
 

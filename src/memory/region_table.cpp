@@ -287,6 +287,9 @@ Status RegionTable::take(const RegistrationList& list,
                          std::vector<Taken>& taken,
                          std::vector<RegionPtr>& leaving) {
     for (size_t i = 0; i < list.entries.size(); ++i) {
+        if (isMemory(list.type()) && list.entries[i].size == 0) {
+            continue;  // registering it entered nothing
+        }
         Region* region = exact(list.type(), list.entries[i]);
         if (region == nullptr) {
             if (takeReplaced(list.type(), list.entries[i], taken)) {

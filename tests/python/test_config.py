@@ -87,22 +87,43 @@ def test_wrong_agents_are_refused():
         nixl_agent("", nixl_agent_config(backends=[]))
 
 
-def test_an_unknown_backend_is_a_warning_none_at_all_an_error(run_python):
-    program = """
+@pytest.mark.parametrize(("wanted", "made"), [(["POSIX", "NOPE"], ["POSIX"]), (["NOPE"], [])])
+def test_an_unknown_backend_is_a_warning(run_python, wanted, made):
+    program = f"""
 from nixl._api import nixl_agent, nixl_agent_config
-print(sorted(nixl_agent("x", nixl_agent_config(backends=["POSIX", "NOPE"])).backends))
-try:
-    nixl_agent("y", nixl_agent_config(backends=["NOPE"]))
-except Exception as error:
-    print(type(error).__name__, error)
+agent = nixl_agent("x", nixl_agent_config(backends={wanted}))
+print(sorted(agent.backends))
+agent.create_backend("UCX")
 """
     result = run_python(program)
-    first, second = result.stdout.splitlines()
-    assert first == "['POSIX']"
-    assert second.startswith("nixl") and "NOPE" in second and "POSIX" in second
-    warnings = [line for line in result.stderr.splitlines() if "NOPE" in line]
-    assert len(warnings) == 1 or len(warnings) == 2
-    assert "POSIX" in warnings[0]
+    assert result.stdout.strip() == str(made)
+    (warning,) = [line for line in result.stderr.splitlines() if "NOPE" in line]
+    assert "WARN" in warning and "POSIX" in warning
+
+
+def test_a_backend_that_cannot_be_loaded_is_an_error_where_it_is_the_only_one(run_python, tmp_path):
+    program = """
+from nixl._api import nixl_agent, nixl_agent_config
+try:
+    nixl_agent("x", nixl_agent_config(backends=["NOPE", "BROKEN"]))
+except Exception as error:
+    print(error)
+"""
+    (tmp_path / "libplugin_broken.so").touch()
+    result = run_python(program, NIXL_PLUGIN_DIR=str(tmp_path))
+    assert "cannot be loaded" in result.stdout and "broken" in result.stdout
+
+
+def test_options_of_an_unknown_backend_are_a_warning(run_python):
+    program = """
+from nixl._api import nixl_agent, nixl_agent_config
+options = {"UCXX": {"num_threads": 1}, "POSIX": {"use_aio": "y"}, "ucx": {}}
+print(sorted(nixl_agent("x", nixl_agent_config(backends=["UCX"], backend_params=options)).backends))
+"""
+    result = run_python(program)
+    assert result.stdout.strip() == "['UCX']"
+    (warning,) = result.stderr.splitlines()
+    assert "WARN" in warning and 'options of a backend "UCXX"' in warning and "UCX?" in warning
 
 
 def test_unknown_options_are_one_warning(run_python):

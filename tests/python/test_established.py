@@ -12,7 +12,7 @@ import nixl._bindings as nixlBind
 import nixl._utils as nixl_utils
 import pytest
 from nixl._api import nixl_agent, nixl_agent_config, nixl_prepped_dlist_handle, nixl_xfer_handle
-from nixl_support import finish
+from nixl_support import Pair, finish
 
 np = pytest.importorskip("numpy")
 
@@ -203,6 +203,31 @@ def test_register_returns_the_list(agent, memory):
     agent.deregister_memory(descs)
     with pytest.raises(nixlBind.nixlNotFoundError):
         agent.deregister_memory(descs)
+
+
+def test_registering_nothing(agent, memory):
+    piece = memory(64)
+    for entry in ((piece.address, 0, 0, ""), (0, 0, 0, "")):
+        descs = agent.register_memory([entry], "DRAM")
+        assert entries(descs) == [(*entry[:3], b"")]
+        agent.deregister_memory(descs)
+
+
+def test_unknown_backends_are_passed_over(make_agent):
+    agent = make_agent(backends=("NOPE",))
+    assert agent.backends == {}
+    agent.create_backend("UCX")
+    assert list(agent.backends) == ["UCX"]
+
+
+def test_figures_are_refused_where_the_environment_says_no(monkeypatch, make_agent, memory):
+    monkeypatch.setenv("NIXL_TELEMETRY_ENABLE", "no")
+    pair = Pair(make_agent, memory, capture_telemetry=True)
+    handle = pair.write((0, 64))
+    pair.near.transfer(handle)
+    assert finish(pair.near, handle) == "DONE"
+    with pytest.raises(nixlBind.nixlNoTelemetryError):
+        pair.near.get_xfer_telemetry(handle)
 
 
 def test_write_read_and_notification(pair):
