@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import threading
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,28 @@ import numpy as np
 from nixl import _hicache
 
 from .blocks import PackedBlocks
+from .transfers import Mover
 
 logger = logging.getLogger("nixl.hicache")
+
+
+def remove_objects(mover: Mover, names: list[str]) -> list[str]:
+    """Removes objects from the bucket; gives the names of those that are still there."""
+    from nixl.errors import nixlNotFoundError
+
+    left = []
+    reason: Exception | None = None
+    for name in names:
+        try:
+            mover.agent.remove_storage(mover.backend, name)
+        except nixlNotFoundError:
+            continue
+        except Exception as error:
+            left.append(name)
+            reason = error
+    if left:
+        logger.warning("%d of %d objects were not removed: %s", len(left), len(names), reason)
+    return left
 
 
 class PackedObjects(PackedBlocks):
@@ -27,6 +48,8 @@ class PackedObjects(PackedBlocks):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.segments._path_of = self.object_key
+        self._lock = threading.Lock()
+        self._to_remove: set[str] = set()  # dropped by the store, not yet gone from the bucket
 
     def _write(self, batch: Any, rows: np.ndarray, per: int) -> None:
         self.store.checksum(batch, rows, per)
@@ -61,17 +84,12 @@ class PackedObjects(PackedBlocks):
         return more
 
     def remove_dropped(self) -> None:
-        """Removes objects without a live block."""
-        dropped = [
-            "nixl-hicache/" + os.path.basename(p) for p in self.store.take_dropped_segments()
-        ]
-        remove = getattr(self.mover.agent, "remove_storage", None)
-        if not dropped or remove is None:
-            return
-        try:
-            remove([(0, 0, 0, key) for key in dropped], self.mover.backend, "OBJ")
-        except Exception as error:
-            logger.warning("removal of %d objects: %s", len(dropped), error)
+        """Removes objects without a live block; what cannot be removed now is tried again."""
+        with self._lock:
+            for path in self.store.take_dropped_segments():
+                self._to_remove.add("nixl-hicache/" + os.path.basename(path))
+            keys, self._to_remove = self._to_remove, set()
+            self._to_remove = set(remove_objects(self.mover, sorted(keys)))
 
     def clear(self) -> None:
         super().clear()

@@ -7,7 +7,12 @@ import ctypes
 import threading
 from typing import Any
 
+from hicache_support import called_as
+from nixl._api import nixl_agent
+from nixl.errors import nixlNotFoundError
 
+
+@called_as(nixl_agent)
 class ObjectAgent:
     """Stands in for nixl_agent; all instances of one `buckets` name share their objects."""
 
@@ -21,41 +26,42 @@ class ObjectAgent:
         self.lock = threading.Lock()
         self.fail_every = 0  # the n-th transfer from now on fails
         self.transfers = 0
+        self.fail_removals = False
 
     def get_plugin_list(self) -> list[str]:
         return ["OBJ"]
 
-    def create_backend(self, name: str, params: dict[str, str]) -> None:
-        self.backends[name] = params
-        self.objects = self.buckets.setdefault(params["bucket"], {})
+    def create_backend(self, backend: str, initParams: dict[str, str]) -> None:
+        self.backends[backend] = initParams
+        self.objects = self.buckets.setdefault(initParams["bucket"], {})
 
-    def get_backend_mem_types(self, _backend: str) -> list[str]:
+    def get_backend_mem_types(self, backend: str) -> list[str]:
         return ["DRAM", "OBJ"]
 
-    def get_reg_descs(self, rows: Any, mem_type: str) -> Any:
-        return (mem_type, [tuple(row) for row in rows])
+    def get_reg_descs(self, descs: Any, mem_type: str) -> Any:
+        return (mem_type, [tuple(row) for row in descs])
 
-    def register_memory(self, descs: Any, backends: Any = None) -> Any:
-        mem_type, rows = descs
+    def register_memory(self, reg_list: Any) -> Any:
+        mem_type, rows = reg_list
         if mem_type == "OBJ":
             with self.lock:
                 for _, _, device, key in rows:
                     assert device not in self.keys, "a device id is used twice"
                     self.keys[device] = key
-        return descs
+        return reg_list
 
-    def deregister_memory(self, descs: Any) -> None:
-        if descs[0] == "OBJ":
+    def deregister_memory(self, dereg_list: Any) -> None:
+        if dereg_list[0] == "OBJ":
             with self.lock:
-                for _, _, device, _ in descs[1]:
+                for _, _, device, _ in dereg_list[1]:
                     del self.keys[device]
 
-    def get_xfer_descs(self, rows: Any, mem_type: str) -> Any:
-        return (mem_type, [tuple(int(v) for v in row) for row in rows])
+    def get_xfer_descs(self, descs: Any, mem_type: str) -> Any:
+        return (mem_type, [tuple(int(v) for v in row) for row in descs])
 
-    def initialize_xfer(self, op: str, host: Any, storage: Any, _agent: str, backends=None) -> Any:
-        assert len(host[1]) == len(storage[1])
-        return (op, host[1], storage[1])
+    def initialize_xfer(self, operation: str, local_descs: Any, remote_descs: Any) -> Any:
+        assert len(local_descs[1]) == len(remote_descs[1])
+        return (operation, local_descs[1], remote_descs[1])
 
     def transfer(self, handle: Any) -> str:
         op, host, storage = handle
@@ -77,18 +83,24 @@ class ObjectAgent:
                 ctypes.memmove(address, part, length)
         return "DONE"
 
-    def check_xfer_state(self, _handle: Any) -> str:
+    def check_xfer_state(self, handle: Any) -> str:
         return "DONE"
 
-    def release_xfer_handle(self, _handle: Any) -> None:
+    def release_xfer_handle(self, handle: Any) -> None:
         pass
 
-    def query_memory(self, rows: Any, _backend: str, mem_type: str | None = None) -> list[Any]:
+    def query_memory(self, reg_list: Any, backend: str) -> list[Any]:
         return [
             {"size": str(len(self.objects[key]))} if key in self.objects else None
-            for *_, key in rows
+            for *_, key in reg_list
         ]
 
-    def remove_storage(self, rows: Any, _backend: str, _mem_type: str | None = None) -> None:
-        for *_, key in rows:
-            self.objects.pop(key, None)
+    def list_storage(self, backend: str, prefix: str, limit: int) -> dict[str, dict[str, str]]:
+        names = sorted(name for name in self.objects if name.startswith(prefix))[:limit]
+        return {name: {"size": str(len(self.objects[name]))} for name in names}
+
+    def remove_storage(self, backend: str, name: str) -> None:
+        if self.fail_removals:
+            raise RuntimeError("NIXL_ERR_BACKEND: OBJ: the test's fault")
+        if self.objects.pop(name, None) is None:
+            raise nixlNotFoundError(f"NIXL_ERR_NOT_FOUND: OBJ: {name}")

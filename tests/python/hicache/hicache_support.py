@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import types
+from collections.abc import Callable
 from typing import Any
 
 MODES = ["use_uring", "use_aio", "use_posix_aio"]
@@ -15,6 +18,34 @@ def hicache_section(layout: str, **more: Any) -> dict[str, Any]:
     if layout == "backend":
         return {"layout": "packed", "file_io": "backend", **more}
     return {"layout": layout, **more}
+
+
+def called_as(real: type) -> Callable[[type], type]:
+    """For a class that stands in for `real`: its methods take what those of `real` take, by the
+    names that `real` gives them, and a call that `real` would refuse is a TypeError here too."""
+
+    def binding(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(getattr(real, name))
+        wanted = set(inspect.signature(call).parameters)
+        unknown = wanted - set(signature.parameters)
+        assert not unknown, f"{real.__name__}.{name} has no parameter {unknown}"
+
+        @functools.wraps(call)
+        def bound(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            return call(**{k: v for k, v in given.arguments.items() if k in wanted})
+
+        return bound
+
+    def wrap(fake: type) -> type:
+        for name, call in list(vars(fake).items()):
+            if inspect.isfunction(call) and not name.startswith("_"):
+                assert callable(getattr(real, name, None)), f"{real.__name__} has no {name}"
+                setattr(fake, name, binding(name, call))
+        return fake
+
+    return wrap
 
 
 def storage_config(**changes: Any) -> types.SimpleNamespace:

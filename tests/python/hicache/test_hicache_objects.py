@@ -118,6 +118,26 @@ def test_objects_without_live_blocks_are_removed(make_objects):
     assert connector.agent.objects == {}
 
 
+def test_objects_that_could_not_be_removed_are_removed_later(make_objects, caplog):
+    connector = make_objects("packed", max_bytes=4 * 8192)
+    for i in range(6):
+        assert connector.set(f"k{i}", block(i))
+    connector.agent.fail_removals = True
+    connector.packed.maintain(0.5)
+    left = len(connector.agent.objects)
+    assert left > 4 and "objects were not removed" in caplog.text
+    connector.agent.fail_removals = False
+    connector.packed.maintain(0.5)
+    assert len(connector.agent.objects) <= 4
+    assert np.array_equal(fetch(connector, ["k5"])[0], block(5))
+
+
+def test_the_stand_in_is_called_as_the_real_agent(make_objects):
+    connector = make_objects("packed")
+    with pytest.raises(TypeError):
+        connector.agent.remove_storage([(0, 0, 0, "k")], "OBJ", "OBJ")
+
+
 @pytest.mark.parametrize("layout", ["auto", "files"])
 def test_pages_as_objects(make_objects, layout):
     torch = pytest.importorskip("torch")
