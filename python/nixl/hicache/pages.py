@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,23 @@ def _plain(name: Any) -> str:
     return str(getattr(name, "value", name))
 
 
+def _is_writer(config: Any, of: Callable[[str, Any], Any]) -> bool:
+    """Whether this rank writes the pages that all tensor-parallel ranks of its suffix hold.
+
+    Every context-parallel rank holds a slice of its own, under a suffix of its own, so each has a
+    writer: the first of its tensor-parallel ranks, whether those are counted over all ranks or,
+    with data-parallel attention, within one context-parallel rank.
+    """
+    rank, size = int(of("tp_rank", 0)), int(of("tp_size", 1))
+    slices = int(of("attn_cp_size", 1))
+    if slices <= 1:
+        told = getattr(config, "is_storage_writer", None)
+        return rank == 0 if told is None else bool(told)
+    width = max(1, size // slices)
+    over_all = rank // width == int(of("attn_cp_rank", 0))
+    return rank % width == 0 if over_all else rank == 0
+
+
 class PageInterface:
     """register_mem_pool_host … batch_set_v2 over the connector's block layouts."""
 
@@ -55,10 +73,7 @@ class PageInterface:
             return default if value is None else value
 
         self.is_mla_model = bool(of("is_mla_model", False))
-        writer = getattr(c, "is_storage_writer", None)
-        self.backup_skip = self.is_mla_model and (
-            of("tp_rank", 0) != 0 if writer is None else not writer
-        )
+        self.backup_skip = self.is_mla_model and not _is_writer(c, of)
         model = "-".join(of("model_name", "").split("/"))
         shard = ""
         if of("pp_size", 1) > 1:

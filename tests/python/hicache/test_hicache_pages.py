@@ -107,6 +107,35 @@ def test_mla_pages_are_shared_and_written_by_one_rank(make):
     assert torch.equal(pools[1].kv_buffer[:, 8:], before[:, :8])
 
 
+@pytest.mark.parametrize("layout", ["packed", "files"])
+@pytest.mark.parametrize("counted", ["over all ranks", "within a slice"])
+def test_each_slice_of_an_mla_model_has_one_writer(make, layout, counted):
+    """Two context-parallel ranks of two tensor-parallel ranks each."""
+    writers: dict[str, int] = {}
+    for cp in range(2):
+        for tp in range(2):
+            over_all = counted == "over all ranks"
+            told = tp + (2 * cp if over_all else 0)
+            config = storage_config(
+                is_mla_model=True, tp_rank=told, tp_size=4 if over_all else 2, attn_cp_rank=cp,
+                attn_cp_size=2, is_storage_writer=told == 0,
+            )  # fmt: skip
+            connector = make(layout=layout, storage_config=config)
+            pool = PagePool(2)
+            connector.register_mem_pool_host(pool)
+            before = pool.fill(2 * cp)  # what all ranks of a slice hold
+            assert connector.batch_set_v1(keys(2), pool.indices([0, 1])) == [True, True]
+            pool.fill(9)
+            found = connector.batch_get_v1(keys(2), pool.indices([0, 1]))
+            assert found == [True, True] and torch.equal(pool.kv_buffer, before)
+            writers[connector.config_suffix] = (
+                writers.get(connector.config_suffix, 0) + connector.get_stats()["set_pages"]
+            )
+    assert list(writers) == ["_org-model_cp0_2", "_org-model_cp1_2"]
+    if counted == "over all ranks":
+        assert set(writers.values()) == {2}
+
+
 def test_large_blocks_go_to_files_by_default(make, tmp_path):
     connector = make(storage_config=storage_config())
     pool = PagePool(4, part_bytes=1 << 20)
