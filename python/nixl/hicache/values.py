@@ -32,7 +32,9 @@ def is_tensor(value: Any) -> bool:
 def _array_place(array: Any, writable: bool) -> Place:
     import numpy as np
 
-    view = np.asarray(array) if not isinstance(array, np.ndarray) else array
+    view = np.asarray(array)
+    if view.dtype.hasobject:
+        raise TypeError(f"an array of Python objects ({view.dtype}) has no bytes to move")
     if writable and not view.flags.writeable:
         raise ValueError("the target is read-only memory")
     if not view.flags.c_contiguous:
@@ -40,6 +42,35 @@ def _array_place(array: Any, writable: bool) -> Place:
             raise ValueError("a target array must be contiguous")
         view = np.ascontiguousarray(view)
     return Place(view.ctypes.data, view.nbytes, 0, "DRAM", array, view)
+
+
+def _buffer_place(value: Any) -> Place:
+    """A target that lends its memory (bytearray, memoryview, array.array, mmap, …)."""
+    import numpy as np
+
+    try:
+        view = memoryview(value)
+    except TypeError:
+        raise TypeError(
+            f"target_location of type {type(value).__name__} cannot be written in place; expected "
+            "a tensor, an array, a writable buffer, or an address with target_sizes"
+        ) from None
+    if view.readonly:
+        raise TypeError(
+            f"target_location of type {type(value).__name__} is read-only: it cannot be written in "
+            "place; expected a tensor, an array, a writable buffer, or an address with target_sizes"
+        )
+    if not view.c_contiguous:
+        raise ValueError("a target buffer must be contiguous")
+    place = _array_place(np.frombuffer(view.cast("B"), dtype=np.uint8), True)
+    place.result = value
+    return place
+
+
+def is_address(value: Any) -> bool:
+    import numpy as np
+
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _tensor_place(tensor: Any, writable: bool, gpu_ok: bool) -> Place:
@@ -67,8 +98,8 @@ def source(value: Any, location: Any, size: Any, gpu_ok: bool) -> Place:
         value = location
     if value is None:
         raise ValueError("set needs a value, or a target_location with target_sizes")
-    if isinstance(value, int):
-        return _address(value, size)
+    if is_address(value):
+        return _address(int(value), size)
     if is_tensor(value):
         return _tensor_place(value, False, gpu_ok)
     if isinstance(value, (bytes, bytearray, memoryview)):
@@ -84,19 +115,19 @@ def target(location: Any, size: Any, gpu_ok: bool) -> Place:
         if size is None:
             raise ValueError("get needs a target_location, or target_sizes to allocate one")
         location = _allocate(int(size))
-    if isinstance(location, int):
-        return _address(location, size)
+    if is_address(location):
+        return _address(int(location), size)
     if is_tensor(location):
         place = _tensor_place(location, True, gpu_ok)
         place.result = location
         return place
-    if isinstance(location, (bytearray, memoryview)):
-        import numpy as np
+    import numpy as np
 
-        place = _array_place(np.frombuffer(location, dtype=np.uint8), True)
-        place.result = location
-        return place
-    return _array_place(location, True)
+    return (
+        _array_place(location, True)
+        if isinstance(location, np.ndarray)
+        else _buffer_place(location)
+    )
 
 
 def _address(address: int, size: Any) -> Place:

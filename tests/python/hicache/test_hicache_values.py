@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import array
+import ctypes
 import inspect
 import pathlib
 
@@ -61,6 +63,32 @@ def test_arrays_bytes_and_addresses(make, layout):
     assert np.array_equal(array, other)
     made = connector.get("address", None, array.nbytes)
     assert bytes(made.numpy().tobytes()) == array.tobytes()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_target_that_cannot_be_written_in_place_is_an_error(make, layout):
+    connector = make(layout=layout)
+    assert connector.set("k", bytes(range(8)))
+    for target in ([0] * 8, (0,) * 8, bytes(8), "12345678", 1.5, True, None, np.uint8, {}):
+        with pytest.raises((TypeError, ValueError), match=r"written in place|target_sizes"):
+            connector.get("k", target)
+    frozen = np.zeros(8, dtype=np.uint8)
+    frozen.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        connector.get("k", frozen)
+    with pytest.raises(TypeError, match="Python objects"):
+        connector.get("k", np.array([None], dtype=object))
+    assert not connector.set("objects", np.array([None], dtype=object))
+    for room in (bytearray(8), array.array("B", bytes(8)), memoryview(bytearray(8)),
+                 (ctypes.c_uint8 * 8)()):  # fmt: skip
+        assert connector.get("k", room) is room
+        assert bytes(room) == bytes(range(8))
+    other = np.zeros(8, dtype=np.uint8)
+    address = np.uint64(other.ctypes.data)
+    assert connector.get("k", address, np.int64(8)) == other.ctypes.data
+    assert other.tolist() == list(range(8))
+    flat = np.zeros((), dtype=np.uint64)
+    assert connector.get("k", flat) is flat and flat.tobytes() == bytes(range(8))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
