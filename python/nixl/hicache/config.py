@@ -157,8 +157,8 @@ FOREIGN = {
     "tp_lcm_size", "enable_metadata_cache", "metadata_ttl", "file_storage_path",
 }  # fmt: skip
 
-_TRUE = {"true", "1", "yes", "on"}
-_FALSE = {"false", "0", "no", "off"}
+_TRUE = {"true", "1", "yes", "y", "on", "enable"}
+_FALSE = {"false", "0", "no", "n", "off", "disable"}
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
           "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}  # fmt: skip
 
@@ -181,11 +181,17 @@ def parse_size(value: Any) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def to_bool(value: Any) -> bool:
+def truth(value: Any) -> bool | None:
+    """What a word for yes or no says, in any case; None for any other."""
     text = str(value).strip().lower()
-    if text in _TRUE or text in _FALSE:
-        return text in _TRUE
-    raise ValueError(value)
+    return text in _TRUE if text in _TRUE or text in _FALSE else None
+
+
+def to_bool(value: Any) -> bool:
+    said = truth(value)
+    if said is None:
+        raise ValueError(value)
+    return said
 
 
 def _convert(key: Key, value: Any) -> Any:
@@ -209,7 +215,9 @@ def _convert(key: Key, value: Any) -> Any:
             raise ValueError(value)
         return [item.strip() for item in items if item.strip()]
     if key.kind == "choice":
-        text = str(value).lower() if isinstance(value, (bool, str)) else ""
+        text = str(value).strip().lower() if isinstance(value, (bool, str)) else ""
+        if "true" in key.choices and truth(text) is not None:
+            text = "true" if truth(text) else "false"
         if text not in key.choices:
             raise ValueError(value)
         return text

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from .config import truth
+
 logger = logging.getLogger("nixl.hicache")
 
 SECONDS = 5.0
@@ -44,8 +46,7 @@ class Exporter:
     """Writes the file every few seconds of use, and at the end; does nothing unless enabled."""
 
     def __init__(self, agent: str, snapshot: Callable[[], dict[str, Any]]):
-        enable = os.environ.get("NIXL_TELEMETRY_ENABLE", "").strip().lower()
-        on = enable in ("1", "y", "yes", "true", "on")
+        on = truth(os.environ.get("NIXL_TELEMETRY_ENABLE", "")) is True
         folder = os.environ.get("NIXL_TELEMETRY_DIR", "").strip()
         self.path = os.path.join(folder, f"{agent}.prom") if on and folder else None
         self._agent = agent

@@ -6,6 +6,8 @@ import json
 import logging
 
 import pytest
+from hicache_support import called_as
+from nixl._api import nixl_agent
 from nixl.hicache import config as configuration
 from nixl.hicache.config import SCHEMA, ConfigError, load
 from nixl.hicache.nixl_utils import NixlBackendConfig, NixlBackendSelection
@@ -36,6 +38,7 @@ def no_environment(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+@called_as(nixl_agent)
 class Agent:
     """An agent with some plugins, of which some cannot be created."""
 
@@ -47,10 +50,10 @@ class Agent:
     def get_plugin_list(self):
         return self.plugins
 
-    def create_backend(self, name, params):
-        if name in self.broken:
-            raise RuntimeError(f"{name}: lib{name.lower()}.so was not found")
-        self.backends[name] = params
+    def create_backend(self, backend, initParams):
+        if backend in self.broken:
+            raise RuntimeError(f"{backend}: lib{backend.lower()}.so was not found")
+        self.backends[backend] = initParams
 
 
 def selected(plugins, config=None, plugin="auto", broken=()):
@@ -294,6 +297,24 @@ def test_storage_directories(monkeypatch, tmp_path):
     monkeypatch.setenv(configuration.ENV_DIR, f"{tmp_path},{tmp_path}/link")
     with pytest.raises(ConfigError, match="given twice"):
         configuration.storage_dirs(read, "/d")
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ("true 1 yes y on enable", True), ("false 0 no n off disable", False),
+])  # fmt: skip
+def test_words_for_yes_and_no_in_any_case(words, said):
+    for word in words.split():
+        for text in (word, word.upper(), word.capitalize(), f" {word} "):
+            read = load({
+                "use_direct_io": text,
+                "hicache": {"verify": text},
+                "plugin": {"posix": {"use_uring": text, "active": text}},
+            })  # fmt: skip
+            assert read.top["use_direct_io"] is said and read.plugins["POSIX"]["active"] is said
+            assert read.plugins["POSIX"]["use_uring"] == read.get("verify") == str(said).lower()
+            assert read.direct is said
+    for value in (True, 1) if said else (False, 0):
+        assert load({"use_direct_io": value}).direct is said
 
 
 def test_sizes():
