@@ -1,5 +1,5 @@
-"""Configuration of HiCache: the schema of every key, reading it from a file (TOML, JSON, YAML), an
-inline string or a dictionary, and checking it. Values; no thread rule."""
+"""Configuration of HiCache: reading it from a file (TOML, JSON, YAML), an inline string or a
+dictionary, and checking it against the schema. Values; no thread rule."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from .schema import EXPECTED, FOREIGN, SCHEMA, ConfigError, Key, convert, parse_size, to_bool, truth
+
 logger = logging.getLogger("nixl.hicache")
 
 ENV_DIR = "SGLANG_HICACHE_NIXL_BACKEND_STORAGE_DIR"
@@ -24,217 +26,13 @@ ENV_DIRECT = "SGLANG_HICACHE_NIXL_USE_DIRECT_IO"
 PRIORITY = ["3FS", "POSIX", "GDS_MT", "GDS", "OBJ"]
 OBJECT_PLUGINS = ["OBJ"]
 
-
-class ConfigError(ValueError):
-    """A value of a wrong type or out of range; the text names file, line, key and cause."""
-
-
-@dataclass(frozen=True)
-class Key:
-    """One configuration key: its type as the table shows it, default and meaning."""
-
-    kind: str  # string, boolean, boolstring, integer, number, size, list, choice
-    default: Any
-    help: str
-    choices: tuple[str, ...] = ()
-    low: float | None = None
-    high: float | None = None
-
-
-_ACTIVE = Key("boolean", None, "Whether this plugin may be selected. Absent: it may.")
-
-SCHEMA: dict[str, dict[str, Key]] = {
-    "": {
-        "use_direct_io": Key("boolean", False, "Open files with O_DIRECT (no page cache)."),
-        "l3_cleaner_enabled": Key("boolean", True, "Accepted; `max_bytes` takes its place."),
-        "l3_cleaner_high_watermark": Key("number", 80.0, "Accepted; see `max_bytes`.", (), 0, 100),
-        "l3_cleaner_low_watermark": Key("number", 70.0, "Accepted; see `max_bytes`.", (), 0, 100),
-    },
-    "hicache": {
-        "layout": Key(
-            "choice",
-            "auto",
-            "`packed`: many blocks in one segment file; `files`: one file (or object) a key, which "
-            "other connectors can read; `auto`: packed for blocks below 1 MiB, and for all with "
-            "a cap.",
-            ("auto", "packed", "files"),
-        ),
-        "verify": Key(
-            "choice",
-            "auto",
-            "CRC32C check of what was read; `auto`: all but files of 1 MiB and more.",
-            ("auto", "true", "false"),
-        ),
-        "max_bytes": Key(
-            "size",
-            0,
-            "Cap on stored payload; above it the least recently used blocks go. 0: no cap. "
-            "Kept in the packed layout.",
-        ),
-        "storage_dirs": Key(
-            "list", [], "Directories that share the keys by a stable hash. Empty: the default one."
-        ),
-        "segment_bytes": Key(
-            "size", 256 << 20, "Size of a segment file of the packed layout.", (), 1 << 16, 1 << 40
-        ),
-        "file_io": Key(
-            "choice",
-            "auto",
-            "How payload reaches local files: `auto`: over POSIX the store writes and reads them "
-            "itself, many blocks a system call, unless `plugin.posix` sets a mode; `backend`: "
-            "always by the backend's transfers.",
-            ("auto", "backend"),
-        ),
-        "durability": Key(
-            "choice",
-            "process",
-            "What a stored block survives: `process` the end of the process, `disk` of the machine "
-            "(fdatasync first).",
-            ("process", "disk"),
-        ),
-        "compact_dead_fraction": Key(
-            "number", 0.5, "A segment with more dead bytes than this is compacted.", (), 0.01, 1
-        ),
-        "timeout": Key("number", 0, "Seconds a transfer may take; 0: no limit.", (), 0, 86400),
-    },
-    "plugin.posix": {
-        "use_uring": Key("boolstring", "false", "io_uring."),
-        "use_posix_aio": Key("boolstring", "false", "POSIX AIO."),
-        "use_aio": Key("boolstring", "false", "Linux AIO."),
-        "active": _ACTIVE,
-    },
-    "plugin.gds": {
-        "batch_pool_size": Key("integer", 128, "Requests kept in the pool.", (), 1, 1 << 20),
-        "batch_limit": Key("integer", 128, "Requests of one batch at most.", (), 1, 1 << 20),
-        "max_request_size": Key(
-            "integer", 16777216, "Bytes of one request at most.", (), 4096, 1 << 40
-        ),
-        "active": _ACTIVE,
-    },
-    "plugin.gds_mt": {
-        "thread_count": Key("integer", 4, "Worker threads that submit requests.", (), 1, 1024),
-        "active": _ACTIVE,
-    },
-    "plugin.3fs": {
-        "mount_point": Key("string", None, "Mount point of the 3FS file system."),
-        "mem_config": Key(
-            "choice",
-            "dram",
-            "`dram`: buffers; `dram_zc`: zero copy; `auto`: by platform.",
-            ("dram", "dram_zc", "auto"),
-        ),
-        "iopool_size": Key("integer", 64, "Size of the I/O pool.", (), 64, 1 << 20),
-        "active": _ACTIVE,
-    },
-    "plugin.obj": {
-        "num_threads": Key("integer", 4, "Client worker threads.", (), 1, 1024),
-        "endpoint_override": Key("string", "", "Endpoint URL of a server that is not AWS."),
-        "scheme": Key("choice", "http", "`http` or `https`.", ("http", "https")),
-        "region": Key("string", "", "Region."),
-        "req_checksum": Key(
-            "choice",
-            "required",
-            "`required`: always send a checksum; `supported`: where the server knows it.",
-            ("required", "supported"),
-        ),
-        "ca_bundle": Key("string", "", "CA bundle file."),
-        "access_key": Key("string", "", "Access key."),
-        "secrete_key": Key("string", "", "Secret key (the established spelling)."),
-        "secret_key": Key("string", "", "Secret key."),
-        "session_token": Key("string", "", "Session token."),
-        "use_virtual_addressing": Key("boolstring", "true", "Bucket in the host name."),
-        "bucket": Key("string", "", "Bucket; else AWS_DEFAULT_BUCKET."),
-        "crtMinLimit": Key("integer", None, "Accepted for other builds.", (), 0, 1 << 50),
-        "throughput_target_gbps": Key("integer", None, "Accepted for other builds.", (), 1, 10000),
-        "active": _ACTIVE,
-    },
-}
-
-#: Keys that SGLang itself reads from the same dictionary.
-FOREIGN = {
-    "backend_name", "module_path", "class_name", "interface_v1", "prefetch_threshold",
-    "prefetch_timeout_base", "prefetch_timeout_per_ki_token", "hicache_storage_pass_prefix_keys",
-    "tp_lcm_size", "enable_metadata_cache", "metadata_ttl", "file_storage_path",
-}  # fmt: skip
-
-_TRUE = {"true", "1", "yes", "y", "on", "enable"}
-_FALSE = {"false", "0", "no", "n", "off", "disable"}
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
-          "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}  # fmt: skip
+__all__ = ["SCHEMA", "Config", "ConfigError", "load", "parse_size", "storage_dirs", "truth"]
 
 
 def plugin_name(section: str) -> str:
     """The canonical name of a plugin: "3fs" and "hf3fs" are "3FS"."""
     name = section.upper()
     return "3FS" if name == "HF3FS" else name
-
-
-def parse_size(value: Any) -> int:
-    """An integer number of bytes, also as "64 GiB" or "10g"."""
-    if isinstance(value, bool):
-        raise ValueError(value)
-    if isinstance(value, int):
-        return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(value).lower())
-    if not match or match[2] == "i":
-        raise ValueError(value)
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
-def truth(value: Any) -> bool | None:
-    """What a word for yes or no says, in any case; None for any other."""
-    text = str(value).strip().lower()
-    return text in _TRUE if text in _TRUE or text in _FALSE else None
-
-
-def to_bool(value: Any) -> bool:
-    said = truth(value)
-    if said is None:
-        raise ValueError(value)
-    return said
-
-
-def _convert(key: Key, value: Any) -> Any:
-    if key.kind == "boolean":
-        return to_bool(value)
-    if key.kind == "boolstring":
-        return "true" if to_bool(value) else "false"
-    if key.kind == "size":
-        return parse_size(value)
-    if key.kind == "integer":
-        if isinstance(value, (bool, float)):
-            raise ValueError(value)
-        return int(value)
-    if key.kind == "number":
-        if isinstance(value, bool):
-            raise ValueError(value)
-        return float(value)
-    if key.kind == "list":
-        items = value.split(",") if isinstance(value, str) else value
-        if not isinstance(items, (list, tuple)) or not all(isinstance(i, str) for i in items):
-            raise ValueError(value)
-        return [item.strip() for item in items if item.strip()]
-    if key.kind == "choice":
-        text = str(value).strip().lower() if isinstance(value, (bool, str)) else ""
-        if "true" in key.choices and truth(text) is not None:
-            text = "true" if truth(text) else "false"
-        if text not in key.choices:
-            raise ValueError(value)
-        return text
-    if not isinstance(value, str):
-        raise ValueError(value)
-    return value
-
-
-_EXPECTED = {
-    "boolean": "true or false",
-    "boolstring": '"true" or "false"',
-    "size": "a number of bytes, such as 1073741824 or \"1 GiB\"",
-    "integer": "an integer",
-    "number": "a number",
-    "list": "a list of strings",
-    "string": "a string",
-}  # fmt: skip
 
 
 @dataclass
@@ -255,8 +53,11 @@ class Config:
     def direct(self) -> bool:
         if "use_direct_io" in self.top:
             return self.top["use_direct_io"]
-        text = os.environ.get(ENV_DIRECT, "")
-        return to_bool(text) if text else False
+        text = os.environ.get(ENV_DIRECT, "").strip()
+        try:
+            return to_bool(text) if text else False
+        except ValueError:
+            raise ConfigError(f"{ENV_DIRECT} = {text!r}: expected true or false") from None
 
 
 def _toml_line(text: str, path: list[str]) -> int | None:
@@ -289,6 +90,15 @@ def _nested_line(text: str, path: list[str]) -> int | None:
     return text.count("\n", 0, at) + 1
 
 
+def _shown(value: Any) -> str:
+    """A value for a message; long ones are cut."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested deeply; an integer of thousands of digits
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
+
+
 class _Reader:
     """Checks a raw dictionary against the schema; knows the text it came from for line numbers."""
 
@@ -316,19 +126,23 @@ class _Reader:
         label = f"{section}.{name}" if section else name
         place = self.where(written or section, name)
         try:
-            out = _convert(key, value)
-        except (ValueError, TypeError):
-            expected = _EXPECTED.get(key.kind) or f"one of {', '.join(key.choices)}"
-            raise ConfigError(f"{place}: {label} = {value!r}: expected {expected}") from None
+            out = convert(key, value)
+        except (ValueError, TypeError, OverflowError):
+            expected = EXPECTED.get(key.kind) or f"one of {', '.join(key.choices)}"
+            shown = _shown(value)
+            raise ConfigError(f"{place}: {label} = {shown}: expected {expected}") from None
         if key.low is not None and out != key.default and not key.low <= out <= key.high:
-            raise ConfigError(f"{place}: {label} = {value!r}: out of range [{key.low}, {key.high}]")
+            low, high = (f"{n:04o}" if key.kind == "mode" else n for n in (key.low, key.high))
+            raise ConfigError(f"{place}: {label} = {_shown(value)}: out of range [{low}, {high}]")
         return out
 
     def section(self, name: str, values: Any, written: str = "") -> dict[str, Any]:
         """Checks a section; `written` is its name in the text, where that is another one."""
         written = written or name
         if not isinstance(values, dict):
-            raise ConfigError(f"{self.where(written, '')}: {name} = {values!r}: expected a section")
+            place = self.where(written, "")
+            raise ConfigError(f"{place}: {name} = {_shown(values)}: expected a section")
+        self.check_names(values, written)
         out = {}
         for key, value in values.items():
             if key in SCHEMA[name]:
@@ -338,7 +152,15 @@ class _Reader:
                 out[key] = value
         return out
 
+    def check_names(self, values: dict[Any, Any], section: str = "") -> None:
+        for key in values:
+            if not isinstance(key, str):
+                inside = f" in {section}" if section else ""
+                place = self.where(section, str(key))
+                raise ConfigError(f"{place}: key {_shown(key)}{inside}: expected a string")
+
     def read(self, raw: dict[str, Any]) -> Config:
+        self.check_names(raw)
         out = Config(source=self.source)
         structured = "plugin" in raw or "hicache" in raw
         for name, value in raw.items():
@@ -370,7 +192,8 @@ class _Reader:
     def plugins(self, value: Any, out: Config) -> None:
         if not isinstance(value, dict):
             place = self.where("", "plugin")
-            raise ConfigError(f"{place}: plugin = {value!r}: expected a section")
+            raise ConfigError(f"{place}: plugin = {_shown(value)}: expected a section")
+        self.check_names(value, "plugin")
         valid = [name[7:] for name in SCHEMA if name.startswith("plugin.")]
         for name, keys in value.items():
             lower = plugin_name(name).lower()
@@ -391,8 +214,13 @@ class _Reader:
         for name, value in list(out.flat.items()):
             if name in known:
                 out.flat[name] = self.value("", name, known[name], value)
-            else:
-                self.warn_unknown("key", name, [*known, *SCHEMA["hicache"]], self.where("", name))
+                continue
+            section = isinstance(value, dict)
+            valid = ["hicache", "plugin", *SCHEMA[""]]
+            valid = valid if section else [*known, *SCHEMA["hicache"], *valid]
+            self.warn_unknown("section" if section else "key", name, valid, self.where("", name))
+            if section:
+                del out.flat[name]  # no parameter of a backend
 
 
 def load(source: Any) -> Config:
@@ -403,6 +231,8 @@ def load(source: Any) -> Config:
         return source
     if isinstance(source, dict):
         return _Reader("configuration").read(source)
+    if isinstance(source, os.PathLike):
+        return load_file(source)
     if not isinstance(source, str):
         raise ConfigError(f"configuration of type {type(source).__name__}: expected str or dict")
     if source.startswith("@"):
@@ -411,15 +241,20 @@ def load(source: Any) -> Config:
 
 
 def _parse_inline(text: str) -> dict[str, Any]:
+    place = "inline configuration"
     try:
         raw = json.loads(text)
-    except json.JSONDecodeError as json_error:
+    except RecursionError:
+        raise ConfigError(f"{place}: nested too deeply: {_shown(text)}") from None
+    except ValueError as json_error:
         try:
             raw = ast.literal_eval(text)  # the guide's single-quoted form
-        except (ValueError, SyntaxError):
-            raise ConfigError(f"inline configuration: {json_error}: {text!r}") from None
+        except (RecursionError, MemoryError):
+            raise ConfigError(f"{place}: nested too deeply: {_shown(text)}") from None
+        except (ValueError, SyntaxError, TypeError):
+            raise ConfigError(f"{place}: {json_error}: {_shown(text)}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"inline configuration: expected {{key: value, …}}, got {text!r}")
+        raise ConfigError(f"{place}: expected {{key: value, …}}, got {_shown(text)}")
     return raw
 
 
@@ -430,6 +265,14 @@ def load_file(path: str | os.PathLike[str]) -> Config:
         text = pathlib.Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{place}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start]
+        raise ConfigError(
+            f"{place}, line {before.count(10) + 1}: byte {error.object[error.start]:#04x} is not "
+            "UTF-8; save the file as UTF-8"
+        ) from None
+    except ValueError as error:  # a path with a null byte
+        raise ConfigError(f"{place!r}: {error}") from None
     ending = pathlib.Path(path).suffix.lower()
     try:
         if ending == ".toml":
@@ -442,6 +285,8 @@ def load_file(path: str | os.PathLike[str]) -> Config:
             raise ConfigError(f"{place}: ending {ending!r}: expected .toml, .json, .yaml or .yml")
     except ConfigError:
         raise
+    except (RecursionError, MemoryError):
+        raise ConfigError(f"{place}: nested too deeply") from None
     except Exception as error:
         raise ConfigError(f"{place}: {error}") from error
     if not isinstance(raw, dict):
@@ -470,14 +315,17 @@ def _yaml(text: str) -> dict[str, Any]:
     return yaml.safe_load(text) or {}
 
 
-def storage_dirs(config: Config, fallback: str) -> list[str]:
+def storage_dirs(config: Config, fallback: Any) -> list[str]:
     """Where blocks are stored: environment, then configuration, then `fallback`."""
     raw = os.environ.get(ENV_DIR) or config.get("storage_dirs") or fallback
-    paths = raw.split(",") if isinstance(raw, str) else list(raw)
+    try:
+        paths = convert(SCHEMA["hicache"]["storage_dirs"], raw)
+    except (ValueError, TypeError):
+        raise ConfigError(
+            f"storage directory {_shown(raw)}: expected a path, or a list of paths"
+        ) from None
     out: dict[str, str] = {}
-    for path in (p.strip() for p in paths):
-        if not path:
-            continue
+    for path in paths:
         real = os.path.realpath(path)
         if real in out:
             raise ConfigError(f"storage directory {path!r} is given twice (same as {out[real]!r})")
@@ -485,16 +333,3 @@ def storage_dirs(config: Config, fallback: str) -> list[str]:
     if not out:
         raise ConfigError(f"no storage directory in {raw!r}")
     return list(out.values())
-
-
-def schema_table(section: str) -> str:
-    """The Markdown table of a section, for the README."""
-    rows = ["| Key | Type | Default | Description |", "| --- | --- | --- | --- |"]
-    for name, key in SCHEMA[section].items():
-        default = "*none*" if key.default is None else f"`{json.dumps(key.default)}`"
-        kind = {"boolstring": "string", "choice": "string", "size": "integer or string"}.get(
-            key.kind, key.kind
-        )
-        limits = f" Range [{key.low}, {key.high}]." if key.low is not None else ""
-        rows.append(f"| `{name}` | {kind} | {default} | {key.help}{limits} |")
-    return "\n".join(rows)

@@ -9,6 +9,7 @@ import pytest
 from hicache_support import called_as
 from nixl._api import nixl_agent
 from nixl.hicache import config as configuration
+from nixl.hicache import schema
 from nixl.hicache.config import SCHEMA, ConfigError, load
 from nixl.hicache.nixl_utils import NixlBackendConfig, NixlBackendSelection
 
@@ -273,6 +274,114 @@ def test_warnings_name_the_line_too(tmp_path, caplog):
     assert 'line 4: unknown key "USE_URING"; did you mean "use_uring"?' in caplog.text
 
 
+def every_wrong_value() -> list[tuple[str, str, object]]:
+    odd = [-1, 2**70, 1.5, float("nan"), float("inf"), 10**400, "", "-1", [], {}, [1], b"x", None,
+           "x" * 5000, {"a": 1}, object(), "9" * 400 + " GiB", "1e999"]  # fmt: skip
+    return [(section, key, value) for section in SCHEMA for key in SCHEMA[section] for value in odd]
+
+
+def test_every_wrong_value_is_an_error_that_names_the_key():
+    """Or it is taken, and then it is of the type and in the range of the table."""
+    refused = 0
+    for section, key, value in every_wrong_value():
+        outer, _, inner = section.partition(".")
+        raw = {key: value} if not section else {outer: {key: value}}
+        if inner:
+            raw = {outer: {inner: {key: value}}}
+        try:
+            read = load(raw)
+        except ConfigError as error:
+            refused += 1
+            assert key in str(error) and len(str(error)) < 400
+            continue
+        where = {"": read.top, "hicache": read.hicache}.get(section)
+        taken = read.plugins[configuration.plugin_name(inner)] if where is None else where
+        known = SCHEMA[section][key]
+        if known.low is not None and taken[key] != known.default:
+            assert known.low <= taken[key] <= known.high, (key, value)
+        assert not isinstance(taken[key], (dict, bytes)), (key, value)
+    assert refused > 300
+
+
+@pytest.mark.parametrize("key", ["max_bytes", "segment_bytes", "compact_dead_fraction", "timeout"])
+@pytest.mark.parametrize("value", [-1, 2**70, "-1"])
+def test_what_is_out_of_range_is_refused_here(key, value, tmp_path):
+    with pytest.raises(ConfigError, match=rf"hicache\.{key} = "):
+        load({"hicache": {key: value}})
+    (tmp_path / "c.toml").write_text(f"[hicache]\n{key} = {json.dumps(value)}\n")
+    with pytest.raises(ConfigError, match="c.toml, line 2"):
+        load(f"@{tmp_path}/c.toml")
+
+
+@pytest.mark.parametrize("value", ["0800", "600 ", 0o1000, 0o077, "rw", 1.5, True, "0o7777", [6]])
+def test_file_modes(value):
+    if value == "600 ":
+        assert load({"hicache": {"file_mode": value}}).get("file_mode") == 0o600
+        return
+    with pytest.raises(ConfigError, match="file_mode"):
+        load({"hicache": {"file_mode": value}})
+    assert load({"hicache": {"file_mode": "0o640"}}).get("file_mode") == 0o640
+
+
+def test_keys_that_are_no_strings():
+    for raw, inside in (
+        ({1: 2}, ""), ({"hicache": {1: 2}}, "in hicache"), ({"plugin": {1: {}}}, "in plugin"),
+        ({"plugin": {"posix": {None: 2}}}, "in plugin.posix"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=rf"key (1|None) ?{inside}.*: expected a string"):
+            load(raw)
+        with pytest.raises(ConfigError, match="expected a string"):
+            load(repr(raw))
+
+
+def test_a_file_that_is_not_utf_8(tmp_path):
+    for name in ("c.toml", "c.json", "c.yaml"):
+        (tmp_path / name).write_bytes("# a\n# Schlüssel\n".encode("latin-1"))
+        with pytest.raises(ConfigError, match=rf"{name}, line 2: byte 0xfc is not UTF-8"):
+            load(tmp_path / name)
+
+
+def test_deep_nesting(tmp_path):
+    deep = 100_000
+    texts = {
+        "c.json": '{"a": ' * deep + "1" + "}" * deep,
+        "c.toml": "a = " + "[" * deep + "]" * deep,
+        "c.yaml": "a: " + "[" * deep + "]" * deep,
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ConfigError, match=name):
+            load(f"@{tmp_path}/{name}")
+    for text in (texts["c.json"], "{'a': " + "(" * deep + ")" * deep + "}"):
+        with pytest.raises(ConfigError, match="inline configuration") as error:
+            load(text)
+        assert len(str(error.value)) < 400
+    nested: dict = {}
+    inner = nested
+    for _ in range(deep):
+        inner["hicache"] = {}
+        inner = inner["hicache"]
+    with pytest.raises(ConfigError):
+        load({"hicache": {"layout": nested}})
+
+
+def test_a_section_alone_that_is_misspelt(caplog):
+    read = load({"hicach": {"layout": "packed"}})
+    assert 'unknown section "hicach"; did you mean "hicache"?' in caplog.text
+    assert not read.flat
+    load({"use_dirct_io": True})
+    assert 'did you mean "use_direct_io"' in caplog.text
+
+
+def test_the_environment_is_checked_too(monkeypatch):
+    monkeypatch.setenv(configuration.ENV_DIRECT, "perhaps")
+    with pytest.raises(ConfigError, match=f"{configuration.ENV_DIRECT} = 'perhaps'"):
+        NixlBackendConfig().get_use_direct_io()
+    for word, said in (("Y", True), ("disable", False)):
+        monkeypatch.setenv(configuration.ENV_DIRECT, word)
+        assert NixlBackendConfig().get_use_direct_io() is said
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match="No such file"):
         load("@/missing/config.toml")
@@ -289,6 +398,11 @@ def test_files_that_cannot_be_read(tmp_path):
 
 def test_storage_directories(monkeypatch, tmp_path):
     read = load({"hicache": {"storage_dirs": "/x, /y"}})
+    assert configuration.storage_dirs(load(None), tmp_path) == [str(tmp_path)]
+    assert load({"hicache": {"storage_dirs": [tmp_path, "/y"]}}).get("storage_dirs")[1] == "/y"
+    for wrong in (5, [5], [b"x"], {"a": 1}):
+        with pytest.raises(ConfigError, match="expected a path"):
+            configuration.storage_dirs(load(None), wrong)
     assert configuration.storage_dirs(read, "/d") == ["/x", "/y"]
     assert configuration.storage_dirs(load(None), "/d") == ["/d"]
     monkeypatch.setenv(configuration.ENV_DIR, "/e,/f")
@@ -321,7 +435,8 @@ def test_sizes():
     assert configuration.parse_size("1.5 GiB") == 3 << 29
     assert configuration.parse_size("10g") == 10**10
     assert configuration.parse_size("4096") == 4096
-    for bad in ("", "GiB", "-1", "1 i", True):
+    assert configuration.parse_size("9007199254740993") == 9007199254740993
+    for bad in ("", "GiB", "-1", "1 i", True, 1.5, "1.5", None, b"1"):
         with pytest.raises(ValueError):
             configuration.parse_size(bad)
 
@@ -349,4 +464,4 @@ def test_the_readme_has_the_tables_of_the_schema():
 
     readme = (pathlib.Path(nixl.hicache.__file__).parent / "README.md").read_text()
     for section in SCHEMA:
-        assert configuration.schema_table(section) in readme, section
+        assert schema.schema_table(section) in readme, section
