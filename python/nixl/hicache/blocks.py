@@ -1,14 +1,12 @@
-"""The two layouts of blocks on storage behind one interface: `PackedBlocks` (many in one segment,
-native index) and `KeyedBlocks` (one file or object a key and part). A block is made of `parts`:
-rows (address, length, device) of host memory, `per` of them for each key. Thread-safe."""
+"""The packed layout of blocks on storage: many in one segment, with a native index (for one file or
+object a key see keyed.py). A block is made of `parts`: rows (address, length, device) of host
+memory, `per` of them for each key. Thread-safe."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import os
-import resource
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,20 +14,13 @@ import numpy as np
 
 from nixl import _hicache
 
-from .keys import TEMPORARY
+from .direct import REFUSED, DirectIo, aligned
 from .stats import Statistics
 from .transfers import DIRECT_BIT, Mover, OpenSegments
 
 logger = logging.getLogger("nixl.hicache")
 
-XATTR = "user.nixl.crc32c"
-VERIFY_FILES_BELOW = 1 << 20
-ALIGNMENT = 4096
-
-
-def aligned(rows: np.ndarray) -> bool:
-    """Whether O_DIRECT can move these rows as they are."""
-    return not bool(((rows[:, 0] | rows[:, 1]) & np.uint64(ALIGNMENT - 1)).any())
+_REFUSED = (*REFUSED, errno.EFAULT)
 
 
 class PackedBlocks:
@@ -42,14 +33,16 @@ class PackedBlocks:
         stats: Statistics,
         *,
         verify: bool = True,
-        direct: bool = False,
+        direct: DirectIo | None = None,
+        folders: Sequence[str] = (),
         own: bool = False,
     ):
         self.store = store
         self.mover = mover
         self.stats = stats
         self.verify = verify
-        self.direct = direct
+        self.direct = direct or DirectIo(False, mover.region_of)
+        self.folders = folders
         self.own = own  # the store moves the payload itself
         self.segments = OpenSegments(mover, store.segment_path, store.segment_dropped)
 
@@ -75,16 +68,43 @@ class PackedBlocks:
 
     def _sides(self, batch: Any, state: int, rows: np.ndarray, per: int) -> tuple[Any, Any]:
         host, storage = self.store.describe(batch, state, rows, per)
-        if self.direct and len(host) and aligned(host):
+        if len(host) and self._direct(host):
             storage[:, 2] |= np.uint64(DIRECT_BIT)
         return host, storage
 
     def _direct(self, rows: np.ndarray) -> bool:
-        return self.direct and aligned(rows)
+        direct = self.direct
+        return (
+            direct.wanted
+            and aligned(rows)
+            and all(direct.takes(folder) for folder in self.folders)
+            and all(direct.pins(int(row[0]), int(row[1])) for row in rows)
+        )
+
+    def _move(self, batch: Any, state: int, rows: np.ndarray, per: int, verify: bool) -> str:
+        """By the store's own calls; through the page cache where O_DIRECT is refused. The first
+        reason why something failed."""
+        direct = self._direct(rows)
+        reason = self.store.move(batch, state, rows, per, verify, direct)
+        if not direct or not any(os.strerror(number) in reason for number in _REFUSED):
+            return reason
+        failed = [i for i, s in enumerate(batch.states()) if s == _hicache.FAILED]
+        for i in failed:
+            batch.set_state(i, state)
+        again = self.store.move(batch, state, rows, per, verify, False)
+        if os.strerror(errno.EFAULT) not in reason:
+            named = [folder for folder in self.folders if f" {folder}/" in reason]
+            for folder in named or self.folders:
+                self.direct.refuse(folder, reason.rpartition(": ")[2])
+        elif not again:
+            for i in failed:
+                for row in rows[i * per : (i + 1) * per]:
+                    self.direct.unpin(self.direct.region_of(int(row[0]), int(row[1])))
+        return again
 
     def _write(self, batch: Any, rows: np.ndarray, per: int) -> None:
         if self.own:
-            reason = self.store.move(batch, _hicache.NEW, rows, per, True, self._direct(rows))
+            reason = self._move(batch, _hicache.NEW, rows, per, True)
             if reason:
                 failed = batch.states().count(_hicache.FAILED)
                 logger.error("set: %d of %d blocks failed: %s", failed, len(batch), reason)
@@ -152,9 +172,7 @@ class PackedBlocks:
 
     def _read(self, batch: Any, rows: np.ndarray, per: int) -> None:
         if self.own:
-            reason = self.store.move(
-                batch, _hicache.HIT, rows, per, self.verify, self._direct(rows)
-            )
+            reason = self._move(batch, _hicache.HIT, rows, per, self.verify)
             if reason:
                 failed = batch.states().count(_hicache.FAILED)
                 logger.error("get: %d of %d blocks failed: %s", failed, len(batch), reason)
@@ -207,10 +225,14 @@ class PackedBlocks:
                 "they count as misses", wrong, i, batch.lengths()[i],
             )  # fmt: skip
 
-    def count_prefix(self, keys: list[str], suffix: str, names: Sequence[str] = ()) -> int:
+    def count_prefix(
+        self, keys: list[str], suffix: str, names: Sequence[str] = (), sizes: Any = None
+    ) -> int:
         return self.store.contains_prefix(keys, suffix)
 
-    def present(self, keys: list[str], suffix: str, names: Sequence[str] = ()) -> list[bool]:
+    def present(
+        self, keys: list[str], suffix: str, names: Sequence[str] = (), sizes: Any = None
+    ) -> list[bool]:
         return [state == _hicache.HIT for state in self.store.find(keys, suffix).states()]
 
     def clear(self) -> None:
@@ -233,302 +255,3 @@ class _ClosedStore:
 
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError("the connector is closed")
-
-
-def _descriptor_budget() -> int:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 512 if soft == resource.RLIM_INFINITY else max(8, min(512, soft // 4))
-
-
-class KeyedBlocks:
-    """One file or object for each part of a key; its name is the key and the part's name."""
-
-    def __init__(
-        self,
-        files: Any,
-        mover: Mover,
-        stats: Statistics,
-        *,
-        verify: str = "auto",
-        direct: bool = False,
-        durable: bool = False,
-        own: bool = False,
-    ):
-        self.files = files  # a NixlFileManager, or None for objects
-        self.mover = mover
-        self.stats = stats
-        self.verify = verify
-        self.direct = direct
-        self.durable = durable
-        self.own = own  # host memory goes to files by calls of the store, not by transfers
-        self._told_xattr = False
-
-    def _verifies(self, length: int) -> bool:
-        if self.files is None or self.verify == "false":
-            return False
-        return self.verify == "true" or length < VERIFY_FILES_BELOW
-
-    def _spec(self, rights: str, row: np.ndarray) -> str:
-        fits = self.direct and (int(row[0]) | int(row[1])) % ALIGNMENT == 0
-        return f"{rights},direct:" if fits else f"{rights}:"
-
-    def _chunks(self, count: int, per: int) -> list[range]:
-        step = max(1, _descriptor_budget() // per)
-        return [range(i, min(i + step, count)) for i in range(0, count, step)]
-
-    def put(
-        self, keys: list[str], suffix: str, rows: np.ndarray, per: int, *, replace: bool = False,
-        names: Sequence[str] = ("",), mem: str = "DRAM",
-    ) -> list[bool]:  # fmt: skip
-        done = [False] * len(keys)
-        for chunk in self._chunks(len(keys), per):
-            todo = [
-                i for i in chunk if replace or not self._all_there(keys[i] + suffix, names, rows, i)
-            ]
-            for i in chunk:
-                done[i] = i not in todo if len(todo) < len(chunk) else False
-            for i, ok in zip(
-                todo, self._put_some(keys, suffix, rows, per, names, mem, todo), strict=True
-            ):
-                done[i] = ok
-        self.stats.count("set_failures", done.count(False))
-        return done
-
-    def _all_there(self, key: str, names: Sequence[str], rows: np.ndarray, i: int) -> bool:
-        if self.files is None:
-            return False  # asking costs as much as writing
-        try:
-            return all(
-                os.stat(self.files.get_file_path(key + name)).st_size
-                == int(rows[i * len(names) + p][1])
-                for p, name in enumerate(names)
-            )
-        except OSError:
-            return False
-
-    def _put_some(
-        self, keys: list[str], suffix: str, rows: np.ndarray, per: int, names: Sequence[str],
-        mem: str, todo: list[int],
-    ) -> list[bool]:  # fmt: skip
-        if not todo:
-            return []
-        try:
-            self._put_once(keys, suffix, rows, per, names, mem, todo)
-            return [True] * len(todo)
-        except Exception as error:
-            if len(todo) == 1:
-                logger.error("set of %r: %s", keys[todo[0]], error)
-                return [False]
-            logger.warning("set of %d keys: %s; trying them one by one", len(todo), error)
-        return [self._put_some(keys, suffix, rows, per, names, mem, [i])[0] for i in todo]
-
-    def _put_once(
-        self, keys: list[str], suffix: str, rows: np.ndarray, per: int, names: Sequence[str],
-        mem: str, todo: list[int],
-    ) -> None:  # fmt: skip
-        mine = rows.reshape(-1, per, 3)[todo].reshape(-1, 3)
-        targets = [keys[i] + suffix + name for i in todo for name in names]
-        first = self.mover.devices(len(mine))
-        storage = np.zeros_like(mine)
-        storage[:, 1] = mine[:, 1]
-        storage[:, 2] = np.arange(first, first + len(mine), dtype=np.uint64)
-        if self.files is None:
-            with self.mover.registered(
-                [(0, int(r[1]), first + n, targets[n]) for n, r in enumerate(mine)]
-            ):
-                self.mover.run("WRITE", mine, storage, mem)
-            return
-        paths = [self.files.get_file_path(name) for name in targets]
-        temporary = [
-            os.path.join(os.path.dirname(p), f"{TEMPORARY}{uuid.uuid4().hex}") for p in paths
-        ]
-        try:
-            for path in paths:
-                self.files.make_parent(path)
-            if self.own and mem == "DRAM":
-                direct = self.direct and aligned(mine)
-                _hicache.move_files(temporary, mine, True, direct)
-            else:
-                tuples = [
-                    (0, int(r[1]), first + n, self._spec("rw,create", r) + temporary[n])
-                    for n, r in enumerate(mine)
-                ]
-                with self.mover.registered(tuples):
-                    keep = mine[:, 1] != 0
-                    if keep.any():
-                        self.mover.run("WRITE", mine[keep], storage[keep], mem)
-            self._seal(mine if mem == "DRAM" else None, temporary)
-            for source, target in zip(temporary, paths, strict=True):
-                os.replace(source, target)
-        except BaseException:
-            for path in temporary:
-                self.files.remove(path)
-            raise
-
-    def _seal(self, rows: np.ndarray | None, paths: list[str]) -> None:
-        """Checksums (where they are checked) and, if wanted, the disk, before the name counts."""
-        checked = []
-        if rows is not None:  # memory of a GPU cannot be read here
-            checked = [n for n, r in enumerate(rows) if self._verifies(int(r[1]))]
-        if checked:
-            sums = _hicache.checksums(np.ascontiguousarray(rows[checked]), 1)
-            for n, value in zip(checked, sums, strict=True):
-                self._set_sum(paths[n], int(rows[n][1]), value)
-        if self.durable:
-            for path in paths:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-
-    def _set_sum(self, path: str, length: int, value: int) -> None:
-        try:
-            os.setxattr(path, XATTR, f"{length}:{value:08x}".encode())
-        except OSError as error:
-            if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.ENOSPC, errno.EACCES):
-                raise
-            if not self._told_xattr:
-                self._told_xattr = True
-                logger.info("%s: no extended attributes (%s): files are not verified", path, error)
-
-    def get(
-        self, keys: list[str], suffix: str, rows: np.ndarray, per: int, *,
-        names: Sequence[str] = ("",), mem: str = "DRAM",
-    ) -> list[bool]:  # fmt: skip
-        done = [False] * len(keys)
-        for chunk in self._chunks(len(keys), per):
-            todo = [i for i in chunk if self._readable(keys[i] + suffix, names, rows, i)]
-            for i, ok in zip(
-                todo, self._get_some(keys, suffix, rows, per, names, mem, todo), strict=True
-            ):
-                done[i] = ok
-        self.stats.count("hits", done.count(True))
-        self.stats.count("misses", done.count(False))
-        return done
-
-    def _readable(self, key: str, names: Sequence[str], rows: np.ndarray, i: int) -> bool:
-        if self.files is None:
-            return True
-        for p, name in enumerate(names):
-            wanted = int(rows[i * len(names) + p][1])
-            try:
-                there = os.stat(self.files.get_file_path(key + name)).st_size
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                    logger.error("get of %r: %s", key + name, error)
-                return False
-            if there != wanted:
-                logger.warning(
-                    "get of %r: %d bytes are stored, %d were asked for: a miss", key + name, there,
-                    wanted,
-                )  # fmt: skip
-                return False
-        return True
-
-    def _get_some(
-        self, keys: list[str], suffix: str, rows: np.ndarray, per: int, names: Sequence[str],
-        mem: str, todo: list[int],
-    ) -> list[bool]:  # fmt: skip
-        if not todo:
-            return []
-        if self.files is None:
-            there = self.present([keys[i] for i in todo], suffix, names)
-            if not all(there):
-                kept = [i for i, ok in zip(todo, there, strict=True) if ok]
-                results = iter(self._get_some(keys, suffix, rows, per, names, mem, kept))
-                return [next(results) if ok else False for ok in there]
-        try:
-            return self._get_once(keys, suffix, rows, per, names, mem, todo)
-        except Exception as error:
-            if len(todo) == 1:
-                logger.error("get of %r: %s", keys[todo[0]], error)
-                return [False]
-            logger.warning("get of %d keys: %s; trying them one by one", len(todo), error)
-        return [self._get_some(keys, suffix, rows, per, names, mem, [i])[0] for i in todo]
-
-    def _get_once(
-        self, keys: list[str], suffix: str, rows: np.ndarray, per: int, names: Sequence[str],
-        mem: str, todo: list[int],
-    ) -> list[bool]:  # fmt: skip
-        mine = rows.reshape(-1, per, 3)[todo].reshape(-1, 3)
-        targets = [keys[i] + suffix + name for i in todo for name in names]
-        first = self.mover.devices(len(mine))
-        storage = np.zeros_like(mine)
-        storage[:, 1] = mine[:, 1]
-        storage[:, 2] = np.arange(first, first + len(mine), dtype=np.uint64)
-        paths = targets
-        if self.files is None:
-            tuples = [(0, int(r[1]), first + n, targets[n]) for n, r in enumerate(mine)]
-        else:
-            paths = [self.files.get_file_path(name) for name in targets]
-            tuples = [
-                (0, int(r[1]), first + n, self._spec("ro", r) + paths[n])
-                for n, r in enumerate(mine)
-            ]
-        sums: list[int | None] = [None] * len(mine)
-        if mem == "DRAM":
-            sums = [self._stored_sum(p, int(r[1])) for p, r in zip(paths, mine, strict=True)]
-        if self.own and mem == "DRAM":
-            _hicache.move_files(paths, mine, False, self.direct and aligned(mine))
-        else:
-            with self.mover.registered(tuples):
-                keep = mine[:, 1] != 0
-                if keep.any():
-                    self.mover.run("READ", mine[keep], storage[keep], mem)
-        ok = self._compare(mine, paths, sums)
-        return [all(ok[n * per : (n + 1) * per]) for n in range(len(todo))]
-
-    def _stored_sum(self, path: str, length: int) -> int | None:
-        if not self._verifies(length):
-            return None
-        try:
-            size, _, value = os.getxattr(path, XATTR).decode().partition(":")
-            return int(value, 16) if int(size) == length else None
-        except (OSError, ValueError):
-            return None  # written by somebody else: nothing to compare with
-
-    def _compare(self, rows: np.ndarray, paths: list[str], sums: list[int | None]) -> list[bool]:
-        ok = [True] * len(rows)
-        checked = [n for n, value in enumerate(sums) if value is not None]
-        if not checked:
-            return ok
-        for n, value in zip(
-            checked, _hicache.checksums(np.ascontiguousarray(rows[checked]), 1), strict=True
-        ):
-            # The name may have moved on to a newer file between the two reads: then compare again.
-            if value != sums[n] and value != self._stored_sum(paths[n], int(rows[n][1])):
-                ok[n] = False
-                self.stats.count("corrupt")
-                logger.error("get: %s is corrupt (CRC32C differs): a miss", paths[n])
-        return ok
-
-    def count_prefix(self, keys: list[str], suffix: str, names: Sequence[str] = ("",)) -> int:
-        if self.files is None:
-            there = self.present(keys, suffix, names)
-            return there.index(False) if False in there else len(there)
-        for i, key in enumerate(keys):
-            if not all(os.path.exists(self.files.get_file_path(key + suffix + n)) for n in names):
-                return i
-        return len(keys)
-
-    def present(self, keys: list[str], suffix: str, names: Sequence[str] = ("",)) -> list[bool]:
-        if self.files is not None:
-            path = self.files.get_file_path
-            return [all(os.path.exists(path(k + suffix + n)) for n in names) for k in keys]
-        asked = [(0, 0, 0, key + suffix + name) for key in keys for name in names]
-        answers = self.mover.agent.query_memory(asked, self.mover.backend, "OBJ") if asked else []
-        there = [answer is not None for answer in answers]
-        per = len(names)
-        return [all(there[i * per : (i + 1) * per]) for i in range(len(keys))]
-
-    def clear(self) -> None:
-        if self.files is not None:
-            self.files.clear()
-            return
-        removed = getattr(self.mover.agent, "remove_storage", None)
-        if removed is None:
-            logger.warning("clear: this build cannot remove objects; nothing was removed")
-
-    def close(self) -> None:
-        pass

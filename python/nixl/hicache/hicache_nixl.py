@@ -22,7 +22,9 @@ from nixl import _hicache
 
 from . import config as configuration
 from . import values as memory
-from .blocks import KeyedBlocks, PackedBlocks
+from .blocks import PackedBlocks
+from .direct import DirectIo
+from .keyed import KeyedBlocks
 from .nixl_utils import NixlBackendConfig, NixlBackendSelection, NixlFileManager, NixlRegistration
 from .objects import PackedObjects
 from .pages import PageInterface
@@ -80,7 +82,7 @@ class HiCacheNixl(PageInterface, _Base):
         if isinstance(storage_config, (str, os.PathLike)):
             if file_path is not None:
                 plugin = file_path
-            storage_config, file_path = None, os.fspath(storage_config)
+            storage_config, file_path = None, storage_config
         kwargs = file_path if isinstance(file_path, dict) else {}
         if isinstance(file_path, dict):
             file_path = kwargs.get("file_path")
@@ -141,17 +143,25 @@ class HiCacheNixl(PageInterface, _Base):
             logger.warning("max_bytes is not kept in the layout `files`; use `packed` or `auto`")
         self.layout = layout
         files = None
+        durable = parsed.get("durability") == "disk"
         if self.mem_type == "FILE":
-            buckets = self.storage_config is not None
-            files = NixlFileManager(self.storage_dirs, self.use_direct_io, buckets)
+            files = NixlFileManager(
+                self.storage_dirs,
+                self.use_direct_io,
+                self.storage_config is not None,
+                file_mode=parsed.get("file_mode"),
+                durable=durable,
+            )
+            files.collect()
         self.file_manager = files
+        self.direct = DirectIo(self.use_direct_io and files is not None, self.mover.region_of)
         self.keyed = KeyedBlocks(
             files,
             self.mover,
             self.stats,
             verify=parsed.get("verify"),
-            direct=self.use_direct_io,
-            durable=parsed.get("durability") == "disk",
+            direct=self.direct,
+            durable=durable,
             own=self._own_io(),
         )
         self.packed = self._open_packed() if layout != "files" else None
@@ -176,13 +186,13 @@ class HiCacheNixl(PageInterface, _Base):
                 raise error from None
             logger.warning("%s; opened for reading only", error)
         kind = PackedObjects if objects else PackedBlocks
-        direct = self.use_direct_io and not objects
         return kind(
             store,
             self.mover,
             self.stats,
             verify=parsed.get("verify") != "false",
-            direct=direct,
+            direct=self.direct,
+            folders=self.storage_dirs,
             own=self._own_io(),
         )
 
@@ -395,10 +405,16 @@ class HiCacheNixl(PageInterface, _Base):
     # -- the whole -----------------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Removes everything that is stored, also what other processes stored in these places."""
+        """Removes what is stored under this connector's suffix; the files and objects of others
+        stay. (`python -m nixl.hicache clear` empties a whole directory.)"""
         if self.packed is not None:
             self.packed.clear()
-        self.keyed.clear()
+        if self.layout != "packed":
+            suffixes = [""]
+            if self.storage_config is not None:
+                suffixes = [self.config_suffix, self.tp_config_suffix]
+            pools = [name for pool in self._host_pools.values() for name in pool.names]
+            self.keyed.clear(list(dict.fromkeys(suffixes)), list(dict.fromkeys(["", *pools])))
 
     def get_stats(self) -> HiCacheStats:
         return HiCacheStats(self._snapshot(), self.stats.take_recent())

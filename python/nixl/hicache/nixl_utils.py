@@ -1,22 +1,22 @@
 """Helpers of the HiCache connector that are useful alone: backend selection and configuration,
-registration, files. `NixlFileManager` and `NixlRegistration` are thread-safe; the others are set up
-by one thread."""
+registration (and `NixlFileManager`, from files.py). `NixlRegistration` is thread-safe; the others
+are set up by one thread."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import pathlib
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 from . import config as configuration
 from .config import OBJECT_PLUGINS, PRIORITY, SCHEMA, Config, plugin_name
-from .keys import file_name, route
+from .files import NixlFileManager
 
 logger = logging.getLogger("nixl.hicache")
+
+__all__ = ["NixlBackendConfig", "NixlBackendSelection", "NixlFileManager", "NixlRegistration"]
 
 #: Names under which a plugin may be listed.
 _LISTED_AS = {"3FS": ("3FS", "HF3FS")}
@@ -160,119 +160,6 @@ class NixlBackendSelection:
         self.mem_type = "OBJ" if name in self.OBJ_PLUGINS else "FILE"
         logger.info("Backend %s was selected for HiCache (%s)", real, self.mem_type)
         return None
-
-
-class NixlFileManager:
-    """Files of one or several base directories, with safe names for any key.
-
-    With one directory given as a string a key's file lies directly in it. With `buckets` (what the
-    page interface uses) keys spread over the directories and 256 folders in each, named as SGLang's
-    own connector names them.
-    """
-
-    def __init__(
-        self,
-        base_dir: str | Sequence[str],
-        use_direct_io: bool = False,
-        buckets: bool = False,
-    ):
-        self.base_dirs = [base_dir] if isinstance(base_dir, str) else list(base_dir)
-        self.base_dirs = [directory for directory in self.base_dirs if directory]
-        self.base_dir = self.base_dirs[0] if self.base_dirs else ""
-        self.use_direct_io = use_direct_io
-        self.buckets = buckets or len(self.base_dirs) > 1
-        self._lock = threading.Lock()
-        self._parents: set[str] = set()
-        for directory in self.base_dirs:
-            os.makedirs(directory, exist_ok=True)
-
-    def get_file_path(self, key: str) -> str:
-        """The file of a key. Different keys never share one, and none leaves the directory."""
-        if not self.base_dirs:
-            return key
-        if not self.buckets:
-            return f"{self.base_dir}/{file_name(key)}"
-        index, bucket = route(key, len(self.base_dirs))
-        return f"{self.base_dirs[index]}/{bucket}/{file_name(key)}"
-
-    def make_parent(self, file_path: str) -> None:
-        parent = os.path.dirname(file_path)
-        if parent not in self._parents or not os.path.isdir(parent):
-            os.makedirs(parent, exist_ok=True)
-            with self._lock:
-                self._parents.add(parent)
-
-    def create_file(self, file_path: str) -> bool:
-        """Creates a file (and its directory) unless it exists."""
-        try:
-            self.make_parent(file_path)
-            os.close(os.open(file_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
-            return True
-        except (OSError, ValueError) as error:
-            logger.error("create %s: %s", file_path, error)
-            return False
-
-    def open_file(self, file_path: str, create: bool = False) -> int | None:
-        """A descriptor to read and write the file, or None with the reason logged."""
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
-        try:
-            if create:
-                self.make_parent(file_path)
-            if self.use_direct_io:
-                try:
-                    return os.open(file_path, flags | os.O_DIRECT, 0o644)
-                except OSError as error:
-                    logger.warning("open %s with O_DIRECT: %s; buffered", file_path, error)
-            return os.open(file_path, flags, 0o644)
-        except (OSError, ValueError) as error:
-            logger.error("open %s: %s", file_path, error)
-            return None
-
-    def close_file(self, fd: int) -> bool:
-        try:
-            os.close(fd)
-            return True
-        except (OSError, TypeError) as error:
-            logger.error("close descriptor %s: %s", fd, error)
-            return False
-
-    def files_to_nixl_tuples(
-        self, file_paths: Sequence[str], open_file: bool = True
-    ) -> list[tuple[int, int, int, str]]:
-        """(offset, length, descriptor, path) for each file; without `open_file` the descriptor is
-        0. Where one cannot be opened, those already open are closed and the list is empty."""
-        tuples: list[tuple[int, int, int, str]] = []
-        for path in file_paths:
-            fd = self.open_file(path) if open_file else 0
-            if fd is None:
-                for _, _, other, _ in tuples:
-                    self.close_file(other)
-                return []
-            try:
-                length = os.fstat(fd).st_size if open_file else os.stat(path).st_size
-            except OSError:
-                length = 0
-            tuples.append((0, length, fd, path))
-        return tuples
-
-    def iter_all_base_dirs(self) -> list[str]:
-        return list(self.base_dirs)
-
-    def remove(self, path: str) -> None:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-
-    def clear(self) -> None:
-        """Removes every file of the base directories, packed segments excepted."""
-        for base in self.base_dirs:
-            for root, folders, names in os.walk(base):
-                if ".nixl-packed" in folders:
-                    folders.remove(".nixl-packed")
-                for name in names:
-                    try:
-                        pathlib.Path(root, name).unlink()
-                    except OSError as error:
-                        logger.warning("remove %s/%s: %s", root, name, error)
 
 
 class NixlRegistration:

@@ -145,7 +145,7 @@ class PageInterface:
             if pool is not None:
                 with self.stats.timed("exists"):
                     count = self._pool_blocks(pool).count_prefix(
-                        keys, self._pool_suffix(pool), pool.names
+                        keys, self._pool_suffix(pool), pool.names, pool.sizes
                     )
             # Without `interface_v1` SGLang stores whole pages by set().
             if count < len(keys) and self._present(keys[count : count + 1])[0]:
@@ -230,7 +230,7 @@ class PageInterface:
                     hits[transfer.name] = pages
                 continue
             there = self._pool_blocks(pool).present(
-                keys[:kv_pages], self._pool_suffix(pool), pool.names
+                keys[:kv_pages], self._pool_suffix(pool), pool.names, pool.sizes
             )
             allowed = _allowed_prefixes(policy, there, transfer)
             if allowed:
@@ -245,7 +245,9 @@ class PageInterface:
         block = int(getattr(transfer, "block_pages", 0) or 0)
         if not keys or size <= 0 or block <= 0:
             return 0
-        count = self._pool_blocks(pool).count_prefix(keys, self._pool_suffix(pool), pool.names)
+        count = self._pool_blocks(pool).count_prefix(
+            keys, self._pool_suffix(pool), pool.names, pool.sizes
+        )
         return count // size * block
 
 

@@ -240,6 +240,13 @@ class HostPool:
                 done += ok
         return done
 
+    @property
+    def sizes(self) -> list[int]:
+        """The bytes of each part of a page."""
+        if self.geometry is not None:
+            return self.geometry.sizes.tolist()
+        return [self.block_bytes] * self.per
+
     def _marks(self, count: int) -> np.ndarray:
         rows = np.zeros((count, 3), dtype=np.uint64)
         rows[:, 0] = self.marker.ctypes.data

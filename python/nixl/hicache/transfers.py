@@ -85,6 +85,15 @@ class Mover:
             for i in range(at - 1, max(-1, at - 9), -1)
         )
 
+    def region_of(self, address: int, length: int) -> tuple[int, int]:
+        """The (start, end) of a registration that holds the range; else the range itself."""
+        with self._lock:
+            at = bisect.bisect_right(self._starts, address)
+            for i in range(at - 1, max(-1, at - 9), -1):
+                if address + length <= self._ends[i]:
+                    return self._starts[i], self._ends[i]
+        return address, address + length
+
     @contextmanager
     def host(self, rows: np.ndarray, mem: str = "DRAM") -> Iterator[None]:
         """Registers for the time of a transfer what register_host does not cover yet."""

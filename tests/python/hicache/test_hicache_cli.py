@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -53,6 +54,8 @@ def test_verify_finds_corrupt_blocks_by_name(store):
 
 def test_compact_and_clear(make, store):
     (store / ".nixl-tmp-left").write_bytes(b"x")
+    os.utime(store / ".nixl-tmp-left", (0, 0))
+    (store / ".nixl-tmp-fresh").write_bytes(b"x")  # somebody may be writing it
     connector = make(store, layout="packed")
     value = np.ones(10000, dtype=np.uint8)
     for _ in range(5):
@@ -63,11 +66,49 @@ def test_compact_and_clear(make, store):
     assert done.returncode == 0, done.stderr
     after = sum(f.stat().st_blocks for f in (store / ".nixl-packed/segments").iterdir())
     assert after < before / 3, done.stdout
-    assert not (store / ".nixl-tmp-left").exists()
+    assert not (store / ".nixl-tmp-left").exists() and (store / ".nixl-tmp-fresh").exists()
     assert run("verify", str(store)).returncode == 0
 
-    assert "--yes" in run("clear", str(store)).stderr
+    (store / "notes.txt").write_text("not ours")
+    done = run("clear", str(store))
+    assert "--yes" in done.stderr and "1 other files stay" in done.stdout
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["single", "keys", "5"] in [line[:3] for line in lines]
+    assert ["packed", "blocks", "20"] in [line[:3] for line in lines]
+    assert (store / "f1").exists()
     done = run("clear", "--yes", str(store))
     assert done.returncode == 0 and "25 blocks removed" in done.stdout
     assert make(store, layout="packed").batch_exists(["p0"]) == 0
     assert "packed: blocks" in run("stat", str(store)).stdout
+    assert (store / "notes.txt").exists() and not (store / "f1").exists()
+    assert "1 blocks removed" in run("clear", "--yes", "--all", str(store)).stdout
+    assert not (store / "notes.txt").exists()
+
+
+def test_stat_counts_what_was_being_written(store):
+    left = store / ".nixl-tmp" / "somebody"
+    left.mkdir(parents=True)
+    (left / "0").write_bytes(bytes(40960))
+    out = run("stat", str(store)).stdout
+    assert "unfinished files" in out and "40.0 KiB" in out
+    assert ["files:", "keys", "5"] in [line.split() for line in out.splitlines()]
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", None], ids=["empty", "damaged", "missing"])
+def test_a_damaged_format_comes_with_advice(store, damage):
+    """The files are still looked at; what helps is said, and does help."""
+    place = store / ".nixl-packed" / "format"
+    place.unlink()
+    if damage is not None:
+        place.write_bytes(damage)
+    for command in ("stat", "verify", "compact"):
+        done = run(command, str(store))
+        words = f"nixl.hicache clear {store}"
+        if done.returncode == 0:
+            continue  # the store has repaired it
+        assert done.returncode == 2 and words in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and done.stdout.startswith(str(store))
+    done = run("clear", "--yes", str(store))
+    assert done.returncode == 0 and "packed blocks" in done.stdout, done.stderr
+    done = run("stat", str(store))
+    assert done.returncode == 0 and " 20\n" not in done.stdout

@@ -96,7 +96,7 @@ def test_without_write_permission_reading_works_and_set_is_false(make, tmp_path,
     if os.geteuid() != 0:
         pytest.skip("changing the user needs root")
     path = tmp_path / "store"
-    connector = make(path, layout=layout)
+    connector = make(path, layout=layout, file_mode="0644")
     assert connector.set("old", np.arange(100, dtype=np.uint8))
     connector.close()
     for parent in [path, *path.parents][:-1]:
