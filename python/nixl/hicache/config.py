@@ -49,6 +49,10 @@ class Config:
         """A key of the [hicache] section, or its default."""
         return self.hicache.get(key, SCHEMA["hicache"][key].default)
 
+    def of_top(self, key: str) -> Any:
+        """A key that stands above all sections, or its default."""
+        return self.top.get(key, SCHEMA[""][key].default)
+
     @property
     def direct(self) -> bool:
         if "use_direct_io" in self.top:
@@ -147,6 +151,8 @@ class _Reader:
         for key, value in values.items():
             if key in SCHEMA[name]:
                 out[key] = self.value(name, key, SCHEMA[name][key], value, written)
+            elif key in SCHEMA[""] and name != "hicache":
+                continue  # see misplaced()
             else:
                 self.warn_unknown("key", key, list(SCHEMA[name]), self.where(written, key))
                 out[key] = value
@@ -162,7 +168,7 @@ class _Reader:
     def read(self, raw: dict[str, Any]) -> Config:
         self.check_names(raw)
         out = Config(source=self.source)
-        structured = "plugin" in raw or "hicache" in raw
+        structured = "plugin" in raw or "hicache" in raw or "runtime" in raw
         for name, value in raw.items():
             if name == "plugin":
                 self.plugins(value, out)
@@ -170,12 +176,14 @@ class _Reader:
                 out.hicache = {
                     k: v for k, v in self.section(name, value).items() if k in SCHEMA[name]
                 }
+            elif name == "runtime" and isinstance(value, dict):
+                continue  # below: what stands at the top counts more
             elif name in SCHEMA[""]:
                 out.top[name] = self.value("", name, SCHEMA[""][name], value)
             elif name in FOREIGN:
                 continue
             elif structured:
-                valid = ["plugin", "hicache", *SCHEMA[""]]
+                valid = ["plugin", "hicache", "runtime", *SCHEMA[""]]
                 self.warn_unknown(
                     "section" if isinstance(value, dict) else "key", name, valid,
                     self.where("", name),
@@ -184,10 +192,48 @@ class _Reader:
                 out.hicache[name] = self.value("hicache", name, SCHEMA["hicache"][name], value)
             else:
                 out.flat[name] = value
-        if not structured and not out.flat and not out.hicache:
-            return out
+        self.misplaced(raw, out)
+        self.check_watermarks(out)
         self.check_flat(out)
         return out
+
+    def misplaced(self, raw: dict[str, Any], out: Config) -> None:
+        """Keys of the top that stand in [runtime] or with a plugin: taken as if they stood there;
+        what SGLang reads at the top is named, as it does not apply where it is."""
+        plugins = raw.get("plugin")
+        places = [("runtime", raw.get("runtime"))]
+        places += [
+            (f"plugin.{name}", keys)
+            for name, keys in (plugins.items() if isinstance(plugins, dict) else ())
+        ]
+        for section, keys in places:
+            for name, value in keys.items() if isinstance(keys, dict) else ():
+                if name in SCHEMA[""]:
+                    checked = self.value(section, name, SCHEMA[""][name], value)
+                    out.top.setdefault(name, checked)
+                    if section != "runtime":
+                        logger.warning(
+                            "%s: %s.%s belongs to the top of the configuration; it is taken so",
+                            self.where(section, name), section, name,
+                        )  # fmt: skip
+                elif section == "runtime" and name in FOREIGN:
+                    logger.warning(
+                        "%s: runtime.%s does not apply: SGLang reads it at the top",
+                        self.where(section, name), name,
+                    )  # fmt: skip
+                elif section == "runtime":
+                    self.check_names({name: value}, section)
+                    valid = list(SCHEMA[""])
+                    self.warn_unknown("key", name, valid, self.where(section, name))
+
+    def check_watermarks(self, out: Config) -> None:
+        low, high = "l3_cleaner_low_watermark", "l3_cleaner_high_watermark"
+        if out.of_top(low) >= out.of_top(high):
+            key = low if low in out.top else high
+            raise ConfigError(
+                f"{self.where('', key)}: {low} = {out.of_top(low)} must be below "
+                f"{high} = {out.of_top(high)}"
+            )
 
     def plugins(self, value: Any, out: Config) -> None:
         if not isinstance(value, dict):
@@ -216,7 +262,7 @@ class _Reader:
                 out.flat[name] = self.value("", name, known[name], value)
                 continue
             section = isinstance(value, dict)
-            valid = ["hicache", "plugin", *SCHEMA[""]]
+            valid = ["hicache", "plugin", "runtime", *SCHEMA[""]]
             valid = valid if section else [*known, *SCHEMA["hicache"], *valid]
             self.warn_unknown("section" if section else "key", name, valid, self.where("", name))
             if section:

@@ -7,13 +7,11 @@ Thread-safe: set, get and exists may run on any threads at once.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import os
 import threading
 import uuid
-import weakref
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from nixl import _hicache
 from . import config as configuration
 from . import values as memory
 from .blocks import PackedBlocks
+from .cleaner import Cleaner
 from .direct import DirectIo
 from .keyed import KeyedBlocks
 from .nixl_utils import NixlBackendConfig, NixlBackendSelection, NixlFileManager, NixlRegistration
@@ -31,12 +30,15 @@ from .pages import PageInterface
 from .stats import Statistics
 from .telemetry import Exporter
 from .transfers import Mover, rows_of
+from .upkeep import Task, Upkeep
 
 logger = logging.getLogger("nixl.hicache")
 
 DEFAULT_PATH = "/tmp/hicache_storage"
 PACKED_BELOW = 1 << 20
 MAINTENANCE_SECONDS = 5.0
+COLLECT_SECONDS = 60.0
+CLEAN_SECONDS = 30.0
 
 try:
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorage as _Base
@@ -164,15 +166,16 @@ class HiCacheNixl(PageInterface, _Base):
             durable=durable,
             own=self._own_io(),
         )
+        self.cleaner = self._set_up_cleaner()
         self.packed = self._open_packed() if layout != "files" else None
-        self._keeper: _Keeper | None = None
+        self._set_up_upkeep()
 
     def _open_packed(self) -> PackedBlocks:
         parsed = self.config.parsed
         objects = self.mem_type == "OBJ"
         options = {
             "segment_bytes": parsed.get("segment_bytes"),
-            "max_bytes": parsed.get("max_bytes"),
+            "max_bytes": self._max_bytes(),
             "durable": parsed.get("durability") == "disk",
             "segment_per_batch": objects,
             "external_segments": objects,
@@ -208,16 +211,58 @@ class HiCacheNixl(PageInterface, _Base):
         asked.pop("active", None)
         return not any(str(value).lower() not in ("false", "none", "") for value in asked.values())
 
-    def _keep_up(self) -> None:
-        """Starts the thread that trims, compacts and adopts, with the first block stored."""
-        if self._keeper is None and self.packed is not None:
-            with self._lock:
-                if self._keeper is None and not self._closed:
-                    fraction = self.config.parsed.get("compact_dead_fraction")
-                    capped = self.config.parsed.get("max_bytes") != 0
-                    self._keeper = _Keeper(self.packed, fraction, capped)
-        if self._keeper is not None:
-            self._keeper.wake()
+    # -- upkeep --------------------------------------------------------------------------------
+
+    def _set_up_cleaner(self) -> Cleaner | None:
+        parsed = self.config.parsed
+        asked = parsed.of_top("l3_cleaner_enabled")
+        if self.file_manager is None:
+            if asked:
+                logger.info("l3_cleaner_enabled: does not apply to objects; see max_bytes")
+            return None
+        if not asked and (asked is not None or self.storage_config is None):
+            return None
+        return Cleaner(
+            self.file_manager,
+            parsed.of_top("l3_cleaner_high_watermark"),
+            parsed.of_top("l3_cleaner_low_watermark"),
+            parsed.of_top("l3_cleaner_min_free"),
+        )
+
+    def _set_up_upkeep(self) -> None:
+        tasks = []
+        if self.packed is not None:
+            packed, fraction = self.packed, self.config.parsed.get("compact_dead_fraction")
+            # What others store counts, too: with a cap there may be something to do at any time.
+            capped = self._max_bytes() != 0
+            tasks.append(
+                Task("packed store", lambda: packed.maintain(fraction), MAINTENANCE_SECONDS, capped)
+            )
+        if self.file_manager is not None:
+            files = self.file_manager
+            tasks.append(
+                Task("unfinished files", lambda: bool(files.collect()), COLLECT_SECONDS, True)
+            )
+        if self.cleaner is not None and self.layout != "packed":
+            tasks.append(Task("room on the disk", lambda: bool(self._clean()), CLEAN_SECONDS, True))
+        self._upkeep = Upkeep(tasks)
+        self.keyed.make_room = self._make_room
+
+    def _max_bytes(self) -> int:
+        """The cap of the packed layout: the one that is set, or that of the cleaner."""
+        asked = self.config.parsed.get("max_bytes")
+        return asked if asked or self.cleaner is None else self.cleaner.packed_cap()
+
+    def _clean(self, wait: bool = False) -> int:
+        removed = self.cleaner.clean(wait) if self.cleaner is not None else 0
+        self.stats.count("cleaned_bytes", removed)
+        return removed
+
+    def _make_room(self) -> bool:
+        """A disk is full: whether there is more room now."""
+        freed = self.file_manager.collect() + self._clean(wait=True)
+        cleaned = self.cleaner is not None and not any(map(self.cleaner.excess, self.storage_dirs))
+        return freed > 0 or cleaned
 
     # -- registration --------------------------------------------------------------------------
 
@@ -304,8 +349,7 @@ class HiCacheNixl(PageInterface, _Base):
                     replace = self.storage_config is None
                     more = {} if packed else {"mem": mem}
                     ok = blocks.put(some, self._suffix(), rows, 1, replace=replace, **more)
-                    if packed:
-                        self._keep_up()
+                    self._upkeep.wake()
                 else:
                     more = {} if packed else {"mem": mem}
                     ok = blocks.get(some, self._suffix(), rows, 1, **more)
@@ -434,8 +478,8 @@ class HiCacheNixl(PageInterface, _Base):
                 return
             self._closed = True
             open_files = getattr(self, "_open_files", [])
-        if getattr(self, "_keeper", None) is not None:
-            self._keeper.stop()
+        if hasattr(self, "_upkeep"):
+            self._upkeep.stop()
         if hasattr(self, "_exporter"):
             self._exporter.write()
         for registered, tuples in open_files:
@@ -458,52 +502,6 @@ class HiCacheNixl(PageInterface, _Base):
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
-
-
-_KEEPERS: weakref.WeakSet[_Keeper] = weakref.WeakSet()
-
-
-@atexit.register
-def _stop_keepers() -> None:
-    """No thread of ours may be in native code while the interpreter goes down."""
-    for keeper in list(_KEEPERS):
-        keeper.stop()
-
-
-class _Keeper:
-    """The upkeep of a packed store on a thread of its own, while there is something to do."""
-
-    def __init__(self, packed: PackedBlocks, fraction: float, capped: bool):
-        self._packed = packed
-        # What others store counts, too: with a cap there may be something to do at any time.
-        self._idle = MAINTENANCE_SECONDS if capped else None
-        self._fraction = fraction
-        self._wake = threading.Event()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="nixl-hicache", daemon=True)
-        self._thread.start()
-        _KEEPERS.add(self)
-
-    def wake(self) -> None:
-        self._wake.set()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self._wake.wait(self._idle)
-            if self._stop.wait(MAINTENANCE_SECONDS):
-                return
-            self._wake.clear()
-            try:
-                while self._packed.maintain(self._fraction) and not self._stop.is_set():
-                    pass
-            except Exception as error:
-                logger.warning("upkeep of the packed store: %s", error)
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._wake.set()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(10)
 
 
 def _first(sizes: Any) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 MAX_NAME = 220
 #: Files of our own beside the keys' begin with this, as no key's file does.
 OURS = ".nixl-"
+PACKED = ".nixl-packed"
 #: The folder of files being written, and what such a file was called beside its target once.
 WORKSHOP = ".nixl-tmp"
 TEMPORARY = ".nixl-tmp-"

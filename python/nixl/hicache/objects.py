@@ -78,6 +78,11 @@ class PackedObjects(PackedBlocks):
             if state == _hicache.NEW:
                 batch.set_state(i, _hicache.FAILED)  # one object: all of it or nothing
 
+    def put(self, *args: Any, **kwargs: Any) -> list[bool]:
+        done = super().put(*args, **kwargs)
+        self.remove_dropped()  # what this replaced
+        return done
+
     def maintain(self, dead_fraction: float) -> bool:
         more = super().maintain(dead_fraction)
         self.remove_dropped()

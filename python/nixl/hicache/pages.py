@@ -185,8 +185,7 @@ class PageInterface:
         self.stats.moved(op, pages, pool.bytes_of(pages), time.perf_counter() - start)
         self._exporter.maybe()
         if op == "set":
-            if blocks is self.packed:
-                self._keep_up()
+            self._upkeep.wake()
             if pages != len(keys):
                 logger.error(
                     "set: %d of %d pages of pool %s were not stored", len(keys) - pages, len(keys),

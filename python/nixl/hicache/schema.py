@@ -31,9 +31,20 @@ _ACTIVE = Key("boolean", None, "Whether this plugin may be selected. Absent: it 
 SCHEMA: dict[str, dict[str, Key]] = {
     "": {
         "use_direct_io": Key("boolean", False, "Open files with O_DIRECT (no page cache)."),
-        "l3_cleaner_enabled": Key("boolean", True, "Accepted; `max_bytes` takes its place."),
-        "l3_cleaner_high_watermark": Key("number", 80.0, "Accepted; see `max_bytes`.", (), 0, 100),
-        "l3_cleaner_low_watermark": Key("number", 70.0, "Accepted; see `max_bytes`.", (), 0, 100),
+        "l3_cleaner_enabled": Key(
+            "boolean",
+            None,
+            "Keep room on the disks, by the next three. Absent: in SGLang yes, alone no.",
+        ),
+        "l3_cleaner_high_watermark": Key(
+            "number", 80.0, "Percent of a disk in use from which the oldest pages go.", (), 0, 100
+        ),
+        "l3_cleaner_low_watermark": Key(
+            "number", 70.0, "Percent at which that ends; below the high one.", (), 0, 100
+        ),
+        "l3_cleaner_min_free": Key(
+            "size", 0, "Bytes of a disk that stay free, whatever the percentages.", (), 0, 1 << 62
+        ),
     },
     "hicache": {
         "layout": Key(

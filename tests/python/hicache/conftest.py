@@ -26,9 +26,10 @@ def make(tmp_path):
         layout: str | None = None,
         mode: str | None = None,
         storage_config: Any = None,
+        top: dict[str, Any] | None = None,
         **hicache: Any,
     ) -> Any:
-        config: dict[str, Any] = {"hicache": hicache}
+        config: dict[str, Any] = {"hicache": hicache, **(top or {})}
         for key in ("use_direct_io",):
             if key in hicache:
                 config[key] = hicache.pop(key)

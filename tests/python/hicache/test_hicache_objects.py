@@ -120,9 +120,9 @@ def test_objects_without_live_blocks_are_removed(make_objects):
 
 def test_objects_that_could_not_be_removed_are_removed_later(make_objects, caplog):
     connector = make_objects("packed", max_bytes=4 * 8192)
+    connector.agent.fail_removals = True
     for i in range(6):
         assert connector.set(f"k{i}", block(i))
-    connector.agent.fail_removals = True
     connector.packed.maintain(0.5)
     left = len(connector.agent.objects)
     assert left > 4 and "objects were not removed" in caplog.text
@@ -130,6 +130,26 @@ def test_objects_that_could_not_be_removed_are_removed_later(make_objects, caplo
     connector.packed.maintain(0.5)
     assert len(connector.agent.objects) <= 4
     assert np.array_equal(fetch(connector, ["k5"])[0], block(5))
+
+
+def test_clear_removes_this_connectors_objects_only(make_objects):
+    config = storage_config()
+    pages = [f"{i:064x}" for i in range(4)]
+    connector = make_objects("files", config)
+    other = make_objects("files", storage_config(model_name="an_org-model"))
+    for one in (connector, other):
+        pool = PagePool(4)
+        one.register_mem_pool_host(pool)
+        assert all(one.batch_set_v1(pages, pool.indices([0, 1, 2, 3])))
+    connector.agent.objects["notes"] = b"not ours"
+    assert connector.set("a key", block(1)) and len(connector.agent.objects) == 8 + 8 + 1 + 1
+    connector.clear()
+    assert len(connector.agent.objects) == 8 + 1 and "notes" in connector.agent.objects
+    assert connector.batch_exists(pages) == 0 and other.batch_exists(pages) == 4
+    alone = make_objects("files")
+    assert alone.batch_set(["k1", "k2"], [block(1), block(2)])
+    alone.clear()
+    assert len(connector.agent.objects) == 8 + 1 and not alone.exists("k1")
 
 
 def test_the_stand_in_is_called_as_the_real_agent(make_objects):
