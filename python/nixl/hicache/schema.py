@@ -87,8 +87,8 @@ SCHEMA: dict[str, dict[str, Key]] = {
         "durability": Key(
             "choice",
             "process",
-            "What a stored block survives: `process` the end of the process, `disk` of the machine "
-            "(fdatasync first).",
+            "What a stored block survives: `process` the end of the process, `disk` a power cut "
+            "(synced, with the folders that name it, before it counts).",
             ("process", "disk"),
         ),
         "file_mode": Key(
