@@ -6,9 +6,11 @@
 // Owned by a Store. Thread-safe: one mutex, held for memory work and log appends only.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -22,6 +24,8 @@
 namespace nixl::hicache {
 
 inline constexpr uint64_t kAlignment = 4096;
+// Evicting frees this part of the cap more than is needed, so that not every call evicts.
+inline constexpr uint64_t kEvictionSlack = 64;
 constexpr uint64_t alignUp(uint64_t bytes) {
     return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
@@ -83,6 +87,8 @@ class Directory {
 
     Status erase(const std::vector<Fingerprint>& keys);
     Status clear();
+    // Gives the room of every dead place back, for a disk that is full; how many bytes that was.
+    uint64_t reclaimDead();
     // Adopts logs of dead writers, trims to the cap, reclaims segments; true: call again soon.
     Result<bool> maintain(double dead_fraction);
     std::string segmentPath(uint32_t segment) const;
@@ -100,11 +106,12 @@ class Directory {
         std::string path;
         uint32_t log = 0;
         uint32_t number = 0;
-        uint64_t size = 0;     // end of the last place given out
-        uint64_t live = 0;     // bytes of blocks in the index
-        uint64_t punched = 0;  // bytes given back to the file system
-        uint32_t pending = 0;  // reserved, not yet committed
-        bool sealed = false;   // takes no more blocks
+        uint64_t size = 0;         // end of the last place given out
+        uint64_t live = 0;         // bytes of blocks in the index
+        uint64_t punched = 0;      // bytes given back to the file system
+        uint32_t pending = 0;      // reserved, not yet committed
+        uint64_t pendingFrom = 0;  // none of those lies before this
+        bool sealed = false;       // takes no more blocks
         bool dropped = false;
     };
     struct Log {
@@ -121,6 +128,10 @@ class Directory {
         std::string path;
         uint64_t offset;
         uint64_t length;
+    };
+    struct Freed {  // what is to be given back to the file system without the lock
+        std::vector<Hole> holes;
+        std::vector<std::string> paths;  // segments to be unlinked
     };
 
     Directory(std::string path, const DirectoryOptions& options);
@@ -146,22 +157,37 @@ class Directory {
     Status ensureWriter() NIXL_REQUIRES(mutex_);
     Status place(Slot& slot) NIXL_REQUIRES(mutex_);
     void settle(Slot& slot) NIXL_REQUIRES(mutex_);
+    Status settleAll(Batch& batch, uint16_t self, const Status& status) NIXL_REQUIRES(mutex_);
     Status newSegment() NIXL_REQUIRES(mutex_);
-    Status insertStored(Batch& batch, uint16_t self) NIXL_REQUIRES(mutex_);
+    // `reclaim_old`: the places of the values that are replaced are given back.
+    Status insertStored(Batch& batch, uint16_t self, bool reclaim_old) NIXL_REQUIRES(mutex_);
+    // Appends; on a full disk once more, after the dead places were given back.
+    Status append(Log& log, std::string_view records) NIXL_REQUIRES(mutex_);
     // Appends what waits for the logs of this process.
     Status flushLogs() NIXL_REQUIRES(mutex_);
     void eraseRecord(uint32_t id) NIXL_REQUIRES(mutex_);
     void touch(uint32_t id) NIXL_REQUIRES(mutex_);
-    // Makes room for `bytes`; the holes are to be punched without the lock.
-    Status evict(uint64_t bytes, std::vector<Hole>& holes) NIXL_REQUIRES(mutex_);
-    // Unlinks segments without live blocks; `paths` are to be unlinked without the lock.
+    // Makes room under the cap for `bytes` that are to be stored.
+    Status makeRoom(uint64_t bytes) NIXL_REQUIRES(mutex_);
+    // Evicts the least recently used blocks until `goal` live bytes are left.
+    Status trim(uint64_t goal) NIXL_REQUIRES(mutex_);
+    Status trimToCap() NIXL_REQUIRES(mutex_);
+    // The place of a block that is about to be dropped or replaced goes to freed_.
+    void release(const Entry& entry) NIXL_REQUIRES(mutex_);
+    void release(uint32_t segment, uint64_t offset, uint64_t length) NIXL_REQUIRES(mutex_);
+    // Closes segments without live blocks, and hands out all that may be given back now.
+    Freed takeFreed() NIXL_REQUIRES(mutex_);
     void dropEmptySegments(std::vector<std::string>& paths) NIXL_REQUIRES(mutex_);
-    void reclaim(const std::vector<Hole>& holes, const std::vector<std::string>& paths);
+    std::vector<Hole> deadPlaces() NIXL_REQUIRES(mutex_);
+    // The bytes that the file system took back, which it does not where it knows no holes.
+    uint64_t reclaim(const Freed& freed);
     Result<bool> compactOne(double dead_fraction);
     uint32_t pickSegment(double dead_fraction) NIXL_REQUIRES(mutex_);
     Status moveBlocks(uint32_t segment, const std::vector<Slot>& blocks);
     bool unchanged(const Slot& block, uint32_t segment) const NIXL_REQUIRES(mutex_);
+    Status rewriteLogs() NIXL_REQUIRES(mutex_);
     Status rewriteLog(uint32_t log) NIXL_REQUIRES(mutex_) NIXL_NO_TSA;
+    Status copyLog(uint32_t log, LogFile& fresh, uint64_t& count) NIXL_REQUIRES(mutex_) NIXL_NO_TSA;
     Status syncSegments(const Batch& batch, uint16_t self);
 
     const std::string path_;
@@ -174,6 +200,9 @@ class Directory {
     std::vector<Log> logs_ NIXL_GUARDED_BY(mutex_);
     std::unordered_map<std::string, uint32_t> logByName_ NIXL_GUARDED_BY(mutex_);
     std::vector<std::string> droppedSegments_ NIXL_GUARDED_BY(mutex_);
+    std::vector<Hole> freed_ NIXL_GUARDED_BY(mutex_);
+    bool emptied_ NIXL_GUARDED_BY(mutex_) = false;  // a segment may have lost its last block
+    std::atomic<bool> noHoles_{false};              // the file system knows none
     DirectoryStats stats_ NIXL_GUARDED_BY(mutex_);
     uint32_t writer_ NIXL_GUARDED_BY(mutex_) = kNone;   // the log new blocks go to
     uint32_t current_ NIXL_GUARDED_BY(mutex_) = kNone;  // the segment new blocks go to

@@ -14,9 +14,8 @@
 namespace nixl::hicache {
 
 Result<bool> Directory::maintain(double dead_fraction) {
-    std::vector<Hole> holes;
-    std::vector<std::string> paths;
-    bool more = false;
+    Freed freed;
+    Status first;
     {
         const MutexLock lock(mutex_);
         refresh();
@@ -24,31 +23,40 @@ Result<bool> Directory::maintain(double dead_fraction) {
             return false;
         }
         adoptLogs();
-        const uint64_t over = options_.maxBytes != 0 && stats_.liveBytes > options_.maxBytes
-                                  ? stats_.liveBytes - options_.maxBytes
-                                  : 0;
-        if (over != 0) {
-            NIXL_RETURN_IF_ERROR(evict(0, holes));
-        }
-        dropEmptySegments(paths);
-        for (uint32_t i = 0; i < logs_.size(); ++i) {
-            const Log& log = logs_[i];
-            const bool large =
-                log.file != nullptr && log.file->readBytes() > options_.logRewriteBytes;
-            if (log.owned && large && log.records > 4 * (log.blocks + 1)) {
-                NIXL_RETURN_IF_ERROR(rewriteLog(i));
+        if (noHoles_.load(std::memory_order_relaxed)) {
+            for (Segment& segment : segments_) {
+                segment.punched = 0;  // what was counted as given back is still there
             }
         }
+        first = trimToCap();
+        emptied_ = true;
+        freed = takeFreed();
+        const Status rewritten = rewriteLogs();
+        first = first.ok() ? rewritten : first;
     }
-    reclaim(holes, paths);
-    if (!options_.externalSegments) {
-        auto moved = compactOne(dead_fraction);
-        if (!moved.ok()) {
-            return moved.status();
+    reclaim(freed);  // also where the disk is too full to say so
+    if (options_.externalSegments) {
+        return first.ok() ? Result<bool>(false) : first;
+    }
+    auto moved = compactOne(dead_fraction);
+    // A disk without room for the copies: then the dead places go as they are.
+    if (!moved.ok() && moved.status().systemErrno() == ENOSPC && reclaimDead() != 0) {
+        moved = true;
+    }
+    return first.ok() ? moved : first;
+}
+
+Status Directory::rewriteLogs() {
+    Status first;
+    for (uint32_t i = 0; i < logs_.size(); ++i) {
+        const Log& log = logs_[i];
+        const bool large = log.file != nullptr && log.file->readBytes() > options_.logRewriteBytes;
+        if (log.owned && large && log.records > 4 * (log.blocks + 1)) {
+            const Status status = rewriteLog(i);
+            first = first.ok() ? status : first;
         }
-        more = moved.value();
     }
-    return more;
+    return first;
 }
 
 uint32_t Directory::pickSegment(double dead_fraction) {
@@ -95,14 +103,14 @@ Result<bool> Directory::compactOne(double dead_fraction) {
     }
     std::sort(blocks.begin(), blocks.end(),
               [](const Slot& a, const Slot& b) { return a.offset < b.offset; });
-    NIXL_RETURN_IF_ERROR(moveBlocks(segment, blocks));
-    std::vector<std::string> paths;
+    const Status moved = moveBlocks(segment, blocks);
+    Freed freed;
     {
         const MutexLock lock(mutex_);
-        dropEmptySegments(paths);
+        freed = takeFreed();
     }
-    reclaim({}, paths);
-    return true;
+    reclaim(freed);
+    return moved.ok() ? Result<bool>(true) : moved;
 }
 
 bool Directory::unchanged(const Slot& block, uint32_t segment) const {
@@ -161,11 +169,15 @@ Status Directory::moveBlocks(uint32_t segment, const std::vector<Slot>& blocks) 
         }
         const MutexLock lock(mutex_);
         settle(slot);
+        const bool stay = written.ok() && unchanged(blocks[i], segment);
+        if (!stay && !segments_[slot.segment].dropped) {
+            release(slot.segment, slot.offset, slot.length);
+        }
         NIXL_RETURN_IF_ERROR(written);
-        if (unchanged(blocks[i], segment)) {
+        if (stay) {
             slot.state = SlotState::NEW;
             stats_.compactedBytes += alignUp(slot.length);
-            NIXL_RETURN_IF_ERROR(insertStored(batch, slot.directory));
+            NIXL_RETURN_IF_ERROR(insertStored(batch, slot.directory, false));
         }
     }
     return {};
@@ -179,14 +191,31 @@ Status Directory::rewriteLog(uint32_t log) {
     const std::string temporary = path + ".new";
     unlink(temporary.c_str());
     auto made = LogFile::create(temporary);
-    auto old = LogFile::open(path, false);
-    if (!made.ok() || !old.ok()) {
-        return made.ok() ? old.status() : made.status();
+    if (!made.ok()) {
+        return made.status();
+    }
+    uint64_t count = 0;
+    Status status = copyLog(log, *made.value(), count);
+    if (status.ok() && rename(temporary.c_str(), path.c_str()) != 0) {
+        status = systemError("rename", temporary, errno);
+    }
+    if (!status.ok()) {
+        unlink(temporary.c_str());
+        return status;
+    }
+    made.value()->moved(path);
+    logs_[log].file = std::move(made).value();
+    logs_[log].records = count;
+    return {};
+}
+
+Status Directory::copyLog(uint32_t log, LogFile& fresh, uint64_t& count) {
+    auto old = LogFile::open(logs_[log].file->path(), false);
+    if (!old.ok()) {
+        return old.status();
     }
     std::string records;
-    uint64_t count = 0;
     Status status;
-    LogFile& fresh = *made.value();
     encode({.type = RecordType::CLEAR, .key = {}, .version = clearedUpTo_}, records);
     const Status read = old.value()->readNew([&](const Record& record) NIXL_NO_TSA {
         if (record.type != RecordType::PUT || !status.ok()) {
@@ -212,14 +241,7 @@ Status Directory::rewriteLog(uint32_t log) {
     NIXL_RETURN_IF_ERROR(read);
     NIXL_RETURN_IF_ERROR(status);
     NIXL_RETURN_IF_ERROR(fresh.append(records));
-    NIXL_RETURN_IF_ERROR(fresh.sync());
-    if (rename(temporary.c_str(), path.c_str()) != 0) {
-        return systemError("rename", temporary, errno);
-    }
-    fresh.moved(path);
-    logs_[log].file = std::move(made).value();
-    logs_[log].records = count;
-    return {};
+    return fresh.sync();
 }
 
 CheckResult Directory::check(uint32_t from, uint64_t max_bytes) {

@@ -127,6 +127,7 @@ void Directory::resetAfterRemoval() {
     }
     logs_.clear();
     logByName_.clear();
+    freed_.clear();
     writer_ = current_ = kNone;
     stats_.blocks = stats_.liveBytes = 0;
     clearedUpTo_ = logsChanged_ = 0;
@@ -153,6 +154,7 @@ void Directory::finishAdoption(uint32_t log) {
     for (const auto& [number, index] : mine.segments) {
         Segment& segment = segments_[index];
         segment.sealed = true;
+        emptied_ = emptied_ || segment.live == 0;
         mine.nextSegment = std::max(mine.nextSegment, number + 1);
         struct stat info {};
         if (!options_.externalSegments && ::stat(segment.path.c_str(), &info) == 0) {
@@ -255,6 +257,9 @@ void Directory::applyPut(uint32_t log, const Record& record) {
         }
         if (old_log != log && logs_[old_log].owned) {
             eraseRecord(id);  // so that it does not come back once the newer one is evicted
+            if (options_.maxBytes != 0) {
+                release(old);
+            }
         }
         account(id, false);
     }
@@ -307,6 +312,7 @@ void Directory::account(uint32_t id, bool add) {
         stats_.liveBytes += bytes;
     } else {
         segment.live -= bytes;
+        emptied_ = emptied_ || segment.live == 0;
         --logs_[segment.log].blocks;
         --stats_.blocks;
         stats_.liveBytes -= bytes;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "hicache/directory.h"
@@ -14,19 +15,46 @@ namespace {
 
 constexpr uint32_t kEvictionScan = 1U << 16;  // entries of others looked past, at most
 
-void punch(const std::string& path, uint64_t offset, uint64_t length) {
+// Whether the file system took the bytes back.
+Status punch(const std::string& path, uint64_t offset, uint64_t length) {
     auto fd = openFile(path, O_WRONLY);
-    if (fd.ok()) {  // where holes are not supported, compaction gets the room back
-        fallocate(fd.value().get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                  static_cast<off_t>(offset), static_cast<off_t>(length));
+    if (!fd.ok()) {
+        return fd.status();
     }
+    const int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    while (fallocate(fd.value().get(), mode, static_cast<off_t>(offset),
+                     static_cast<off_t>(length)) != 0) {
+        if (errno != EINTR) {
+            return systemError("punch a hole in", path, errno);
+        }
+    }
+    return {};
 }
 
 }  // namespace
 
-Status Directory::evict(uint64_t bytes, std::vector<Hole>& holes) {
-    bytes += reserved_;  // what other threads are about to store
-    if (options_.maxBytes == 0 || stats_.liveBytes + bytes <= options_.maxBytes) {
+void Directory::release(const Entry& entry) {
+    release(entry.segment, entry.offset, entry.length);
+}
+
+void Directory::release(uint32_t segment, uint64_t offset, uint64_t length) {
+    Segment& from = segments_[segment];
+    const uint64_t bytes = alignUp(length);
+    if (options_.externalSegments || noHoles_.load(std::memory_order_relaxed) || bytes == 0) {
+        return;  // compaction gets the room back
+    }
+    from.punched += bytes;
+    const bool follows = !freed_.empty() && freed_.back().path == from.path &&
+                         freed_.back().offset + freed_.back().length == offset;
+    if (follows) {
+        freed_.back().length += bytes;
+    } else {
+        freed_.push_back({from.path, offset, bytes});
+    }
+}
+
+Status Directory::makeRoom(uint64_t bytes) {
+    if (options_.maxBytes == 0) {
         return {};
     }
     if (bytes > options_.maxBytes) {
@@ -34,9 +62,20 @@ Status Directory::evict(uint64_t bytes, std::vector<Hole>& holes) {
                                   " bytes at once are above the cap of " +
                                   std::to_string(options_.maxBytes));
     }
-    // A little more than needed, so that not every call evicts.
-    const uint64_t goal = options_.maxBytes - bytes;
-    const uint64_t target = goal - std::min(goal, options_.maxBytes / 64);
+    // With what other threads are about to store: what is too much then goes at their commit.
+    const uint64_t wanted = std::min(bytes + reserved_, options_.maxBytes);
+    return trim(options_.maxBytes - wanted);
+}
+
+Status Directory::trimToCap() {
+    return options_.maxBytes == 0 ? Status() : trim(options_.maxBytes);
+}
+
+Status Directory::trim(uint64_t goal) {
+    if (stats_.liveBytes <= goal) {
+        return {};
+    }
+    const uint64_t target = goal - std::min(goal, options_.maxBytes / kEvictionSlack);
     uint32_t id = index_.oldest();
     for (uint32_t seen = 0; id != kNone && stats_.liveBytes > target && seen < kEvictionScan;) {
         const uint32_t newer = index_.at(id).newer;
@@ -44,25 +83,76 @@ Status Directory::evict(uint64_t bytes, std::vector<Hole>& holes) {
         if (!ownedEntry(entry)) {  // its owner trims to the cap in maintain()
             ++seen;
         } else {
-            Segment& segment = segments_[entry.segment];
-            const uint64_t length = alignUp(entry.length);
             eraseRecord(id);
-            segment.punched += length;
+            release(entry);
             ++stats_.evictions;
-            stats_.evictedBytes += length;
-            const bool follows = !holes.empty() && holes.back().path == segment.path &&
-                                 holes.back().offset + holes.back().length == entry.offset;
-            if (follows) {
-                holes.back().length += length;
-            } else {
-                holes.push_back({segment.path, entry.offset, length});
-            }
+            stats_.evictedBytes += alignUp(entry.length);
             drop(id);
         }
         id = newer;
     }
     // Said in the logs before any byte goes: a reader that re-checks sees a miss.
     return flushLogs();
+}
+
+Directory::Freed Directory::takeFreed() {
+    Freed freed;
+    if (std::exchange(emptied_, false)) {
+        dropEmptySegments(freed.paths);
+    }
+    freed.holes = std::exchange(freed_, {});
+    return freed;
+}
+
+// The gaps between live blocks, up to the first place that is being written.
+std::vector<Directory::Hole> Directory::deadPlaces() {
+    std::vector<Hole> holes = std::exchange(freed_, {});
+    if (options_.externalSegments || noHoles_.load(std::memory_order_relaxed)) {
+        return holes;
+    }
+    std::unordered_map<uint32_t, std::vector<std::pair<uint64_t, uint64_t>>> live;
+    for (uint32_t i = 0; i < segments_.size(); ++i) {
+        const Segment& segment = segments_[i];
+        if (!segment.dropped && logs_[segment.log].owned &&
+            segment.live + segment.punched < segment.size) {
+            live[i];
+        }
+    }
+    for (uint32_t id = 0; !live.empty() && id < index_.slots(); ++id) {
+        const Entry& entry = index_.at(id);
+        const auto wanted = entry.used ? live.find(entry.segment) : live.end();
+        if (wanted != live.end()) {
+            wanted->second.emplace_back(entry.offset, entry.offset + alignUp(entry.length));
+        }
+    }
+    for (auto& [index, places] : live) {
+        Segment& segment = segments_[index];
+        const uint64_t end = segment.pending != 0 ? segment.pendingFrom : segment.size;
+        std::sort(places.begin(), places.end());
+        places.emplace_back(end, end);
+        uint64_t at = 0;
+        uint64_t gaps = 0;
+        for (const auto& [from, to] : places) {
+            if (from > at && at < end) {
+                holes.push_back({segment.path, at, std::min(from, end) - at});
+                gaps += std::min(from, end) - at;
+            }
+            at = std::max(at, to);
+        }
+        segment.punched = std::max(segment.punched, gaps);
+    }
+    return holes;
+}
+
+uint64_t Directory::reclaimDead() {
+    Freed freed;
+    {
+        const MutexLock lock(mutex_);
+        freed = takeFreed();
+        std::vector<Hole> dead = deadPlaces();
+        freed.holes.insert(freed.holes.end(), dead.begin(), dead.end());
+    }
+    return reclaim(freed);
 }
 
 void Directory::dropEmptySegments(std::vector<std::string>& paths) {
@@ -85,19 +175,30 @@ void Directory::dropEmptySegments(std::vector<std::string>& paths) {
     static_cast<void>(status);  // a segment that is named but missing is a miss
 }
 
-void Directory::reclaim(const std::vector<Hole>& holes, const std::vector<std::string>& paths) {
+uint64_t Directory::reclaim(const Freed& freed) {
     if (options_.externalSegments) {
-        return;
+        return 0;
     }
-    const std::set<std::string> gone(paths.begin(), paths.end());
+    uint64_t bytes = 0;
+    const std::set<std::string> gone(freed.paths.begin(), freed.paths.end());
     for (const std::string& path : gone) {
-        unlink(path.c_str());
-    }
-    for (const Hole& hole : holes) {
-        if (!gone.contains(hole.path)) {
-            punch(hole.path, hole.offset, hole.length);
+        struct stat info {};
+        const bool there = ::stat(path.c_str(), &info) == 0;
+        if (unlink(path.c_str()) == 0 && there) {
+            bytes += static_cast<uint64_t>(info.st_blocks) * 512;
         }
     }
+    for (const Hole& hole : freed.holes) {
+        if (gone.contains(hole.path)) {
+            continue;
+        }
+        const Status status = punch(hole.path, hole.offset, hole.length);
+        bytes += status.ok() ? hole.length : 0;
+        if (status.systemErrno() == EOPNOTSUPP) {
+            noHoles_.store(true, std::memory_order_relaxed);
+        }
+    }
+    return bytes;
 }
 
 std::vector<std::string> Directory::takeDroppedSegments() {
@@ -125,8 +226,7 @@ void Directory::forget(Batch& batch, uint16_t self) {
 }
 
 Status Directory::erase(const std::vector<Fingerprint>& keys) {
-    std::vector<Hole> holes;
-    std::vector<std::string> paths;
+    Freed freed;
     Status status;
     {
         const MutexLock lock(mutex_);
@@ -138,22 +238,20 @@ Status Directory::erase(const std::vector<Fingerprint>& keys) {
             }
             const Entry& entry = index_.at(id);
             if (ownedEntry(entry)) {
-                Segment& segment = segments_[entry.segment];
-                segment.punched += alignUp(entry.length);
-                holes.push_back({segment.path, entry.offset, alignUp(entry.length)});
                 eraseRecord(id);
+                release(entry);
             }
             drop(id);
         }
         status = flushLogs();
-        dropEmptySegments(paths);
+        freed = takeFreed();
     }
-    reclaim(holes, paths);
+    reclaim(freed);
     return status;
 }
 
 Status Directory::clear() {
-    std::vector<std::string> paths;
+    Freed freed;
     Status status;
     {
         const MutexLock lock(mutex_);
@@ -172,14 +270,14 @@ Status Directory::clear() {
         logs_[writer_].pending += record;
         status = flushLogs();
         applyClear(version);
-        dropEmptySegments(paths);
+        dropEmptySegments(freed.paths);
         if (status.systemErrno() == ENOSPC) {  // the segments first, then there is room to say it
-            reclaim({}, paths);
+            reclaim(freed);
             logs_[writer_].pending = record;
             status = flushLogs();
         }
     }
-    reclaim({}, paths);
+    reclaim(freed);
     return status;
 }
 

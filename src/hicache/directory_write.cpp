@@ -83,6 +83,7 @@ Status Directory::place(Slot& slot) {
     slot.state = SlotState::NEW;
     slot.held = true;
     segment.size += bytes;
+    segment.pendingFrom = segment.pending == 0 ? slot.offset : segment.pendingFrom;
     ++segment.pending;
     reserved_ += bytes;
     return {};
@@ -91,14 +92,15 @@ Status Directory::place(Slot& slot) {
 void Directory::settle(Slot& slot) {
     if (slot.held) {
         slot.held = false;
-        --segments_[slot.segment].pending;
+        Segment& segment = segments_[slot.segment];
+        --segment.pending;
+        emptied_ = emptied_ || (segment.pending == 0 && segment.live == 0);
         reserved_ -= alignUp(slot.length);
     }
 }
 
 Status Directory::reserve(Batch& batch, uint16_t self, bool replace) {
-    std::vector<Hole> holes;
-    std::vector<std::string> paths;
+    Freed freed;
     Status status;
     {
         const MutexLock lock(mutex_);
@@ -125,7 +127,7 @@ Status Directory::reserve(Batch& batch, uint16_t self, bool replace) {
         }
         status = ensureWriter();
         if (status.ok()) {
-            status = evict(wanted, holes);
+            status = makeRoom(wanted);
         }
         if (status.ok() && options_.segmentPerBatch) {
             status = newSegment();
@@ -133,13 +135,15 @@ Status Directory::reserve(Batch& batch, uint16_t self, bool replace) {
         for (size_t i = 0; status.ok() && i < batch.slots.size(); ++i) {
             if (batch.slots[i].directory == self && batch.slots[i].state == SlotState::REFUSED) {
                 status = place(batch.slots[i]);
+                if (status.systemErrno() == ENOSPC &&
+                    reclaim({.holes = deadPlaces(), .paths = {}}) != 0) {
+                    status = place(batch.slots[i]);
+                }
             }
         }
-        if (!holes.empty()) {
-            dropEmptySegments(paths);
-        }
+        freed = takeFreed();
     }
-    reclaim(holes, paths);
+    reclaim(freed);
     return status;
 }
 
@@ -167,28 +171,47 @@ Status Directory::commit(Batch& batch, uint16_t self) {
     if (options_.durable && !options_.externalSegments) {
         status = syncSegments(batch, self);
     }
-    const MutexLock lock(mutex_);
+    Freed freed;
+    {
+        const MutexLock lock(mutex_);
+        const Status told = settleAll(batch, self, status);
+        status = status.ok() ? told : status;
+        if (status.ok()) {
+            status = insertStored(batch, self, options_.maxBytes != 0);
+        }
+        const Status trimmed = trimToCap();  // others may have stored since the reservation
+        status = status.ok() ? trimmed : status;
+        freed = takeFreed();
+    }
+    reclaim(freed);
+    return status;
+}
+
+// Ends the reservations; what was not written gives its place back. NEW slots become FAILED where
+// `status` is an error, or where they have no place any more.
+Status Directory::settleAll(Batch& batch, uint16_t self, const Status& status) {
+    Status first;
     for (Slot& slot : batch.slots) {
-        if (slot.directory == self && slot.state == SlotState::NEW && !status.ok()) {
+        if (slot.directory != self) {
+            continue;
+        }
+        if (slot.state == SlotState::NEW && !status.ok()) {
             slot.state = SlotState::FAILED;
         }
         // The directory may have been removed, and its segments forgotten, since the reservation.
-        if (slot.directory == self && slot.state == SlotState::NEW &&
-            segments_[slot.segment].dropped) {
+        if (slot.state == SlotState::NEW && segments_[slot.segment].dropped) {
             slot.state = SlotState::FAILED;
-            status = Status::notFound(path_ + ": removed while blocks were written to it");
+            first = Status::notFound(path_ + ": removed while blocks were written to it");
         }
-    }
-    for (Slot& slot : batch.slots) {
-        if (slot.directory == self) {
-            settle(slot);
+        if (slot.held && slot.state != SlotState::NEW && !segments_[slot.segment].dropped) {
+            release(slot.segment, slot.offset, slot.length);
         }
+        settle(slot);
     }
-    NIXL_RETURN_IF_ERROR(status);
-    return insertStored(batch, self);
+    return first;
 }
 
-Status Directory::insertStored(Batch& batch, uint16_t self) {
+Status Directory::insertStored(Batch& batch, uint16_t self, bool reclaim_old) {
     if (writer_ == kNone) {
         return {};
     }
@@ -216,7 +239,7 @@ Status Directory::insertStored(Batch& batch, uint16_t self) {
     }
     Status status = log.file->detached()
                         ? Status::notFound(log.file->path() + ": removed underneath")
-                        : log.file->append(records);
+                        : append(log, records);
     if (status.ok() && options_.durable) {
         status = log.file->sync();
     }
@@ -227,6 +250,10 @@ Status Directory::insertStored(Batch& batch, uint16_t self) {
         slot.state = status.ok() ? SlotState::STORED : SlotState::FAILED;
         if (status.ok()) {
             ++log.records;
+            const uint32_t old = reclaim_old ? index_.find(slot.key) : kNone;
+            if (old != kNone && ownedEntry(index_.at(old))) {
+                release(index_.at(old));
+            }
             applyPut(writer_, {.key = slot.key,
                                .version = slot.version,
                                .offset = slot.offset,
@@ -240,6 +267,14 @@ Status Directory::insertStored(Batch& batch, uint16_t self) {
     return flushLogs();
 }
 
+Status Directory::append(Log& log, std::string_view records) {
+    Status status = log.file->append(records);
+    if (status.systemErrno() == ENOSPC && reclaim({.holes = deadPlaces(), .paths = {}}) != 0) {
+        status = log.file->append(records);
+    }
+    return status;
+}
+
 Status Directory::flushLogs() {
     Status first;
     for (Log& log : logs_) {
@@ -247,7 +282,7 @@ Status Directory::flushLogs() {
             log.pending.clear();
             continue;
         }
-        const Status status = log.file->append(log.pending);
+        const Status status = append(log, log.pending);
         log.pending.clear();
         if (!status.ok() && first.ok()) {
             first = status;

@@ -2,6 +2,7 @@
 #include "hicache/store.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <unordered_map>
 #include <utility>
 
@@ -159,6 +160,15 @@ Status Store::clear() {
     return {};
 }
 
+Result<uint64_t> Store::reclaimDead() {
+    NIXL_RETURN_IF_ERROR(checkProcess());
+    uint64_t bytes = 0;
+    for (const auto& directory : directories_) {
+        bytes += directory->reclaimDead();
+    }
+    return bytes;
+}
+
 Result<bool> Store::maintain(double dead_fraction) {
     NIXL_RETURN_IF_ERROR(checkProcess());
     bool more = false;
@@ -258,7 +268,7 @@ Status Store::move(Batch& batch,
                    std::span<const Part> parts,
                    size_t per_slot,
                    bool verify,
-                   bool direct) const {
+                   bool direct) {
     NIXL_RETURN_IF_ERROR(checkProcess());
     std::unordered_map<uint64_t, std::string> paths;
     std::vector<Piece> pieces;
@@ -281,8 +291,23 @@ Status Store::move(Batch& batch,
         pieces.push_back({&slot, mine, &path->second});
     }
     const bool write = wanted == SlotState::NEW;
-    return movePieces(std::move(pieces),
-                      {.write = write, .checksums = write || verify, .direct = direct});
+    const MoveOptions options{.write = write, .checksums = write || verify, .direct = direct};
+    if (!write) {
+        return movePieces(std::move(pieces), options);
+    }
+    const Status status = movePieces(pieces, options);
+    if (status.systemErrno() != ENOSPC) {
+        return status;
+    }
+    const auto room = reclaimDead();
+    if (!room.ok() || room.value() == 0) {
+        return status;
+    }
+    std::erase_if(pieces, [](const Piece& p) { return p.slot->state != SlotState::FAILED; });
+    for (const Piece& piece : pieces) {
+        piece.slot->state = wanted;
+    }
+    return movePieces(std::move(pieces), options);
 }
 
 std::string Store::segmentPath(uint64_t device) const {

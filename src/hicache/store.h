@@ -47,6 +47,8 @@ class Store {
     Status forgetCorrupt(Batch& batch);
     Status erase(const std::vector<std::string>& keys);
     Status clear();
+    // Gives the room of every dead place back, for a disk that is full; how many bytes that was.
+    Result<uint64_t> reclaimDead();
     Result<bool> maintain(double dead_fraction);
 
     // One row per part of every slot in state `wanted`, on both sides; the slot's length must be
@@ -65,7 +67,7 @@ class Store {
                 std::span<const Part> parts,
                 size_t per_slot,
                 bool verify,
-                bool direct) const;
+                bool direct);
     // NEW slots get the checksum of their parts; HIT slots that differ become CORRUPT.
     void checksum(Batch& batch, std::span<const Part> parts, size_t per_slot) const;
 

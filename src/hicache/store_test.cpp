@@ -2,149 +2,16 @@
 // compaction, removal underneath, fork.
 #include "hicache/store.h"
 
-#include <cerrno>
-#include <filesystem>
 #include <fstream>
-#include <random>
 #include <thread>
 
-#include <fcntl.h>
-#include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "hicache/system.h"
+#include "hicache/store_fixture.h"
 
 namespace nixl::hicache {
 namespace {
-
-namespace fs = std::filesystem;
-
-class PackedStore : public testing::Test {
-  protected:
-    void SetUp() override {
-        dir_ = fs::temp_directory_path() / ("nixl-packed-" + randomName());
-        fs::create_directories(dir_);
-    }
-    void TearDown() override { fs::remove_all(dir_); }
-
-    std::unique_ptr<Store> open(DirectoryOptions options = {}) {
-        auto store = Store::open({.directories = {dir_.string()}, .directory = options});
-        EXPECT_TRUE(store.ok()) << store.status().message();
-        return std::move(store).value();
-    }
-
-    static std::string payload(const std::string& key, size_t size = 5000) {
-        std::mt19937_64 random(std::hash<std::string>()(key));
-        std::string out(size, '\0');
-        for (char& c : out) {
-            c = static_cast<char>(random());
-        }
-        return out;
-    }
-
-    static std::vector<Part> partsOf(const std::vector<std::string>& blocks) {
-        std::vector<Part> parts;
-        for (const std::string& block : blocks) {
-            parts.push_back({reinterpret_cast<uint64_t>(block.data()), block.size(), 0});
-        }
-        return parts;
-    }
-
-    // What a connector does, with plain writes in place of the agent's transfer.
-    static std::vector<SlotState> put(Store& store,
-                                      const std::vector<std::string>& keys,
-                                      const std::vector<std::string>& blocks,
-                                      bool replace = false) {
-        Batch batch;
-        for (size_t i = 0; i < keys.size(); ++i) {
-            store.addKey(batch, keys[i], true);
-            batch.slots[i].length = blocks[i].size();
-        }
-        const Status reserved = store.reserve(batch, replace);
-        std::vector<Row> local;
-        std::vector<Row> remote;
-        const auto parts = partsOf(blocks);
-        store.describe(batch, SlotState::NEW, parts, 1, local, remote);
-        for (size_t i = 0; i < local.size(); ++i) {
-            const std::string path = store.segmentPath(remote[i].device);
-            auto fd = openFile(path, O_WRONLY);
-            EXPECT_TRUE(fd.ok());
-            EXPECT_TRUE(writeAll(fd.value().get(), path,
-                                 reinterpret_cast<const void*>(local[i].address), local[i].length,
-                                 remote[i].address)
-                            .ok());
-        }
-        store.checksum(batch, parts, 1);
-        const Status committed = store.commit(batch);
-        std::vector<SlotState> states;
-        for (const Slot& slot : batch.slots) {
-            states.push_back(slot.state);
-        }
-        return states;
-    }
-
-    static std::vector<std::string> putAll(Store& store, const std::string& prefix, int count) {
-        std::vector<std::string> keys;
-        std::vector<std::string> blocks;
-        for (int i = 0; i < count; ++i) {
-            keys.push_back(prefix + std::to_string(i));
-            blocks.push_back(payload(keys.back()));
-        }
-        for (const SlotState state : put(store, keys, blocks)) {
-            EXPECT_EQ(state, SlotState::STORED);
-        }
-        return keys;
-    }
-
-    // MISS, CORRUPT, or HIT with the right bytes (anything else fails the test).
-    static SlotState get(Store& store, const std::string& key, std::string* out = nullptr) {
-        Batch batch;
-        store.addKey(batch, key, false);
-        EXPECT_TRUE(store.find(batch).ok());
-        if (batch.slots[0].state != SlotState::HIT) {
-            return batch.slots[0].state;
-        }
-        std::string block(batch.slots[0].length, '\0');
-        const std::vector<Part> parts = partsOf({block});
-        std::vector<Part> mine{{reinterpret_cast<uint64_t>(block.data()), block.size(), 0}};
-        std::vector<Row> local;
-        std::vector<Row> remote;
-        store.describe(batch, SlotState::HIT, mine, 1, local, remote);
-        for (size_t i = 0; i < local.size(); ++i) {
-            const std::string path = store.segmentPath(remote[i].device);
-            auto fd = openFile(path, O_RDONLY);
-            if (!fd.ok()) {
-                return SlotState::FAILED;
-            }
-            auto got = readAll(fd.value().get(), path, reinterpret_cast<void*>(local[i].address),
-                               local[i].length, remote[i].address);
-            EXPECT_TRUE(got.ok());
-        }
-        store.checksum(batch, mine, 1);
-        if (batch.slots[0].state == SlotState::CORRUPT) {
-            EXPECT_TRUE(store.forgetCorrupt(batch).ok());
-            return SlotState::CORRUPT;
-        }
-        EXPECT_TRUE(store.confirm(batch).ok());
-        if (out != nullptr) {
-            *out = block;
-        } else if (batch.slots[0].state == SlotState::HIT) {
-            EXPECT_EQ(block, payload(key, block.size())) << key;
-        }
-        return batch.slots[0].state;
-    }
-
-    std::vector<fs::path> files(const std::string& kind) {
-        std::vector<fs::path> out;
-        for (const auto& entry : fs::directory_iterator(dir_ / ".nixl-packed" / kind)) {
-            out.push_back(entry.path());
-        }
-        return out;
-    }
-
-    fs::path dir_;
-};
 
 TEST_F(PackedStore, whatWasStoredIsFoundByAllAndAfterReopening) {
     std::vector<std::string> keys;
@@ -264,13 +131,7 @@ TEST_F(PackedStore, theCapEvictsTheLeastRecentlyUsedAndGivesRoomBack) {
     EXPECT_EQ(get(*store, "old0"), SlotState::HIT);
     EXPECT_EQ(get(*store, "old20"), SlotState::MISS);
     EXPECT_EQ(get(*store, "new39"), SlotState::HIT);
-    uint64_t blocks = 0;
-    for (const fs::path& path : files("segments")) {
-        struct stat info {};
-        ASSERT_EQ(::stat(path.c_str(), &info), 0);
-        blocks += static_cast<uint64_t>(info.st_blocks) * 512;
-    }
-    EXPECT_LE(blocks, 120ULL * 8192);  // holes, or a file system without them would show here
+    EXPECT_LE(onDisk(), 120ULL * 8192);  // holes, or a file system without them would show here
     store.reset();
     store = open({.maxBytes = 100ULL * 8192});
     EXPECT_EQ(get(*store, "old20"), SlotState::MISS);

@@ -184,6 +184,15 @@ class PyStore {
     void clear() {
         call([&] { return store_->clear(); });
     }
+    uint64_t reclaimDead() {
+        uint64_t bytes = 0;
+        call([&] {
+            auto given = store_->reclaimDead();
+            bytes = given.ok() ? given.value() : 0;
+            return given.ok() ? Status() : given.status();
+        });
+        return bytes;
+    }
     bool maintain(double dead_fraction) {
         bool more = false;
         call([&] {
@@ -413,6 +422,7 @@ NB_MODULE(_hicache, m) {
         .def("forget_corrupt", &PyStore::forgetCorrupt, nb::arg("batch"))
         .def("erase", &PyStore::erase, nb::arg("keys"))
         .def("clear", &PyStore::clear)
+        .def("reclaim_dead", &PyStore::reclaimDead)
         .def("maintain", &PyStore::maintain, nb::arg("dead_fraction") = 0.5)
         .def("segment_path", &PyStore::segmentPath, nb::arg("device"))
         .def("segment_dropped", &PyStore::segmentDropped, nb::arg("device"))

@@ -58,6 +58,7 @@ class PackedBlocks:
             self._write(batch, rows, per)
         except Exception as error:
             logger.warning("set of %d blocks: %s; trying them one by one", len(keys), error)
+            self.store.reclaim_dead()  # the disk may be full
             self._write_singly(batch, rows, per)
         reason = self.store.commit(batch)
         if reason:

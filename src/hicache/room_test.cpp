@@ -1,0 +1,169 @@
+// Room on the disk: the cap, replaced blocks, full disks, file systems without holes.
+#include <fstream>
+
+#include "hicache/store_fixture.h"
+
+namespace nixl::hicache {
+namespace {
+
+constexpr uint64_t kMiB = 1ULL << 20;
+
+class Room : public PackedStore {
+  protected:
+    // Takes what is left of the file system.
+    void fillUp() {
+        std::ofstream filler(dir_ / "filler", std::ios::binary);
+        const std::string zeros(4096, '\0');
+        while (filler.write(zeros.data(), 4096).flush()) {
+        }
+    }
+};
+
+TEST_F(Room, replacingUnderTheCapTakesNoMoreThanTheCap) {
+    auto store = open({.maxBytes = 2 * kMiB});
+    uint64_t most = 0;
+    for (int i = 0; i < 300; ++i) {
+        ASSERT_EQ(putMoved(*store, "k", payload(std::to_string(i), 128 << 10)), SlotState::STORED);
+        most = std::max(most, onDisk());
+    }
+    EXPECT_LE(most, 2 * kMiB);
+    std::string value;
+    EXPECT_EQ(get(*store, "k", &value), SlotState::HIT);
+    EXPECT_EQ(value, payload("299", 128 << 10));
+}
+
+TEST_F(Room, whatAnotherWriterReplacesIsGivenBackByItsOwner) {
+    auto a = open({.maxBytes = 2 * kMiB});
+    auto b = open({.maxBytes = 2 * kMiB});
+    for (int i = 0; i < 40; ++i) {
+        Store& store = i % 2 == 0 ? *a : *b;
+        ASSERT_EQ(putMoved(store, "k", payload(std::to_string(i), 128 << 10)), SlotState::STORED);
+    }
+    EXPECT_LE(onDisk(), kMiB);
+}
+
+TEST_F(Room, aFullDiskIsNotFullWhileMostOfItIsDead) {
+    if (!mountHere("tmpfs", "size=8m")) {
+        GTEST_SKIP() << "mounting a tmpfs needs root";
+    }
+    auto store = open();  // no cap: replaced blocks wait for compaction
+    for (int i = 0; i < 40; ++i) {
+        ASSERT_EQ(putMoved(*store, "k", payload(std::to_string(i), kMiB)), SlotState::STORED) << i;
+    }
+    std::string value;
+    EXPECT_EQ(get(*store, "k", &value), SlotState::HIT);
+    EXPECT_EQ(value, payload("39", kMiB));
+}
+
+TEST_F(Room, whatCouldNotBeWrittenLeavesNothingOnTheDisk) {
+    if (!mountHere("tmpfs", "size=8m")) {
+        GTEST_SKIP() << "mounting a tmpfs needs root";
+    }
+    auto store = open();
+    ASSERT_EQ(putMoved(*store, "k", payload("k", 3 * kMiB)), SlotState::STORED);
+    for (int i = 0; i < 3; ++i) {
+        EXPECT_EQ(putMoved(*store, "big", payload("big", 6 * kMiB)), SlotState::FAILED);
+    }
+    EXPECT_LE(onDisk(), 3 * kMiB);
+    EXPECT_EQ(putMoved(*store, "fits", payload("fits", 4 * kMiB)), SlotState::STORED);
+    EXPECT_EQ(get(*store, "k"), SlotState::HIT);
+    EXPECT_EQ(get(*store, "fits"), SlotState::HIT);
+}
+
+TEST_F(Room, compactionOnAFullDiskGivesTheHolesBack) {
+    if (!mountHere("tmpfs", "size=8m")) {
+        GTEST_SKIP() << "mounting a tmpfs needs root";
+    }
+    auto store = open({.segmentBytes = 2 * kMiB});
+    for (int i = 0; i < 6; ++i) {  // a segment has one block that stays, and one replaced later
+        const std::string n = std::to_string(i);
+        ASSERT_EQ(putMoved(*store, "stay" + n, payload("stay" + n, kMiB / 2)), SlotState::STORED);
+        ASSERT_EQ(putMoved(*store, "k", payload(n, kMiB / 2)), SlotState::STORED);
+    }
+    fillUp();
+    const uint64_t before = onDisk();
+    for (int i = 0; i < 10 && store->maintain(0.2).value(); ++i) {
+    }
+    EXPECT_LE(onDisk() + 2 * kMiB, before);
+    for (int i = 0; i < 6; ++i) {
+        EXPECT_EQ(get(*store, "stay" + std::to_string(i)), SlotState::HIT);
+    }
+}
+
+TEST_F(Room, trimmingOnAFullDiskGivesTheRoomBack) {
+    if (!mountHere("tmpfs", "size=8m")) {
+        GTEST_SKIP() << "mounting a tmpfs needs root";
+    }
+    putAll(*open(), "k", 400);
+    fillUp();
+    auto store = open({.maxBytes = kMiB});
+    const auto again = store->maintain(0.5);
+    EXPECT_TRUE(again.ok()) << again.status().message();
+    EXPECT_LE(onDisk(), kMiB);
+    EXPECT_EQ(get(*store, "k399"), SlotState::HIT);
+    store = open({.readOnly = true});  // and the log says so
+    EXPECT_LE(store->directory(0).stats().liveBytes, kMiB);
+}
+
+TEST_F(Room, whereNoHolesAreKnownCompactionGivesTheRoomBack) {
+    if (!mountHere("ramfs", "")) {
+        GTEST_SKIP() << "mounting a ramfs needs root";
+    }
+    auto store = open({.maxBytes = 8 * kMiB});
+    putAll(*store, "stay", 20);
+    for (int i = 0; i < 100; ++i) {
+        ASSERT_EQ(putMoved(*store, "k", payload(std::to_string(i), 96 << 10)), SlotState::STORED);
+        putAll(*store, "stay" + std::to_string(i) + "-", 1);
+    }
+    while (store->maintain(0.2).value()) {
+    }
+    EXPECT_LE(onDisk(), 3 * kMiB);
+    EXPECT_EQ(get(*store, "stay3"), SlotState::HIT);
+    EXPECT_EQ(get(*store, "stay77-0"), SlotState::HIT);
+}
+
+TEST_F(Room, twoBatchesAtOnceMayTogetherBeAboveTheCap) {
+    auto store = open({.maxBytes = 10 * 8192});
+    Batch batches[2];
+    std::vector<std::string> blocks;
+    for (int n = 0; n < 2; ++n) {
+        for (int i = 0; i < 6; ++i) {
+            const std::string key = std::to_string(n) + "-" + std::to_string(i);
+            store->addKey(batches[n], key, true);
+            batches[n].slots.back().length = 8192;
+            blocks.push_back(payload(key, 8192));
+        }
+        const Status status = store->reserve(batches[n], false);
+        EXPECT_TRUE(status.ok()) << status.message();
+    }
+    const auto parts = partsOf(blocks);
+    for (int n = 0; n < 2; ++n) {
+        const auto mine = std::span(parts).subspan(static_cast<size_t>(n) * 6, 6);
+        ASSERT_TRUE(store->move(batches[n], SlotState::NEW, mine, 1, true, false).ok());
+        ASSERT_TRUE(store->commit(batches[n]).ok());
+        for (const Slot& slot : batches[n].slots) {
+            EXPECT_EQ(slot.state, SlotState::STORED);
+        }
+        EXPECT_LE(store->directory(0).stats().liveBytes, 10 * 8192U);
+    }
+    EXPECT_EQ(get(*store, "1-5"), SlotState::HIT);
+    EXPECT_EQ(get(*store, "0-0"), SlotState::MISS);  // the oldest
+}
+
+// kEvictionSlack: a part of the cap more than is needed goes at once, so the next ones evict none.
+TEST_F(Room, evictingFreesALittleMoreThanIsNeeded) {
+    constexpr uint64_t kCap = 2 * kEvictionSlack * kAlignment;
+    const auto evictions = [](Store& store) { return store.directory(0).stats().evictions; };
+    auto store = open({.maxBytes = kCap});
+    for (uint64_t i = 0; i < 2 * kEvictionSlack; ++i) {
+        putMoved(*store, "k" + std::to_string(i), std::string(100, 'x'));
+    }
+    EXPECT_EQ(evictions(*store), 0U);
+    for (const uint64_t evicted : {3, 3, 3, 6, 6, 6, 9}) {
+        putMoved(*store, "more" + randomName(), std::string(100, 'x'));
+        EXPECT_EQ(evictions(*store), evicted);
+    }
+}
+
+}  // namespace
+}  // namespace nixl::hicache
