@@ -76,6 +76,9 @@ class Directory {
     void find(Batch& batch, uint16_t self);
     // After reading: a hit whose entry has changed meanwhile becomes a miss.
     void confirm(Batch& batch, uint16_t self);
+    // Hits that could not be read (FAILED): forgotten where their bytes are not there for anybody,
+    // so that nothing is said to exist that cannot be fetched.
+    void probe(Batch& batch, uint16_t self);
     // Forgets CORRUPT slots; those of this process' writers for good.
     void forget(Batch& batch, uint16_t self);
     // Gives every slot that is not stored yet a place (`replace`: also those that are).
@@ -165,6 +168,8 @@ class Directory {
     Status append(Log& log, std::string_view records) NIXL_REQUIRES(mutex_);
     // Appends what waits for the logs of this process.
     Status flushLogs() NIXL_REQUIRES(mutex_);
+    // Drops the entry of this slot if it is still that version's.
+    bool forgetSlot(const Slot& slot) NIXL_REQUIRES(mutex_);
     void eraseRecord(uint32_t id) NIXL_REQUIRES(mutex_);
     void touch(uint32_t id) NIXL_REQUIRES(mutex_);
     // Makes room under the cap for `bytes` that are to be stored.

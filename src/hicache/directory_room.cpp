@@ -31,6 +31,27 @@ Status punch(const std::string& path, uint64_t offset, uint64_t length) {
     return {};
 }
 
+// Whether a block can be read at all; what is only short of descriptors or memory counts as such.
+bool readable(const std::string& path, const Slot& slot) {
+    const auto passes = [](const Status& status) {
+        const int error = status.systemErrno();
+        return error == EMFILE || error == ENFILE || error == ENOMEM;
+    };
+    auto fd = openFile(path, O_RDONLY);
+    if (!fd.ok()) {
+        return passes(fd.status());
+    }
+    std::string buffer(std::min<uint64_t>(slot.length, 1U << 20), '\0');
+    for (uint64_t done = 0; done < slot.length; done += buffer.size()) {
+        const size_t size = std::min<uint64_t>(buffer.size(), slot.length - done);
+        auto got = readAll(fd.value().get(), path, buffer.data(), size, slot.offset + done);
+        if (!got.ok() || got.value() != size) {
+            return !got.ok() && passes(got.status());
+        }
+    }
+    return true;
+}
+
 }  // namespace
 
 void Directory::release(const Entry& entry) {
@@ -206,23 +227,51 @@ std::vector<std::string> Directory::takeDroppedSegments() {
     return std::exchange(droppedSegments_, {});
 }
 
+bool Directory::forgetSlot(const Slot& slot) {
+    const uint32_t id = index_.find(slot.key);
+    if (id == kNone || index_.at(id).version != slot.version) {
+        return false;
+    }
+    if (ownedEntry(index_.at(id))) {
+        eraseRecord(id);
+    }
+    drop(id);
+    return true;
+}
+
 void Directory::forget(Batch& batch, uint16_t self) {
     const MutexLock lock(mutex_);
     for (const Slot& slot : batch.slots) {
-        if (slot.directory != self || slot.state != SlotState::CORRUPT) {
-            continue;
-        }
-        ++stats_.corruptBlocks;
-        const uint32_t id = index_.find(slot.key);
-        if (id != kNone && index_.at(id).version == slot.version) {
-            if (ownedEntry(index_.at(id))) {
-                eraseRecord(id);
-            }
-            drop(id);
+        if (slot.directory == self && slot.state == SlotState::CORRUPT) {
+            ++stats_.corruptBlocks;
+            forgetSlot(slot);
         }
     }
     const Status status = flushLogs();
     static_cast<void>(status);  // found corrupt again after a restart, and a miss again
+}
+
+void Directory::probe(Batch& batch, uint16_t self) {
+    if (options_.externalSegments) {
+        return;  // what an object store fails today it may give tomorrow
+    }
+    std::vector<Slot*> lost;
+    for (Slot& slot : batch.slots) {
+        if (slot.directory == self && slot.state == SlotState::FAILED && !slot.held &&
+            !readable(segmentPath(slot.segment), slot)) {
+            lost.push_back(&slot);
+        }
+    }
+    if (lost.empty()) {
+        return;
+    }
+    const MutexLock lock(mutex_);
+    for (Slot* slot : lost) {
+        forgetSlot(*slot);
+        slot->state = SlotState::MISS;
+    }
+    const Status status = flushLogs();
+    static_cast<void>(status);
 }
 
 Status Directory::erase(const std::vector<Fingerprint>& keys) {

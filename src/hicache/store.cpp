@@ -73,6 +73,7 @@ Status Store::confirm(Batch& batch) {
     NIXL_RETURN_IF_ERROR(checkProcess());
     for (size_t i = 0; i < directories_.size(); ++i) {
         directories_[i]->confirm(batch, static_cast<uint16_t>(i));
+        directories_[i]->probe(batch, static_cast<uint16_t>(i));
     }
     return {};
 }

@@ -103,6 +103,31 @@ TEST_F(PackedStore, aFlippedBitOfThePayloadIsCorruptThenAMiss) {
     EXPECT_EQ(get(*store, "a1"), SlotState::HIT);
 }
 
+TEST_F(PackedStore, whatCannotBeReadIsNotSaidToExist) {
+    auto store = open();
+    auto reader = open();
+    putAll(*store, "a", 3);
+    fs::resize_file(files("segments").at(0), 8192 + 100);
+    for (Store* each : {reader.get(), store.get()}) {
+        for (const char* key : {"a0", "a1", "a2"}) {
+            Batch batch;
+            each->addKey(batch, key, false);
+            ASSERT_TRUE(each->find(batch).ok());
+            std::string block(batch.slots[0].length, '\0');
+            const std::vector<Part> mine{
+                {reinterpret_cast<uint64_t>(block.data()), block.size(), 0}};
+            const Status moved = each->move(batch, SlotState::HIT, mine, 1, true, false);
+            ASSERT_TRUE(each->confirm(batch).ok());
+            const bool there = key[1] == '0';
+            EXPECT_EQ(moved.ok(), there);
+            EXPECT_EQ(batch.slots[0].state, there ? SlotState::HIT : SlotState::MISS);
+            EXPECT_EQ(each->containsPrefix(batch).value(), there ? 1U : 0U);
+        }
+    }
+    store = open();
+    EXPECT_EQ(store->directory(0).stats().blocks, 1U);
+}
+
 TEST_F(PackedStore, aReservationWithoutCommitIsNeverSeen) {
     {
         auto store = open();
