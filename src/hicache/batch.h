@@ -31,6 +31,7 @@ struct Slot {
     uint32_t entry = 0;
     uint32_t segment = 0;
     uint32_t checksum = 0;
+    uint32_t scope = 0;  // see scopeOf (reservations only)
     uint16_t directory = 0;
     bool held = false;  // a reserved place that is neither stored nor given back yet
     SlotState state = SlotState::MISS;

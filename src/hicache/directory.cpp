@@ -15,7 +15,7 @@ constexpr uint64_t kSecond = 1000000000;
 }  // namespace
 
 Directory::Directory(std::string path, const DirectoryOptions& options)
-    : path_(std::move(path)), root_(path_ + "/.nixl-packed"), options_(options) {}
+    : path_(std::move(path)), root_(path_ + "/.nixl-packed"), options_(options), owners_(1) {}
 
 Directory::~Directory() {
     const MutexLock lock(mutex_);

@@ -90,6 +90,8 @@ class Directory {
 
     Status erase(const std::vector<Fingerprint>& keys);
     Status clear();
+    // Removes what these owners stored, whoever wrote it; owners are matched as a whole.
+    Status clearOwners(const std::vector<std::string>& owners);
     // Gives the room of every dead place back, for a disk that is full; how many bytes that was.
     uint64_t reclaimDead();
     // Adopts logs of dead writers, trims to the cap, reclaims segments; true: call again soon.
@@ -103,6 +105,12 @@ class Directory {
     CheckResult check(uint32_t from, uint64_t max_bytes);
     // The keys behind fingerprints, from the logs; empty where unknown.
     std::vector<std::string> namesOf(const std::vector<Fingerprint>& keys);
+    // The same, with whose they are.
+    struct Name {
+        std::string text;
+        uint32_t scope = 0;
+    };
+    std::vector<Name> scopedNamesOf(const std::vector<Fingerprint>& keys);
 
   private:
     struct Segment {
@@ -152,6 +160,11 @@ class Directory {
     void apply(uint32_t log, const Record& record) NIXL_REQUIRES(mutex_);
     void applyPut(uint32_t log, const Record& record) NIXL_REQUIRES(mutex_);
     void applyClear(uint64_t version) NIXL_REQUIRES(mutex_);
+    void applyClearOwner(const std::string& owner, uint64_t version) NIXL_REQUIRES(mutex_);
+    void applyGone(const Record& record) NIXL_REQUIRES(mutex_);
+    // Whether a record of this age and kind was said to be gone before it was read.
+    bool isGone(const Record& record, uint16_t scope) const NIXL_REQUIRES(mutex_);
+    uint16_t scopeId(std::string_view owner) NIXL_REQUIRES(mutex_);
     uint32_t segmentOf(uint32_t log, uint32_t number) NIXL_REQUIRES(mutex_);
     void account(uint32_t id, bool add) NIXL_REQUIRES(mutex_);
     void drop(uint32_t id) NIXL_REQUIRES(mutex_);
@@ -208,6 +221,13 @@ class Directory {
     std::vector<Hole> freed_ NIXL_GUARDED_BY(mutex_);
     bool emptied_ NIXL_GUARDED_BY(mutex_) = false;  // a segment may have lost its last block
     std::atomic<bool> noHoles_{false};              // the file system knows none
+    struct Owner {
+        std::string name;
+        uint64_t clearedUpTo = 0;
+    };
+    std::vector<Owner> owners_ NIXL_GUARDED_BY(mutex_);  // the first stands for those not known
+    uint16_t lastOwner_ NIXL_GUARDED_BY(mutex_) = 0;     // whom the last record was of
+    std::unordered_map<Fingerprint, uint64_t, FingerprintHash> gone_ NIXL_GUARDED_BY(mutex_);
     DirectoryStats stats_ NIXL_GUARDED_BY(mutex_);
     uint32_t writer_ NIXL_GUARDED_BY(mutex_) = kNone;   // the log new blocks go to
     uint32_t current_ NIXL_GUARDED_BY(mutex_) = kNone;  // the segment new blocks go to

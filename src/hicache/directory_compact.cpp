@@ -128,14 +128,14 @@ Status Directory::moveBlocks(uint32_t segment, const std::vector<Slot>& blocks) 
     if (!from.ok()) {
         return from.status();
     }
-    std::vector<std::string> names;
+    std::vector<Name> names;
     {
         std::vector<Fingerprint> keys;
         keys.reserve(blocks.size());
         for (const Slot& block : blocks) {
             keys.push_back(block.key);
         }
-        names = namesOf(keys);
+        names = scopedNamesOf(keys);
     }
     std::string buffer;
     Batch batch;
@@ -144,9 +144,10 @@ Status Directory::moveBlocks(uint32_t segment, const std::vector<Slot>& blocks) 
         auto got = readAll(from.value().get(), segmentPath(segment), buffer.data(), buffer.size(),
                            blocks[i].offset);
         batch.slots.assign(1, blocks[i]);
-        batch.names = names[i];
-        batch.nameEnds.assign(1, names[i].size());
+        batch.names = names[i].text;
+        batch.nameEnds.assign(1, names[i].text.size());
         Slot& slot = batch.slots.front();
+        slot.scope = names[i].scope;
         if (!got.ok() || got.value() != buffer.size() ||
             base::crc32c(buffer) != blocks[i].checksum) {
             slot.state = SlotState::CORRUPT;
@@ -203,6 +204,7 @@ Status Directory::rewriteLog(uint32_t log) {
         unlink(temporary.c_str());
         return status;
     }
+    stats_.damagedLogBytes += logs_[log].file->damagedBytes();
     made.value()->moved(path);
     logs_[log].file = std::move(made).value();
     logs_[log].records = count;
@@ -216,7 +218,6 @@ Status Directory::copyLog(uint32_t log, LogFile& fresh, uint64_t& count) {
     }
     std::string records;
     Status status;
-    encode({.type = RecordType::CLEAR, .key = {}, .version = clearedUpTo_}, records);
     const Status read = old.value()->readNew([&](const Record& record) NIXL_NO_TSA {
         if (record.type != RecordType::PUT || !status.ok()) {
             return;
@@ -240,6 +241,16 @@ Status Directory::copyLog(uint32_t log, LogFile& fresh, uint64_t& count) {
     });
     NIXL_RETURN_IF_ERROR(read);
     NIXL_RETURN_IF_ERROR(status);
+    // Behind the blocks: where one of these is damaged, all blocks are older than what follows.
+    encode({.type = RecordType::CLEAR, .key = {}, .version = clearedUpTo_}, records);
+    for (const Owner& owner : owners_) {
+        if (owner.clearedUpTo != 0) {
+            encode(clearOwner(owner.name, owner.clearedUpTo), records);
+        }
+    }
+    for (const auto& [key, version] : gone_) {
+        encode({.type = RecordType::GONE, .key = key, .version = version}, records);
+    }
     NIXL_RETURN_IF_ERROR(fresh.append(records));
     return fresh.sync();
 }
@@ -284,10 +295,15 @@ CheckResult Directory::check(uint32_t from, uint64_t max_bytes) {
 }
 
 std::vector<std::string> Directory::namesOf(const std::vector<Fingerprint>& keys) {
-    struct Hash {
-        size_t operator()(const Fingerprint& key) const { return key.low; }
-    };
-    std::unordered_map<Fingerprint, size_t, Hash> wanted;
+    std::vector<std::string> names;
+    for (Name& name : scopedNamesOf(keys)) {
+        names.push_back(std::move(name.text));
+    }
+    return names;
+}
+
+std::vector<Directory::Name> Directory::scopedNamesOf(const std::vector<Fingerprint>& keys) {
+    std::unordered_map<Fingerprint, size_t, FingerprintHash> wanted;
     for (size_t i = 0; i < keys.size(); ++i) {
         wanted[keys[i]] = i;
     }
@@ -300,14 +316,14 @@ std::vector<std::string> Directory::namesOf(const std::vector<Fingerprint>& keys
             }
         }
     }
-    std::vector<std::string> names(keys.size());
+    std::vector<Name> names(keys.size());
     for (const std::string& path : paths) {
         auto log = LogFile::open(path, false);
         if (log.ok()) {
             const Status status = log.value()->readNew([&](const Record& record) {
                 const auto at = wanted.find(record.key);
                 if (record.type == RecordType::PUT && at != wanted.end()) {
-                    names[at->second] = record.name;
+                    names[at->second] = {std::string(record.name), record.scope};
                 }
             });
             static_cast<void>(status);

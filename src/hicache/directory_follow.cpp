@@ -128,6 +128,9 @@ void Directory::resetAfterRemoval() {
     logs_.clear();
     logByName_.clear();
     freed_.clear();
+    owners_.assign(1, {});
+    lastOwner_ = 0;
+    gone_.clear();
     writer_ = current_ = kNone;
     stats_.blocks = stats_.liveBytes = 0;
     clearedUpTo_ = logsChanged_ = 0;
@@ -138,6 +141,10 @@ bool Directory::adoptLogs() {
     for (uint32_t i = 0; i < logs_.size(); ++i) {
         if (!logs_[i].owned && logs_[i].file != nullptr && logs_[i].file->tryLock()) {
             follow(i);
+            // What damage took is written down before a damaged end is cut off.
+            if (logs_[i].file != nullptr && logs_[i].file->lossy() && !rewriteLog(i).ok()) {
+                continue;
+            }
             if (logs_[i].file != nullptr && logs_[i].file->adopt().ok()) {
                 finishAdoption(i);
                 any = true;
@@ -227,6 +234,10 @@ void Directory::apply(uint32_t log, const Record& record) {
         }
         case RecordType::CLEAR:
             return applyClear(record.version);
+        case RecordType::CLEAR_OWNER:
+            return applyClearOwner(std::string(record.name), record.version);
+        case RecordType::GONE:
+            return applyGone(record);
         case RecordType::TOUCH: {
             const uint32_t id = index_.find(record.key);
             if (id != kNone) {
@@ -242,7 +253,9 @@ void Directory::applyPut(uint32_t log, const Record& record) {
     const uint32_t segment = segmentOf(log, record.segment);
     segments_[segment].size =
         std::max(segments_[segment].size, record.offset + alignUp(record.length));
-    if (record.version <= clearedUpTo_) {
+    std::string_view owner;
+    const uint16_t scope = ownerIn(record.name, record.scope, owner) ? scopeId(owner) : 0;
+    if (isGone(record, scope)) {
         return;
     }
     uint32_t id = index_.find(record.key);
@@ -268,6 +281,7 @@ void Directory::applyPut(uint32_t log, const Record& record) {
     entry.offset = record.offset;
     entry.length = record.length;
     entry.segment = segment;
+    entry.scope = scope;
     entry.checksum = record.checksum;
     entry.touched = static_cast<uint32_t>(record.version / kSecond);
     account(id, true);
@@ -283,6 +297,59 @@ void Directory::applyClear(uint64_t version) {
             drop(id);
         }
     }
+}
+
+void Directory::applyClearOwner(const std::string& owner, uint64_t version) {
+    const uint16_t scope = scopeId(owner);
+    if (scope == 0 || version <= owners_[scope].clearedUpTo) {
+        return;
+    }
+    owners_[scope].clearedUpTo = version;
+    for (uint32_t id = 0; id < index_.slots(); ++id) {
+        const Entry& entry = index_.at(id);
+        if (entry.used && entry.scope == scope && entry.version <= version) {
+            if (ownedEntry(entry)) {
+                release(entry);
+            }
+            drop(id);
+        }
+    }
+}
+
+void Directory::applyGone(const Record& record) {
+    const Fingerprint key = record.name.empty() ? record.key : fingerprint(secret_, record.name);
+    uint64_t& upto = gone_[key];
+    upto = std::max(upto, record.version);
+    const uint32_t id = index_.find(key);
+    if (id != kNone && index_.at(id).version <= record.version) {
+        drop(id);
+    }
+}
+
+bool Directory::isGone(const Record& record, uint16_t scope) const {
+    if (record.version <= clearedUpTo_ || record.version <= owners_[scope].clearedUpTo) {
+        return true;
+    }
+    const auto gone = gone_.empty() ? gone_.end() : gone_.find(record.key);
+    return gone != gone_.end() && record.version <= gone->second;
+}
+
+uint16_t Directory::scopeId(std::string_view owner) {
+    if (lastOwner_ != 0 && owners_[lastOwner_].name == owner) {
+        return lastOwner_;
+    }
+    for (size_t i = 1; i < owners_.size(); ++i) {  // a few: models, ranks
+        if (owners_[i].name == owner) {
+            lastOwner_ = static_cast<uint16_t>(i);
+            return lastOwner_;
+        }
+    }
+    if (owners_.size() > UINT16_MAX) {
+        return 0;
+    }
+    owners_.push_back({.name = std::string(owner), .clearedUpTo = 0});
+    lastOwner_ = static_cast<uint16_t>(owners_.size() - 1);
+    return lastOwner_;
 }
 
 uint32_t Directory::segmentOf(uint32_t log, uint32_t number) {

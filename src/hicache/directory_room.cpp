@@ -299,6 +299,36 @@ Status Directory::erase(const std::vector<Fingerprint>& keys) {
     return status;
 }
 
+Status Directory::clearOwners(const std::vector<std::string>& owners) {
+    Freed freed;
+    Status status;
+    {
+        const MutexLock lock(mutex_);
+        refresh();
+        if (options_.readOnly) {
+            return Status::notAllowed(path_ + ": opened for reading only");
+        }
+        if (index_.size() == 0) {
+            return {};
+        }
+        adoptLogs();
+        NIXL_RETURN_IF_ERROR(ensureWriter());
+        const uint64_t version = nextVersion();
+        std::string records;
+        for (const std::string& owner : owners) {
+            encode(clearOwner(owner, version), records);
+            applyClearOwner(owner, version);
+        }
+        status = append(logs_[writer_], records);
+        freed = takeFreed();
+        if (status.systemErrno() == ENOSPC && reclaim(freed) != 0) {
+            status = append(logs_[writer_], records);
+        }
+    }
+    reclaim(freed);
+    return status;
+}
+
 Status Directory::clear() {
     Freed freed;
     Status status;

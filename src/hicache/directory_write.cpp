@@ -229,7 +229,8 @@ Status Directory::insertStored(Batch& batch, uint16_t self, bool reclaim_old) {
                     .length = slot.length,
                     .segment = segments_[slot.segment].number,
                     .checksum = slot.checksum,
-                    .name = batch.name(i)},
+                    .name = batch.name(i),
+                    .scope = slot.scope},
                    records);
             ++count;
         }
@@ -243,7 +244,8 @@ Status Directory::insertStored(Batch& batch, uint16_t self, bool reclaim_old) {
     if (status.ok() && options_.durable) {
         status = log.file->sync();
     }
-    for (Slot& slot : batch.slots) {
+    for (size_t i = 0; i < batch.slots.size(); ++i) {
+        Slot& slot = batch.slots[i];
         if (slot.directory != self || slot.state != SlotState::NEW) {
             continue;
         }
@@ -260,7 +262,8 @@ Status Directory::insertStored(Batch& batch, uint16_t self, bool reclaim_old) {
                                .length = slot.length,
                                .segment = segments_[slot.segment].number,
                                .checksum = slot.checksum,
-                               .name = {}});
+                               .name = batch.name(i),
+                               .scope = slot.scope});
         }
     }
     NIXL_RETURN_IF_ERROR(status);

@@ -2,6 +2,7 @@
 // The secret is per directory, so nobody can make two keys collide. Values; any thread.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
 
@@ -11,6 +12,10 @@ struct Fingerprint {
     uint64_t low = 0;
     uint64_t high = 0;
     bool operator==(const Fingerprint&) const = default;
+};
+
+struct FingerprintHash {
+    size_t operator()(const Fingerprint& key) const noexcept { return key.low; }
 };
 
 struct HashSecret {

@@ -23,6 +23,7 @@ struct Entry {
     uint32_t touched = 0;  // seconds since 1970 of the last logged touch
     uint32_t newer = kNone;
     uint32_t older = kNone;
+    uint16_t scope = 0;  // index into the directory's owners; 0: not known
     bool used = false;
 };
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -99,37 +100,78 @@ Status LogFile::readUpTo(uint64_t end, const std::function<void(const Record&)>&
         buffer_.resize(held + got.value());
         fetched += got.value();
         const bool last = fetched >= end || got.value() < more;
-        const std::string_view bytes = buffer_;
-        size_t at = 0;
-        Record record;
-        size_t size = 0;
-        while (at < bytes.size()) {
-            const Decoded what = decode(bytes.substr(at), record, size);
-            if (what == Decoded::RECORD) {
-                apply(record);
-                at += size;
-                continue;
-            }
-            // Behind damage, or a length that never completes, look for the next whole record.
-            if (what == Decoded::INCOMPLETE && !last) {
-                break;
-            }
-            const size_t next = findRecord(bytes, at + 1);
-            if (next == std::string_view::npos) {
-                break;
-            }
-            damaged_ += next - at;
-            at = next;
-        }
+        const size_t at = readChunk(last, apply);
         buffer_.erase(0, at);
         readOffset_ += at;
         if (last) {
             break;
         }
     }
+    // Damage at the end: newer than all that was read, and no younger than now.
+    tellLost(std::max(newest_, wallClockNanoseconds()) + 1, apply);
     buffer_.clear();
     buffer_.shrink_to_fit();
     return {};
+}
+
+// Gives the records in the buffer; how many of its bytes are done with.
+size_t LogFile::readChunk(bool last, const std::function<void(const Record&)>& apply) {
+    const std::string_view bytes = buffer_;
+    size_t at = 0;
+    Record record;
+    size_t size = 0;
+    while (at < bytes.size()) {
+        const Decoded what = decode(bytes.substr(at), record, size);
+        if (what == Decoded::RECORD) {
+            // Only these have versions that grow from one to the next.
+            if (record.type == RecordType::PUT) {
+                newest_ = std::max(newest_, record.version);
+                tellLost(record.version, apply);
+            }
+            apply(record);
+            at += size;
+            continue;
+        }
+        // Behind damage, or a length that never completes, look for the next whole record.
+        if (what == Decoded::INCOMPLETE && !last) {
+            break;
+        }
+        const size_t next = findRecord(bytes, at + 1);
+        if (next == std::string_view::npos) {
+            if (last) {
+                lose(bytes.substr(at));
+            }
+            break;
+        }
+        lose(bytes.substr(at, next - at));
+        damaged_ += next - at;
+        at = next;
+    }
+    return at;
+}
+
+void LogFile::lose(std::string_view bytes) {
+    for (size_t size = 0; !bytes.empty() && !tornPrefix(bytes); bytes.remove_prefix(size)) {
+        lossy_ = true;
+        Record record;
+        if (!recover(bytes, record, size)) {
+            lost_.assign(1, {});
+            return;
+        }
+        if (lost_.empty() || lost_[0].key != Fingerprint() || !lost_[0].name.empty()) {
+            lost_.push_back({record.key, std::string(record.name)});
+        }
+    }
+}
+
+void LogFile::tellLost(uint64_t version, const std::function<void(const Record&)>& apply) {
+    for (const Lost& lost : std::exchange(lost_, {})) {
+        const bool known = lost.key != Fingerprint() || !lost.name.empty();
+        apply({.type = known ? RecordType::GONE : RecordType::CLEAR,
+               .key = lost.key,
+               .version = version == 0 ? 0 : version - 1,
+               .name = lost.name});
+    }
 }
 
 Status LogFile::append(std::string_view records) {

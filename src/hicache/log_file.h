@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "hicache/record.h"
 #include "hicache/system.h"
@@ -24,7 +25,9 @@ class LogFile {
     bool tryLock();
     // Cuts a torn tail off, so that appending goes on behind the last whole record.
     Status adopt();
-    // Every record since the last call. Damage inside is skipped and counted; a torn tail is left.
+    // Every record since the last call. Damage is skipped and counted, and what it may have said is
+    // given as a GONE of its key, or else as a CLEAR, up to the version where the log goes on. A
+    // torn tail is left.
     Status readNew(const std::function<void(const Record&)>& apply);
     // All bytes or none: what was written of them is cut off again.
     Status append(std::string_view records);
@@ -36,12 +39,17 @@ class LogFile {
     const std::string& path() const { return path_; }
     uint64_t readBytes() const { return readOffset_; }
     uint64_t damagedBytes() const { return damaged_; }
+    bool lossy() const { return lossy_; }  // some records cannot be known
     bool locked() const { return locked_; }
 
   private:
     LogFile(std::string path, FileDescriptor fd) : path_(std::move(path)), fd_(std::move(fd)) {}
     // Reads from readOffset_ to `end`; returns once no whole record is left.
     Status readUpTo(uint64_t end, const std::function<void(const Record&)>& apply);
+    size_t readChunk(bool last, const std::function<void(const Record&)>& apply);
+    void lose(std::string_view bytes);
+    // Says what was lost: everything before `version`.
+    void tellLost(uint64_t version, const std::function<void(const Record&)>& apply);
 
     std::string path_;
     FileDescriptor fd_;
@@ -49,6 +57,13 @@ class LogFile {
     uint64_t readOffset_ = 0;
     uint64_t stuckSize_ = 0;  // the size at which nothing more could be decoded
     uint64_t damaged_ = 0;
+    uint64_t newest_ = 0;  // version of a record that was read
+    struct Lost {          // a key, by fingerprint or name; neither: any
+        Fingerprint key;
+        std::string name;
+    };
+    std::vector<Lost> lost_;  // not told yet
+    bool lossy_ = false;
     bool locked_ = false;
     bool writable_ = true;
 };

@@ -1,6 +1,7 @@
 // See record.h. Layout: magic u32, size u32, crc u32 (of the rest), type u8, 3 zero bytes, then
 // fingerprint, version, offset, length (u64 each), segment, checksum, name length (u32 each), name,
-// zeros up to a multiple of 8.
+// the tail if there is a name (scope u32, then a CRC32C each of the name and of what stands from
+// the type to the name, so that damage to one leaves the key known), zeros up to a multiple of 8.
 #include "hicache/record.h"
 
 #include <cstring>
@@ -13,7 +14,10 @@ namespace {
 constexpr uint32_t kMagic = 0x3148584e;  // "NXH1"
 constexpr size_t kCrcFrom = 12;
 constexpr size_t kFixed = 68;
-constexpr size_t kMaxRecord = (kFixed + kMaxKeyBytes + 7) / 8 * 8;
+constexpr size_t kTail = 12;
+constexpr size_t kMinRecord = (kFixed + 7) / 8 * 8;
+constexpr size_t kMaxRecord = (kFixed + kMaxKeyBytes + kTail + 7) / 8 * 8;
+constexpr uint32_t kLastType = static_cast<uint32_t>(RecordType::GONE);
 
 template <typename T>
 void put(char* at, T value) noexcept {
@@ -31,10 +35,29 @@ T get(const char* at) noexcept {
     return value;
 }
 
+uint32_t nameSum(RecordType type, std::string_view name) noexcept {
+    return base::crc32c(static_cast<uint32_t>(type), name.data(), name.size());
+}
+
+// Records that were written before there was a tail have none.
+bool sizeFits(size_t size, size_t name_bytes) noexcept {
+    return size == encodedSize(name_bytes) || size == (kFixed + name_bytes + 7) / 8 * 8;
+}
+
 }  // namespace
 
 size_t encodedSize(size_t name_bytes) noexcept {
-    return (kFixed + name_bytes + 7) / 8 * 8;
+    return (kFixed + name_bytes + (name_bytes == 0 ? 0 : kTail) + 7) / 8 * 8;
+}
+
+bool ownerIn(std::string_view name, uint32_t scope, std::string_view& owner) noexcept {
+    const size_t suffix = (scope & 0xffff) - 1;  // 0 becomes more than any name has
+    const size_t bytes = scope >> 16;
+    if (suffix > name.size() || bytes > suffix) {
+        return false;
+    }
+    owner = name.substr(name.size() - suffix, bytes);
+    return true;
 }
 
 void encode(const Record& record, std::string& out) {
@@ -55,6 +78,10 @@ void encode(const Record& record, std::string& out) {
     put<uint32_t>(at + 64, static_cast<uint32_t>(record.name.size()));
     if (!record.name.empty()) {
         std::memcpy(at + kFixed, record.name.data(), record.name.size());
+        char* tail = at + kFixed + record.name.size();
+        put<uint32_t>(tail, record.scope);
+        put<uint32_t>(tail + 4, nameSum(record.type, record.name));
+        put<uint32_t>(tail + 8, base::crc32c(0, at + kCrcFrom, kFixed - kCrcFrom));
     }
     put<uint32_t>(at + 8, base::crc32c(0, at + kCrcFrom, size - kCrcFrom));
 }
@@ -76,7 +103,7 @@ Decoded decode(std::string_view bytes, Record& record, size_t& size) noexcept {
     }
     const auto name_bytes = get<uint32_t>(at + 64);
     const auto type = get<uint32_t>(at + 12);
-    if (name_bytes > size - kFixed || type < 1 || type > 5) {
+    if (name_bytes > size - kFixed || type < 1 || type > kLastType) {
         return Decoded::DAMAGED;
     }
     record.type = static_cast<RecordType>(type);
@@ -87,7 +114,50 @@ Decoded decode(std::string_view bytes, Record& record, size_t& size) noexcept {
     record.segment = get<uint32_t>(at + 56);
     record.checksum = get<uint32_t>(at + 60);
     record.name = bytes.substr(kFixed, name_bytes);
+    const bool tail = name_bytes != 0 && size == encodedSize(name_bytes);
+    record.scope = tail ? get<uint32_t>(at + kFixed + name_bytes) : 0;
     return Decoded::RECORD;
+}
+
+bool tornPrefix(std::string_view bytes) noexcept {
+    Record record;
+    size_t size = 0;
+    if (bytes.size() < kMinRecord) {
+        return true;
+    }
+    if (decode(bytes, record, size) != Decoded::INCOMPLETE) {
+        return false;
+    }
+    const auto type = get<uint32_t>(bytes.data() + 12);
+    return type >= 1 && type <= kLastType && sizeFits(size, get<uint32_t>(bytes.data() + 64));
+}
+
+bool recover(std::string_view bytes, Record& record, size_t& size) noexcept {
+    if (bytes.size() < kMinRecord) {
+        return false;
+    }
+    const char* at = bytes.data();
+    size = get<uint32_t>(at + 4);
+    if (get<uint32_t>(at) != kMagic || size < kMinRecord || size > bytes.size() || size % 8 != 0) {
+        size = bytes.size();  // then it is the only one
+    }
+    // The length of the name may be damaged, too: one of eight that give this size.
+    for (size_t rest = 0; rest < 8 && size >= kFixed + kTail + rest; ++rest) {
+        const size_t name_bytes = size - kFixed - kTail - rest;
+        const char* tail = at + kFixed + name_bytes;
+        const std::string_view name = bytes.substr(kFixed, name_bytes);
+        record = {.type = RecordType::GONE, .key = {}};
+        if (name_bytes != 0 && get<uint32_t>(tail + 4) == nameSum(RecordType::PUT, name)) {
+            record.name = name;
+            return true;
+        }
+        if (get<uint32_t>(at + 12) == static_cast<uint32_t>(RecordType::PUT) &&
+            get<uint32_t>(tail + 8) == base::crc32c(0, at + kCrcFrom, kFixed - kCrcFrom)) {
+            record.key = {get<uint64_t>(at + 16), get<uint64_t>(at + 24)};
+            return true;
+        }
+    }
+    return false;
 }
 
 size_t findRecord(std::string_view bytes, size_t from) noexcept {

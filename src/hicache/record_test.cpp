@@ -64,6 +64,49 @@ TEST(Record, everyPrefixIsIncompleteAndEveryFlippedBitIsDamage) {
     }
 }
 
+TEST(Record, theKeyOfADamagedOneIsKnownFromWhatIsWhole) {
+    for (const size_t size : {1, 4, 5, 8, 100}) {
+        const std::string name(size, 'k');
+        const std::string bytes = put(name, 9);
+        for (size_t i = 0; i < bytes.size(); ++i) {
+            std::string bad = bytes;
+            bad[i] = static_cast<char>(bad[i] ^ 0xff);
+            Record record;
+            size_t used = 0;
+            ASSERT_TRUE(recover(bad, record, used)) << size << " " << i;
+            EXPECT_EQ(used, bad.size());
+            EXPECT_EQ(record.type, RecordType::GONE);
+            EXPECT_TRUE(record.name == name || record.key == (Fingerprint{1, 2})) << i;
+            if (i + 1 < bytes.size()) {  // of the name's end and the fingerprint both
+                bad[i + 1] = static_cast<char>(bad[i + 1] ^ 1);
+                bad[17] = static_cast<char>(bad[17] ^ 2);
+                if (recover(bad, record, used)) {
+                    EXPECT_EQ(record.name, name) << i;
+                }
+            }
+        }
+    }
+    // One that clears an owner is no block of that name.
+    std::string clear;
+    encode(clearOwner("owner", 7), clear);
+    clear[20] = static_cast<char>(clear[20] ^ 1);
+    Record record;
+    size_t used = 0;
+    EXPECT_FALSE(recover(clear, record, used));
+}
+
+TEST(Record, whatWasNeverFinishedIsToldFromDamage) {
+    const std::string bytes = put("some key", 5);
+    for (size_t size = 0; size < bytes.size(); ++size) {
+        EXPECT_TRUE(tornPrefix(bytes.substr(0, size))) << size;
+    }
+    for (size_t i = 0; i < bytes.size(); ++i) {
+        std::string bad = bytes;
+        bad[i] = static_cast<char>(bad[i] ^ 0xff);
+        EXPECT_FALSE(tornPrefix(bad)) << i;
+    }
+}
+
 TEST(Record, theNextWholeOneIsFoundBehindDamage) {
     const std::string first = put("first", 1);
     const std::string second = put("second", 2);

@@ -48,8 +48,9 @@ Status Store::checkProcess() const {
     return {};
 }
 
-void Store::addKey(Batch& batch, std::string_view key, bool keep_names) const {
+void Store::addKey(Batch& batch, std::string_view key, bool keep_names, uint32_t scope) const {
     Slot slot;
+    slot.scope = scope;
     if (directories_.size() > 1) {
         slot.directory = static_cast<uint16_t>(base::crc32c(key) % directories_.size());
     }
@@ -157,6 +158,14 @@ Status Store::clear() {
     NIXL_RETURN_IF_ERROR(checkProcess());
     for (const auto& directory : directories_) {
         NIXL_RETURN_IF_ERROR(directory->clear());
+    }
+    return {};
+}
+
+Status Store::clearOwners(const std::vector<std::string>& owners) {
+    NIXL_RETURN_IF_ERROR(checkProcess());
+    for (const auto& directory : directories_) {
+        NIXL_RETURN_IF_ERROR(directory->clearOwners(owners));
     }
     return {};
 }

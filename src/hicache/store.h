@@ -31,8 +31,9 @@ class Store {
   public:
     static Result<std::unique_ptr<Store>> open(const StoreOptions& options);
 
-    // A slot per key, with its fingerprint and directory. `keep_names`: for reserve().
-    void addKey(Batch& batch, std::string_view key, bool keep_names) const;
+    // A slot per key, with its fingerprint and directory. `keep_names`: for reserve(); `scope`:
+    // whose key it is, see scopeOf.
+    void addKey(Batch& batch, std::string_view key, bool keep_names, uint32_t scope = 0) const;
 
     Status find(Batch& batch);
     Status confirm(Batch& batch);
@@ -46,7 +47,8 @@ class Store {
     void abandon(Batch& batch);
     Status forgetCorrupt(Batch& batch);
     Status erase(const std::vector<std::string>& keys);
-    Status clear();
+    Status clear();  // of all owners
+    Status clearOwners(const std::vector<std::string>& owners);
     // Gives the room of every dead place back, for a disk that is full; how many bytes that was.
     Result<uint64_t> reclaimDead();
     Result<bool> maintain(double dead_fraction);

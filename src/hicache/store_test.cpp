@@ -237,6 +237,58 @@ TEST_F(PackedStore, clearEmptiesEveryWriterAndNothingComesBack) {
     EXPECT_EQ(get(*again, "a0"), SlotState::MISS);
 }
 
+TEST_F(PackedStore, clearingAnOwnerLeavesTheOthers) {
+    const auto store_as = [](Store& store, const std::string& key, size_t suffix, size_t owner) {
+        Batch batch;
+        store.addKey(batch, key, true, scopeOf(suffix, owner));
+        const std::string block = payload(key);
+        batch.slots[0].length = block.size();
+        EXPECT_TRUE(store.reserve(batch, true).ok());
+        const std::vector<Part> mine{{reinterpret_cast<uint64_t>(block.data()), block.size(), 0}};
+        EXPECT_TRUE(store.move(batch, SlotState::NEW, mine, 1, true, false).ok());
+        EXPECT_TRUE(store.commit(batch).ok());
+    };
+    auto a = open({.logRewriteBytes = 0});
+    auto b = open();
+    store_as(*a, "1_m", 2, 2);
+    store_as(*b, "2_m", 2, 2);
+    store_as(*a, "3_m.page", 7, 2);
+    store_as(*a, "4_m.5.page", 9, 4);  // of another model, "_m.5"
+    store_as(*b, "5_m", 0, 0);         // its name is a coincidence
+    store_as(*b, "6_xy_m", 5, 5);
+    const std::vector<std::string> mine = {"1_m", "2_m", "3_m.page"};
+    const std::vector<std::string> others = {"4_m.5.page", "5_m", "6_xy_m"};
+    ASSERT_TRUE(a->clearOwners({"_m"}).ok());
+    const auto check = [&](Store& store) {
+        for (const std::string& key : mine) {
+            EXPECT_EQ(get(store, key), SlotState::MISS) << key;
+        }
+        for (const std::string& key : others) {
+            EXPECT_EQ(get(store, key), SlotState::HIT) << key;
+        }
+    };
+    check(*a);
+    check(*b);
+    for (int i = 0; i < 10; ++i) {
+        store_as(*a, "x_z", 2, 2);
+    }
+    ASSERT_TRUE(a->maintain(0.5).ok());  // rewrites the log
+    a.reset();
+    b.reset();
+    auto again = open({.segmentBytes = 64ULL << 10, .logRewriteBytes = 0});
+    check(*again);
+    while (again->maintain(0.01).value()) {  // moved blocks keep their owner
+    }
+    check(*again);
+    ASSERT_TRUE(again->clearOwners({"_m.5", ""}).ok());
+    EXPECT_EQ(get(*again, "4_m.5.page"), SlotState::MISS);
+    EXPECT_EQ(get(*again, "5_m"), SlotState::MISS);
+    EXPECT_EQ(get(*again, "6_xy_m"), SlotState::HIT);
+    store_as(*again, "1_m", 2, 2);
+    again.reset();
+    EXPECT_EQ(get(*open(), "1_m"), SlotState::HIT);
+}
+
 TEST_F(PackedStore, aNewerValueOfAnotherWriterWinsEvenAfterItIsGone) {
     auto a = open();
     auto b = open();

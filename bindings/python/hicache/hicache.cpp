@@ -2,6 +2,7 @@
 // NumPy arrays, the GIL is released in all that touches files or payload. See hicache/store.h.
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -9,6 +10,7 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -115,8 +117,14 @@ class PyStore {
     std::pair<std::unique_ptr<PyBatch>, std::string> reserve(const nb::list& keys,
                                                              const std::string& suffix,
                                                              const Lengths& lengths,
-                                                             bool replace) {
-        auto out = makeBatch(keys, suffix, true);
+                                                             bool replace,
+                                                             const std::string& owner) {
+        if (!suffix.starts_with(owner)) {
+            throw std::invalid_argument("reserve: the suffix \"" + suffix +
+                                        "\" does not begin with its owner \"" + owner + "\"");
+        }
+        const auto scope = nixl::hicache::scopeOf(suffix.size(), owner.size());
+        auto out = makeBatch(keys, suffix, true, scope);
         if (lengths.shape(0) != out->batch.slots.size()) {
             throw std::invalid_argument("reserve: one length for each key is needed");
         }
@@ -181,8 +189,8 @@ class PyStore {
     void erase(const std::vector<std::string>& keys) {
         call([&] { return store_->erase(keys); });
     }
-    void clear() {
-        call([&] { return store_->clear(); });
+    void clear(const std::optional<std::vector<std::string>>& owners) {
+        call([&] { return owners ? store_->clearOwners(*owners) : store_->clear(); });
     }
     uint64_t reclaimDead() {
         uint64_t bytes = 0;
@@ -274,7 +282,8 @@ class PyStore {
 
     std::unique_ptr<PyBatch> makeBatch(const nb::list& keys,
                                        const std::string& suffix,
-                                       bool keep_names) {
+                                       bool keep_names,
+                                       uint32_t scope = 0) {
         auto out = std::make_unique<PyBatch>(store_);
         out->batch.slots.reserve(nb::len(keys));
         std::string whole;
@@ -291,7 +300,7 @@ class PyStore {
             }
             whole.assign(text, static_cast<size_t>(size));
             whole += suffix;
-            store_->addKey(out->batch, whole, keep_names);
+            store_->addKey(out->batch, whole, keep_names, scope);
         }
         return out;
     }
@@ -410,7 +419,7 @@ NB_MODULE(_hicache, m) {
         .def("find", &PyStore::find, nb::arg("keys"), nb::arg("suffix") = "")
         .def("contains_prefix", &PyStore::containsPrefix, nb::arg("keys"), nb::arg("suffix") = "")
         .def("reserve", &PyStore::reserve, nb::arg("keys"), nb::arg("suffix"), nb::arg("lengths"),
-             nb::arg("replace"))
+             nb::arg("replace"), nb::arg("owner") = "")
         .def("commit", &PyStore::commit, nb::arg("batch"))
         .def("describe", &PyStore::describe, nb::arg("batch"), nb::arg("state"), nb::arg("parts"),
              nb::arg("per_slot"))
@@ -421,7 +430,7 @@ NB_MODULE(_hicache, m) {
         .def("confirm", &PyStore::confirm, nb::arg("batch"))
         .def("forget_corrupt", &PyStore::forgetCorrupt, nb::arg("batch"))
         .def("erase", &PyStore::erase, nb::arg("keys"))
-        .def("clear", &PyStore::clear)
+        .def("clear", &PyStore::clear, nb::arg("owners") = nb::none())
         .def("reclaim_dead", &PyStore::reclaimDead)
         .def("maintain", &PyStore::maintain, nb::arg("dead_fraction") = 0.5)
         .def("segment_path", &PyStore::segmentPath, nb::arg("device"))
