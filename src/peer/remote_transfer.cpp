@@ -9,6 +9,7 @@
 #include "base/threads.h"
 #include "peer/engine_impl.h"
 #include "peer/host_copy.h"
+#include "peer/plan_maps.h"
 
 namespace nixl::peer {
 
@@ -46,48 +47,6 @@ bool isDram(std::span<const PlanRegion> regions) {
     return std::all_of(regions.begin(), regions.end(),
                        [](const PlanRegion& region) { return region.type == MemType::DRAM; });
 }
-
-// What is mapped here of a plan's remote regions; those it does not touch are null.
-class PlanMaps {
-  public:
-    explicit PlanMaps(std::vector<RegionMapPtr> maps) : maps_(std::move(maps)) {}
-
-    std::span<const RegionMapPtr> all() const { return maps_; }
-
-    struct Count {
-        size_t regions = 0;
-        size_t whole = 0;      // mapped from end to end
-        size_t partly = 0;     // mapped in part
-        bool pending = false;  // the peer has not answered for all
-        std::string reason;    // why one of them is not
-    };
-    Count count() const {
-        Count count;
-        for (const RegionMapPtr& map : maps_) {
-            if (map == nullptr) {
-                continue;
-            }
-            ++count.regions;
-            const MappedRegionPtr mapped = map->mapped();
-            if (mapped != nullptr && mapped->whole) {
-                ++count.whole;
-                continue;
-            }
-            count.partly += mapped != nullptr ? 1 : 0;
-            count.pending = count.pending || map->pending();
-            count.reason = map->reason();
-        }
-        return count;
-    }
-    // Everything the plan touches is mapped.
-    bool whole() const {
-        return std::all_of(maps_.begin(), maps_.end(),
-                           [](const RegionMapPtr& map) { return map == nullptr || map->whole(); });
-    }
-
-  private:
-    const std::vector<RegionMapPtr> maps_;
-};
 
 // What the posts of a transfer use one after the other, so that the second allocates nothing.
 // Touched by the post alone, and posts are serialised by the core.
