@@ -4,14 +4,13 @@
 #include <algorithm>
 #include <cstdlib>
 #include <iterator>
-#include <mutex>
 
-#include <pthread.h>
 #include <sys/random.h>
 #include <unistd.h>
 
 #include "agent/services.h"
 #include "backend/names.h"
+#include "base/fork.h"
 #include "base/log.h"
 #include "base/utf8.h"
 #include "metadata/blob.h"
@@ -29,18 +28,6 @@ constexpr auto kGentleRest = std::chrono::milliseconds(600);    // of it, after 
 constexpr auto kCallLimit = std::chrono::milliseconds(50);      // at least, for calls to leave
 constexpr auto kReleaseLimit = std::chrono::milliseconds(100);  // decisions: cancel is bounded
 
-// Counts forks: an agent made before the last one is dead in this process.
-std::atomic<uint64_t>& forkEpoch() {
-    static std::atomic<uint64_t> epoch{0};
-    return epoch;
-}
-
-void watchForks() {
-    static std::once_flag once;
-    std::call_once(once,
-                   [] { pthread_atfork(nullptr, nullptr, [] { forkEpoch().fetch_add(1); }); });
-}
-
 Result<peer::Key> randomKey() {
     peer::Key key{};
     if (getrandom(key.data(), key.size(), 0) != static_cast<ssize_t>(key.size())) {
@@ -51,9 +38,11 @@ Result<peer::Key> randomKey() {
 
 // For what a backend that does not stop may still touch; leak checkers see it here.
 void keepForEver(std::vector<std::shared_ptr<void>> things) {
-    static std::mutex mutex;
-    static auto* const kept = new std::vector<std::shared_ptr<void>>();
-    const std::lock_guard lock(mutex);
+    static constinit std::vector<std::shared_ptr<void>>* kept = nullptr;
+    const MutexLock lock(base::processMutex(base::ProcessLock::KEPT));
+    if (kept == nullptr) {
+        kept = new std::vector<std::shared_ptr<void>>();
+    }
     std::move(things.begin(), things.end(), std::back_inserter(*kept));
 }
 
@@ -95,7 +84,7 @@ Result<bool> wantsFigures(const std::string& name) {
 AgentImpl::AgentImpl(AgentConfig config, std::shared_ptr<agent::AgentShared> shared)
     : config_(std::move(config)),
       shared_(std::move(shared)),
-      forkEpoch_(forkEpoch().load()),
+      forkEpoch_(base::forkEpoch()),
       transfers_(&AgentImpl::disposeTransfer, this) {}
 
 Result<std::shared_ptr<AgentImpl>> AgentImpl::create(std::string name, AgentConfig config) {
@@ -106,7 +95,6 @@ Result<std::shared_ptr<AgentImpl>> AgentImpl::create(std::string name, AgentConf
     if (!base::isUtf8(name)) {
         return Status::invalidParam("an agent's name must be UTF-8");
     }
-    watchForks();
     Result<peer::Key> incarnation = randomKey();
     Result<peer::Key> grant = randomKey();
     if (!incarnation.ok() || !grant.ok()) {
@@ -164,7 +152,7 @@ AgentImpl::~AgentImpl() {
 }
 
 bool AgentImpl::forked() const noexcept {
-    return forkEpoch().load(std::memory_order_relaxed) != forkEpoch_;
+    return base::forkEpoch() != forkEpoch_;
 }
 
 Status AgentImpl::usable() const {

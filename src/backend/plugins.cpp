@@ -79,7 +79,11 @@ void addFailure(std::string& failures, const std::string& text) {
 PluginRegistry::PluginRegistry() : builtIn_(staticPlugins()) {}
 
 PluginRegistry& PluginRegistry::instance() {
-    static PluginRegistry* const registry = new PluginRegistry;  // never destroyed: plugins stay
+    static constinit PluginRegistry* registry = nullptr;  // never destroyed: plugins stay
+    const MutexLock lock(base::processMutex(base::ProcessLock::PLUGINS));
+    if (registry == nullptr) {
+        registry = new PluginRegistry;
+    }
     return *registry;
 }
 

@@ -12,7 +12,7 @@
 
 #include "nixl/plugin.h"
 
-#include "base/mutex.h"
+#include "base/fork.h"
 
 namespace nixl::backend {
 
@@ -48,7 +48,7 @@ class PluginRegistry {
     const PluginTable* findByAlias(std::string_view name, PluginKind kind, std::string& failures);
     Result<const PluginTable*> load(const std::string& path, PluginKind kind);
 
-    Mutex mutex_;
+    Mutex& mutex_ = base::processMutex(base::ProcessLock::PLUGINS);
     std::vector<const PluginTable*> builtIn_ NIXL_GUARDED_BY(mutex_);
     std::vector<Loaded> loaded_ NIXL_GUARDED_BY(mutex_);
 };

@@ -12,6 +12,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "base/fork.h"
+
 namespace nixl::base {
 namespace {
 
@@ -60,7 +62,11 @@ void log(LogLevel level, std::string_view message) {
     char stamp[32];
     const std::time_t now = std::time(nullptr);
     std::tm parts{};
-    localtime_r(&now, &parts);
+    {
+        // It takes a lock of the C library, which a fork in the middle would leave taken.
+        const MutexLock lock(processMutex(ProcessLock::CLOCK));
+        localtime_r(&now, &parts);
+    }
     std::strftime(stamp, sizeof(stamp), "%H:%M:%S", &parts);
     std::string line = std::string(stamp) + " nixl " + logLevelName(level) + " ";
     line.append(message).push_back('\n');

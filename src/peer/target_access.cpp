@@ -3,38 +3,49 @@
 
 #include <map>
 
-#include "base/mutex.h"
+#include "base/fork.h"
 
 namespace nixl::peer {
 namespace {
 
-struct Registry {
-    Mutex mutex;
-    std::map<Incarnation, std::weak_ptr<TargetAccess>> agents NIXL_GUARDED_BY(mutex);
-};
+using Agents = std::map<Incarnation, std::weak_ptr<TargetAccess>>;
 
-// Never destroyed: agents may end during the exit of the process.
-Registry& registry() {
-    static auto* const kRegistry = new Registry;
-    return *kRegistry;
+// Under the lock. Never destroyed: agents may end during the exit of the process.
+constinit Agents* agents = nullptr;
+constinit uint64_t agents_epoch = 0;
+
+Mutex& mutex() {
+    return base::processMutex(base::ProcessLock::LOCAL_AGENTS);
+}
+
+// Of this process: those of the process that forked it are not here. Under the lock.
+Agents& ours() {
+    if (agents == nullptr) {
+        agents = new Agents;
+    }
+    if (const uint64_t epoch = base::forkEpoch(); agents_epoch != epoch) {
+        agents_epoch = epoch;
+        agents->clear();
+    }
+    return *agents;
 }
 
 }  // namespace
 
 void enterLocalAgent(const Incarnation& who, std::weak_ptr<TargetAccess> access) {
-    MutexLock lock(registry().mutex);
-    registry().agents[who] = std::move(access);
+    const MutexLock lock(mutex());
+    ours()[who] = std::move(access);
 }
 
 void leaveLocalAgent(const Incarnation& who) {
-    MutexLock lock(registry().mutex);
-    registry().agents.erase(who);
+    const MutexLock lock(mutex());
+    ours().erase(who);
 }
 
 std::shared_ptr<TargetAccess> findLocalAgent(const Incarnation& who) {
-    MutexLock lock(registry().mutex);
-    const auto found = registry().agents.find(who);
-    return found == registry().agents.end() ? nullptr : found->second.lock();
+    const MutexLock lock(mutex());
+    const auto found = ours().find(who);
+    return found == ours().end() ? nullptr : found->second.lock();
 }
 
 }  // namespace nixl::peer

@@ -52,7 +52,8 @@ class TargetAccess {
     virtual Status deliverLocal(const Identity& from, std::string message) = 0;
 };
 
-// The agents of this process, by incarnation. The registry never keeps one alive.
+// The agents of this process, by incarnation; those of a process that forked it are others. The
+// registry never keeps one alive.
 void enterLocalAgent(const Incarnation& who, std::weak_ptr<TargetAccess> access);
 void leaveLocalAgent(const Incarnation& who);
 std::shared_ptr<TargetAccess> findLocalAgent(const Incarnation& who);
