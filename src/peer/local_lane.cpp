@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/copy_pool.h"
@@ -51,6 +52,58 @@ void copyRange(const TransferPlan& plan, uint64_t begin, uint64_t end) {
     }
 }
 
+// Whether a segment's own source and destination overlap: it moves as memmove would, which pieces
+// that several threads copy do not.
+bool overlapsItself(const PlanRun& run) {
+    const auto meet = [&run](uint64_t step) {
+        const uint64_t local = run.local + step * run.localStride;
+        const uint64_t remote = run.remote + step * run.remoteStride;
+        return local != remote && std::max(local, remote) - std::min(local, remote) < run.size;
+    };
+    if (run.localStride == run.remoteStride || run.count <= 1) {
+        return meet(0);
+    }
+    const auto span = [&run](uint64_t first, uint64_t stride) {
+        const uint64_t last = first + (run.count - 1) * stride;
+        return std::pair(std::min(first, last), std::max(first, last) + run.size);
+    };
+    const auto local = span(run.local, run.localStride);
+    const auto remote = span(run.remote, run.remoteStride);
+    if (local.second <= remote.first || remote.second <= local.first) {
+        return false;
+    }
+    for (uint64_t step = 0; step < run.count; ++step) {
+        if (meet(step)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// Copies the plan, each segment in the order in which nothing is overwritten before it was read.
+// False where it was canceled.
+bool copyInOrder(const TransferPlan& plan, const Completion& completion) {
+    const bool read = plan.op == OpType::READ;
+    for (const PlanRun& run : plan.runs) {
+        for (uint64_t step = 0; step < run.count; ++step) {
+            auto* const local = reinterpret_cast<char*>(run.local + step * run.localStride);
+            auto* const remote = reinterpret_cast<char*>(run.remote + step * run.remoteStride);
+            char* const to = read ? local : remote;
+            const char* const from = read ? remote : local;
+            for (uint64_t done = 0; done < run.size;) {
+                if (completion.cancelRequested()) {
+                    return false;
+                }
+                const uint64_t size = std::min(base::kCopyChunk, run.size - done);
+                const uint64_t at = to < from ? done : run.size - done - size;
+                std::memmove(to + at, from + at, size);
+                done += size;
+            }
+        }
+    }
+    return true;
+}
+
 class LocalTransfer final : public BackendTransfer {
   public:
     LocalTransfer(const Identity& self,
@@ -66,6 +119,10 @@ class LocalTransfer final : public BackendTransfer {
                                           static_cast<uint64_t>(cost_ / kMicrosecondsPerChunk),
                                           static_cast<uint64_t>(1)});
         chunkBytes_ = (plan.bytes + chunks - 1) / chunks;
+        inOrder_ = !inline_ && std::any_of(plan.runs.begin(), plan.runs.end(), overlapsItself);
+        if (inOrder_) {
+            chunkBytes_ = plan.bytes;
+        }
     }
 
     Status post(CompletionPtr completion,
@@ -164,9 +221,16 @@ class LocalTransfer final : public BackendTransfer {
         PluginServices& services = services_;
         const auto job = base::ChunkedJob::create(
             chunks,
-            [run, &plan, size](uint64_t index) {
+            [run, &plan, size, in_order = inOrder_](uint64_t index) {
                 if (run->completion->cancelRequested()) {
                     return false;
+                }
+                if (in_order) {
+                    if (!copyInOrder(plan, *run->completion)) {
+                        return false;
+                    }
+                    run->copied.store(plan.bytes, std::memory_order_relaxed);
+                    return true;
                 }
                 const uint64_t begin = index * size;
                 const uint64_t end = std::min(begin + size, plan.bytes);
@@ -208,6 +272,7 @@ class LocalTransfer final : public BackendTransfer {
     double cost_ = 0;
     bool inline_ = false;
     uint64_t chunkBytes_ = 0;
+    bool inOrder_ = false;  // one thread does all
     const std::shared_ptr<Run> inlineRun_ = std::make_shared<Run>();
     Mutex mutex_;  // cancel may come while post sets the job
     std::shared_ptr<base::ChunkedJob> job_ NIXL_GUARDED_BY(mutex_);
