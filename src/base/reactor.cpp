@@ -7,11 +7,15 @@
 #include <cerrno>
 #include <climits>
 #include <system_error>
+#include <utility>
+#include <vector>
 
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "base/log.h"
 
 #ifndef SYS_epoll_pwait2
 #define SYS_epoll_pwait2 441
@@ -95,6 +99,7 @@ Result<uint64_t> EpollReactor::watch(int fd, uint32_t events, std::function<void
     }
     auto entry = std::make_shared<Watch>();
     entry->fd = fd;
+    entry->events = events;
     entry->call = std::move(call);
     const MutexLock lock(mutex_);
     const uint64_t id = nextId_++;
@@ -124,6 +129,7 @@ Status EpollReactor::modify(uint64_t watch_id, uint32_t events) {
         return systemError(
             "cannot change the watch of descriptor " + std::to_string(found->second->fd), errno);
     }
+    found->second->events = events;
     return {};
 }
 
@@ -210,13 +216,14 @@ void EpollReactor::finishCall() {
     callEnded_->notify_all();
 }
 
-void EpollReactor::handleEvent(uint64_t id, uint32_t events) {
+// False where nobody watches it: removed by an earlier callback of this round.
+bool EpollReactor::handleEvent(uint64_t id, uint32_t events) {
     std::shared_ptr<Watch> entry;
     {
         const MutexLock lock(mutex_);
         const auto found = watches_.find(id);
         if (found == watches_.end()) {
-            return;  // removed by an earlier callback of this round
+            return false;
         }
         entry = found->second;
         runningId_ = id;
@@ -225,6 +232,58 @@ void EpollReactor::handleEvent(uint64_t id, uint32_t events) {
     // The callback's own objects go before anybody who waits in unwatch() continues.
     entry.reset();
     finishCall();
+    return true;
+}
+
+// A watch that was taken back comes up again: its descriptor had been closed before, so that it
+// could not be taken from the set, and a copy of it is open (in a child, say). It would come up for
+// ever.
+void EpollReactor::addStale(uint64_t id) {
+    constexpr size_t kMany = 1024;
+    if (!stale_.insert(id).second) {
+        renew(true);
+    } else if (stale_.size() > kMany) {
+        stale_.clear();
+    }
+}
+
+// Watches everything with a new set. Whoever watches a descriptor that is not open any more is
+// told.
+void EpollReactor::renew(bool old_is_there) {
+    log(LogLevel::WARN, old_is_there ? "reactor: a watched descriptor was closed by somebody else"
+                                     : "reactor: its descriptor was closed by somebody else");
+    const int fresh = epoll_create1(EPOLL_CLOEXEC);
+    if (fresh < 0) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));  // and tries again
+        return;
+    }
+    const auto add = [fresh](int fd, uint32_t events, uint64_t id) {
+        epoll_event event{};
+        event.events = events;
+        event.data.u64 = id;
+        return epoll_ctl(fresh, EPOLL_CTL_ADD, fd, &event) == 0;
+    };
+    if (!add(wakeFd_, EPOLLIN, kWakeId)) {
+        wakeFd_ = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
+        add(wakeFd_, EPOLLIN, kWakeId);
+    }
+    std::vector<uint64_t> closed;
+    {
+        const MutexLock lock(mutex_);
+        for (const auto& [id, entry] : watches_) {
+            if (!add(entry->fd, entry->events, id)) {
+                closed.push_back(id);
+            }
+        }
+        const int old = std::exchange(epollFd_, fresh);
+        if (old_is_there) {
+            close(old);
+        }
+    }
+    stale_.clear();
+    for (const uint64_t id : closed) {
+        handleEvent(id, EPOLLERR | EPOLLHUP);
+    }
 }
 
 void EpollReactor::runDueTimers() {
@@ -333,13 +392,16 @@ void EpollReactor::loop() {
             }
         }
         const int count = nextEvents(events.data(), until);
+        if (count < 0 && errno != EINTR) {
+            renew(false);
+        }
         for (int i = 0; i < count; ++i) {
             const epoll_event& event = events[static_cast<size_t>(i)];
             if (event.data.u64 == kWakeId) {
                 uint64_t value = 0;
                 static_cast<void>(!read(wakeFd_, &value, sizeof(value)));
-            } else {
-                handleEvent(event.data.u64, event.events);
+            } else if (const uint64_t id = event.data.u64; !handleEvent(id, event.events)) {
+                addStale(id);
             }
         }
         runTasks();

@@ -3,12 +3,14 @@
 // do nothing, and the destructor leaves the parent's thread alone.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <map>
 #include <memory>
 #include <thread>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include <sys/epoll.h>
@@ -43,6 +45,7 @@ class EpollReactor final : public Reactor {
   private:
     struct Watch {
         int fd = -1;
+        uint32_t events = 0;
         std::function<void(uint32_t)> call;
     };
     using TimerKey = std::pair<Clock::time_point, uint64_t>;
@@ -51,7 +54,9 @@ class EpollReactor final : public Reactor {
     void loop();
     int waitForEvents(epoll_event* events, Clock::time_point until);
     int nextEvents(epoll_event* events, Clock::time_point until);
-    void handleEvent(uint64_t id, uint32_t events);
+    bool handleEvent(uint64_t id, uint32_t events);
+    void renew(bool old_is_there);
+    void addStale(uint64_t id);
     void runDueTimers();
     bool runOneTimer(Clock::time_point now, uint64_t first_new);
     void runTasks();
@@ -61,8 +66,9 @@ class EpollReactor final : public Reactor {
 
     static constexpr int kEventsPerWait = 64;
 
-    const int epollFd_;
-    const int wakeFd_;
+    int epollFd_;  // changed on the reactor thread, under the lock; others read it under the lock
+    std::atomic<int> wakeFd_;
+    std::unordered_set<uint64_t> stale_;  // reactor thread: had events when nobody watched them
     const ProcessMark process_;
     BusyPoll busyPoll_;
     std::unique_ptr<std::thread> thread_;  // a pointer, so that a forked child can drop it

@@ -7,6 +7,8 @@
 #include <chrono>
 #include <ctime>
 #include <future>
+#include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -15,6 +17,8 @@
 #include <sys/epoll.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "base/log.h"
 
 namespace nixl::base {
 namespace {
@@ -177,6 +181,67 @@ TEST_F(ReactorTest, EndlessTimerDoesNotStarveTasks) {
     reactor_->startTimer(Clock::now(), again);
     settle();
     go_on = false;
+    settle();
+}
+
+// Whoever closes what is not his: the reactor goes on with another set, and tells those whose
+// descriptors are gone too.
+TEST_F(ReactorTest, GoesOnWhenItsSetWasClosed) {
+    std::promise<uint32_t> told;
+    ASSERT_TRUE(
+        reactor_->watch(pipe_[0], EPOLLIN, [&](uint32_t events) { told.set_value(events); }).ok());
+    int found = -1;
+    for (int fd = 3; fd < 1024; ++fd) {
+        char name[64] = {};
+        const std::string link = "/proc/self/fd/" + std::to_string(fd);
+        if (readlink(link.c_str(), name, sizeof(name) - 1) > 0 &&
+            std::string(name) == "anon_inode:[eventpoll]") {
+            ASSERT_EQ(found, -1) << "there is another";
+            found = fd;
+        }
+    }
+    ASSERT_GE(found, 0);
+    close(pipe_[0]);
+    close(found);
+    settle();
+    EXPECT_EQ(told.get_future().get(), static_cast<uint32_t>(EPOLLERR | EPOLLHUP));
+    int other[2];
+    ASSERT_EQ(pipe(other), 0);
+    std::promise<void> seen;
+    const auto watch = reactor_->watch(other[0], EPOLLIN, [&](uint32_t) {
+        char byte = 0;
+        EXPECT_EQ(read(other[0], &byte, 1), 1);
+        seen.set_value();
+    });
+    ASSERT_TRUE(watch.ok()) << watch.status().message();
+    ASSERT_EQ(write(other[1], "x", 1), 1);
+    seen.get_future().wait();
+    reactor_->unwatch(watch.value());
+    close(other[1]);
+    pipe_[0] = other[0];
+}
+
+std::promise<void>& said() {
+    static std::promise<void> promise;
+    return promise;
+}
+
+// A copy of it is open elsewhere, so the set would report it for ever.
+TEST_F(ReactorTest, ADescriptorClosedBeforeItIsUnwatchedIsNoticed) {
+    base::setLogSink([](LogLevel, std::string_view line) {
+        if (line.find("closed by somebody else") != std::string_view::npos) {
+            said().set_value();
+        }
+    });
+    const int copy = dup(pipe_[0]);
+    const auto watch = reactor_->watch(pipe_[0], EPOLLIN, [](uint32_t) {});
+    ASSERT_TRUE(watch.ok());
+    close(pipe_[0]);
+    reactor_->unwatch(watch.value());
+    ASSERT_EQ(write(pipe_[1], "x", 1), 1);
+    EXPECT_EQ(said().get_future().wait_for(std::chrono::seconds(20)), std::future_status::ready);
+    base::setLogSink(nullptr);
+    pipe_[0] = copy;
     settle();
 }
 

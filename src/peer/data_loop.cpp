@@ -9,6 +9,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/log.h"
+
 namespace nixl::peer {
 
 namespace {
@@ -175,6 +177,13 @@ void DataLoop::loop() {
     while (!stop_.load()) {
         epoll_event event{};
         const int count = nextEvent(event, at_a_stretch);
+        if (count < 0 && errno != EINTR && !stop_.load()) {
+            if (!broken_.exchange(true)) {
+                base::log(LogLevel::ERROR,
+                          "stream lane: its epoll descriptor was closed by somebody else");
+            }
+            std::this_thread::sleep_for(std::chrono::milliseconds(100));
+        }
         const uint64_t id = event.data.u64;  // a copy: the event is packed
         if (count <= 0 || id == 0) {
             continue;

@@ -95,6 +95,7 @@ class DataLoop {
     Fd epoll_;
     Fd wake_;
     std::atomic<bool> stop_{false};
+    std::atomic<bool> broken_{false};  // said so
     std::atomic<uint64_t> moved_{0};
     base::BusyPoll busyPoll_;
     std::atomic<bool> spinning_{false};
