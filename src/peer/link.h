@@ -98,9 +98,11 @@ class Link : public PollSet::Member, public std::enable_shared_from_this<Link> {
     };
     Counts counts();
 
+    // Data connections of the peer; beyond them the one that is idle for longest ends.
+    static constexpr unsigned kMaxServed = 64;
+
   private:
     static constexpr uint64_t kCreditStep = 1 << 20;
-    static constexpr unsigned kMaxServed = 64;
 
     // What came over the control connection of that epoch and number.
     struct Incoming {

@@ -1,5 +1,6 @@
 // A link whose data connections this test opens: it plays the target of each, and stops the world
 // at the places where threads can meet.
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <future>
@@ -10,6 +11,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 
 #include "base/reactor.h"
@@ -112,6 +114,15 @@ class PlayedTarget {
     StreamTarget target_;
 };
 
+// The first does not block.
+std::pair<Fd, Fd> socketPair() {
+    int ends[2];
+    EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+    const int flags = fcntl(ends[0], F_GETFL);
+    fcntl(ends[0], F_SETFL, flags | O_NONBLOCK);
+    return {Fd(ends[0]), Fd(ends[1])};
+}
+
 // The end of one job.
 using Outcome = std::shared_ptr<std::promise<Status>>;
 
@@ -160,16 +171,11 @@ class LinkDataTest : public testing::Test {
     }
 
     std::unique_ptr<PlayedTarget> connection(const std::shared_ptr<Hooks>& hooks) {
-        int ends[2];
-        EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
-        Fd ours(ends[0]);
-        Fd theirs(ends[1]);
-        const int flags = fcntl(ours.get(), F_GETFL);
-        fcntl(ours.get(), F_SETFL, flags | O_NONBLOCK);
-        engine_->onReactor([&] {
+        auto [ours, theirs] = socketPair();
+        engine_->onReactor([&, ours = &ours] {
             Opened opened;
             opened.channel =
-                std::make_unique<HookedChannel>(makeSocketChannel(std::move(ours)), hooks);
+                std::make_unique<HookedChannel>(makeSocketChannel(std::move(*ours)), hooks);
             opened.result.key = kKey;
             link_->dataOpened(std::move(opened));
         });
@@ -296,6 +302,63 @@ TEST_F(LinkDataTest, TheOnlyConnectionThatCannotBeAddedIsAnError) {
         connection(hooks);
     });
     EXPECT_NE(ended(outcome).message().find("epoll"), std::string::npos);
+}
+
+// A peer that has lost connections without a word gets room for new ones.
+TEST_F(LinkDataTest, OfSoManyServedConnectionsTheIdlestMakesRoom) {
+    std::vector<Fd> peers;
+    const auto over = [&](size_t index) {
+        char byte = 0;
+        return recv(peers[index].get(), &byte, 1, MSG_DONTWAIT) == 0;
+    };
+    for (unsigned i = 0; i <= Link::kMaxServed; ++i) {
+        if (i == Link::kMaxServed) {
+            EXPECT_FALSE(over(0));
+        }
+        auto [ours, theirs] = socketPair();
+        Opened opened;
+        opened.channel = makeSocketChannel(std::move(ours));
+        opened.result.key = kKey;
+        engine_->onReactor([&] { link_->serve(std::move(opened)); });
+        peers.push_back(std::move(theirs));
+    }
+    EXPECT_TRUE(over(0));
+    for (size_t i = 1; i < peers.size(); ++i) {
+        EXPECT_FALSE(over(i)) << i;
+    }
+}
+
+TEST_F(LinkDataTest, SoManyPeersAndNoMore) {
+    for (size_t i = 0; i < EngineImpl::kMaxLinks; ++i) {
+        ASSERT_FALSE(engine_->greet({"a newcomer", {3}}).has_value()) << i;
+        ASSERT_TRUE(engine_->know({std::to_string(i), {3}}, std::nullopt, nullptr).ok());
+    }
+    const auto refused = engine_->greet({"a newcomer", {3}});
+    ASSERT_TRUE(refused.has_value());
+    EXPECT_EQ(refused->code, RejectCode::LIMIT);
+}
+
+// Whoever finds a connection at work only leaves word and arms it; the one at work arms it too,
+// last of all, and for less: it must look at the word again. The only thread of the loop does both.
+TEST(ClientConnectionTest, APokeThatFindsItAtWorkIsNotForgotten) {
+    DataLoop loop(1);
+    auto [ours, theirs] = socketPair();
+    std::atomic<int> asked{0};
+    std::promise<void> again;
+    std::shared_ptr<ClientConnection> connection;
+    connection = std::make_shared<ClientConnection>(
+        makeSocketChannel(std::move(ours)), "bob", kKey, loop, [&](StreamClient&) {
+            // The second time is the last thing it does: what is poked now was not seen.
+            if (++asked == 2) {
+                std::async(std::launch::async, [&] { connection->poke(0); }).get();
+            } else if (asked == 3) {
+                again.set_value();
+            }
+        });
+    ASSERT_TRUE(loop.add(connection, EPOLLOUT).ok());
+    EXPECT_EQ(again.get_future().wait_for(kPatience), std::future_status::ready);
+    loop.stop(Status::canceled("the test ends"));
+    connection.reset();
 }
 
 }  // namespace

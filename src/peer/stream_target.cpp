@@ -11,7 +11,6 @@ namespace nixl::peer {
 
 namespace {
 
-constexpr size_t kMaxGrants = 4096;
 // Replies nobody reads: the peer loses its connection.
 constexpr size_t kMaxReplies = 1 << 20;
 // So many last bytes of a READ are copied when they are promised.
@@ -210,7 +209,8 @@ Status StreamTarget::onGrant(std::string_view body) {
         return {};  // requests that name it are refused, with a reply
     }
     if (proved_.size() == kMaxGrants) {
-        return Status::invalidParam("more than 4096 grants on one connection");
+        return Status::invalidParam("more than " + std::to_string(kMaxGrants) +
+                                    " grants on one connection");
     }
     proved_.insert(decoded.value().grant);
     return {};

@@ -35,6 +35,8 @@ class StreamTarget {
     Status memoryFault();
     // Of the request that is being served: what has not come or has not been sent yet.
     uint64_t bytesLeft() const;
+    // What one connection may prove.
+    static constexpr size_t kMaxGrants = 4096;
     // Bytes moved for the peer.
     uint64_t bytesMoved() const { return moved_; }
 

@@ -395,6 +395,37 @@ TEST_F(StreamTest, FailEndsAll) {
     EXPECT_FALSE(client_.wantsOutput());
 }
 
+// Each of its own transfer, so that one connection cannot make the target keep any number.
+TEST(StreamTarget, TakesSoManyGrantsAndNoMore) {
+    class AnyGrant final : public TestAccess {
+      public:
+        std::optional<Key> grantKey(GrantId grant) override {
+            const auto found = keys.find(grant);
+            return found == keys.end() ? std::nullopt : std::optional(found->second);
+        }
+        std::map<GrantId, Key> keys;
+    };
+    AnyGrant access;
+    StreamTarget target(access, kKey);
+    const auto prove = [&](size_t number, bool right) {
+        const Key key{static_cast<uint8_t>(number), static_cast<uint8_t>(number >> 8), 1};
+        access.keys[grantId(key)] = key;
+        base::ByteWriter out;
+        const size_t begin = beginFrame(out, FrameType::GRANT);
+        GrantProof{grantId(key), grantProof(right ? key : Key{}, kKey)}.encode(out);
+        endFrame(out, begin);
+        iovec in[8];
+        EXPECT_GE(target.inputSpace(in, 8), 1U);
+        std::memcpy(in[0].iov_base, out.bytes().data(), out.size());
+        return target.received(out.size());
+    };
+    for (size_t i = 0; i < StreamTarget::kMaxGrants; ++i) {
+        ASSERT_TRUE(prove(i, true).ok()) << i;
+    }
+    EXPECT_TRUE(prove(StreamTarget::kMaxGrants, false).ok()) << "what proves nothing is not kept";
+    EXPECT_EQ(prove(StreamTarget::kMaxGrants, true).code(), ErrorCode::INVALID_PARAM);
+}
+
 TEST_F(StreamTest, ForeignRepliesAreRefused) {
     Reply reply;
     reply.id = 99;
