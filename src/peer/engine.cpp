@@ -255,7 +255,8 @@ std::optional<Reject> EngineImpl::admit(const HandshakeResult& result) {
     const auto own = find(result.peer);
     const bool trusted = result.proven || (own != nullptr && own->known());
     if (own != nullptr && own->up() && !result.resumed && !result.proven) {
-        return Reject{RejectCode::NAME_TAKEN, "this agent has a live session already"};
+        // It may be about to notice the end of that one, and tries again.
+        return Reject{RejectCode::DUPLICATE, "this agent has a live session already"};
     }
     for (const auto& link : links()) {
         if (link == own || link->peer().name != result.peer.name || !link->up()) {

@@ -331,6 +331,22 @@ TEST(Engine, StrangersGetNothing) {
     EXPECT_TRUE(d.connect(c).ok());
 }
 
+// Another incarnation of a name that has a live session: trying again would change nothing.
+TEST(Engine, ANameWithALiveSessionIsRefusedAtOnce) {
+    EngineConfig patient;
+    patient.peerTimeout = std::chrono::minutes(10);
+    Side b("bob");
+    Side first("alice");
+    first.know(b);
+    ASSERT_TRUE(first.connect(b).ok());
+    Side second("alice", patient);
+    second.know(b);
+    const Status status = second.connect(b);
+    EXPECT_EQ(status.code(), ErrorCode::NOT_ALLOWED);
+    EXPECT_NE(status.message().find("has a live session"), std::string::npos) << status.message();
+    EXPECT_TRUE(first.notify(b.identity, "still here").ok());
+}
+
 // Whoever came without having been added is forgotten when he is gone; who was added is not.
 TEST(Engine, PassersByAreForgotten) {
     Side b("bob");

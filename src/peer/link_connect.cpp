@@ -80,10 +80,9 @@ void Link::dialFailed(const NotOpened& why) {
     }
     const Time now = Reactor::Clock::now();
     const bool in_time = wantedSince_ && now < *wantedSince_ + engine_.config.peerTimeout;
-    const bool may_change = why.code ? *why.code == RejectCode::DUPLICATE ||
-                                           *why.code == RejectCode::NAME_TAKEN ||
-                                           *why.code == RejectCode::LIMIT
-                                     : !why.refused;
+    const bool may_change =
+        why.code ? *why.code == RejectCode::DUPLICATE || *why.code == RejectCode::LIMIT
+                 : !why.refused;
     if (!in_time || !may_change) {
         Status status = why.status;
         if (!why.code) {
