@@ -242,6 +242,31 @@ TEST_P(EngineTest, EverythingBehindAFailureIsNamed) {
     EXPECT_EQ(std::count(named.begin(), named.end(), true), static_cast<long>(kSize));
 }
 
+// Of what was never begun nobody knows more than that it is not in place: canceled, not failed with
+// the pieces alone that were tried.
+TEST_P(EngineTest, CanceledAfterAFailureIsCanceled) {
+    if (!GetParam()) {
+        GTEST_SKIP() << "the stream lane names what was never tried";
+    }
+    b_.access.enter(1, reinterpret_cast<void*>(4096), 48 << 20);
+    Plan plan(OpType::WRITE, b_, {{here(), 4096, kSize, 0, 0, 1}});
+    auto transfer = prepare(plan);
+    ASSERT_TRUE(a_.connect(b_).ok());
+    std::promise<void> go_on;
+    const auto stopped = go_on.get_future().share();
+    for (unsigned i = 0; i < a_.pool.threads(); ++i) {
+        a_.pool.run([stopped] { stopped.wait(); });
+    }
+    auto completion = std::make_shared<TestCompletion>();
+    ASSERT_TRUE(transfer->post(completion, "", false).ok());
+    transfer->help();  // the first piece
+    completion->requestCancel();
+    transfer->cancel();
+    go_on.set_value();
+    EXPECT_EQ(completion->wait().code(), ErrorCode::CANCELED);
+    EXPECT_TRUE(completion->failures().empty());
+}
+
 TEST_P(EngineTest, CancelEndsSoon) {
     Plan plan(OpType::READ, b_, {{here(), there(), kSize, 0, 0, 1}});
     auto transfer = prepare(plan);

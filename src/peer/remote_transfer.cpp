@@ -229,7 +229,7 @@ class Run final : public StreamJobOwner, public std::enable_shared_from_this<Run
             status = status_;
             failures.swap(failures_);
         }
-        if (status.ok() && completion_->cancelRequested()) {
+        if (completion_->cancelRequested()) {  // the failures do not name what was dropped
             status = Status::canceled("canceled");
         }
         moved(std::move(status), std::move(failures));
