@@ -478,13 +478,7 @@ void Agent::sendNotification(const std::string& peer,
 }
 
 std::vector<Notification> Agent::takeNotifications() {
-    const Use use(impl_);
-    AgentImpl& impl = *use;
-    impl.shared()->signal().drain();
-    if (!impl.shared()->hasNotifications()) {
-        impl.helpSessions();
-    }
-    return impl.shared()->takeNotifications();
+    return Use(impl_)->takeNotifications();
 }
 
 bool Agent::waitNotifications(std::chrono::nanoseconds timeout, bool (*interrupted)()) {

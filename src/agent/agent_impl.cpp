@@ -195,9 +195,7 @@ void AgentImpl::shutDown() {
             usleep(200);
         }
     }
-    if (peer::Engine* const sessions = engine(); sessions != nullptr) {
-        sessions->stop();  // who waits for one returns
-    }
+    endSessions();  // who waits for one returns
     const bool empty = gate_.awaitEmpty(std::max(limit, Clock::now() + kCallLimit));
     progress_.reset();
     MutexLock lock(parkedMutex_);

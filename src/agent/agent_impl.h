@@ -118,6 +118,7 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     // Reads the sessions, for callers who poll (network.cpp).
     void helpSessions();
     Status sendNotification(const std::string& name, std::string_view message);
+    std::vector<Notification> takeNotifications();
 
     std::map<std::string, uint64_t> stats() const;
     std::string dumpState();
@@ -140,6 +141,7 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     // Tells the backends that keep connections of their own.
     void sessionLost(const peer::Identity& who, const Status& why);
     void endBackendConnections();
+    void endSessions();
     void dropConnections(const peer::Identity& who);
     Status notifySession(const peer::Identity& who, std::string_view message);
     Status deregisterFenced(const RegistrationList& list,

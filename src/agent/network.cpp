@@ -9,13 +9,14 @@
 #include <sys/stat.h>
 
 #include "agent/agent_impl.h"
-#include "base/log.h"
 #include "peer/local_lane.h"
 #include "peer/wire.h"
 
 namespace nixl::detail {
 
 namespace {
+
+constexpr std::chrono::milliseconds kUndeliveredRest{50};
 
 // The key of the configuration, or of its file, which nobody else may read.
 Result<std::string> readAuthKey(const AgentConfig& config) {
@@ -160,14 +161,38 @@ Status AgentImpl::notifySession(const peer::Identity& who, std::string_view mess
     if (!engine()->ready(who)) {
         NIXL_RETURN_IF_ERROR(connectSession(who));
     }
+    // The engine ends before the reactor and before `this`.
     return engine()->sendNotification(
-        who, std::string(message), [shared = shared_, name = who.name](const Status& status) {
-            if (!status.ok()) {
-                shared->failures.fetch_add(1, std::memory_order_relaxed);
-                base::log(LogLevel::WARN, "a notification to agent \"" + name +
-                                              "\" was not delivered: " + status.message());
+        who, std::string(message), [this, name = who.name](const Status& status) {
+            if (!status.ok() && shared_->addUndelivered(name, status)) {
+                // A lost session takes many with it: they are told together.
+                reactor_->startTimer(std::chrono::steady_clock::now() + kUndeliveredRest,
+                                     [shared = shared_] { shared->tellUndelivered(); });
             }
         });
+}
+
+std::vector<Notification> AgentImpl::takeNotifications() {
+    shared_->signal().drain();
+    if (!shared_->hasNotifications()) {
+        helpSessions();
+    }
+    std::vector<Notification> taken = shared_->takeNotifications();
+    if (!taken.empty()) {
+        shared_->forgetSenders([this](const peer::Identity& who) {
+            const peer::Engine* const sessions = engine();
+            return peer::findLocalAgent(who.incarnation) != nullptr ||
+                   (sessions != nullptr && sessions->knows(who));
+        });
+    }
+    return taken;
+}
+
+void AgentImpl::endSessions() {
+    if (peer::Engine* const sessions = engine(); sessions != nullptr) {
+        sessions->stop();
+        shared_->tellUndelivered();
+    }
 }
 
 void AgentImpl::helpSessions() {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/log.h"
 #include "base/sha256.h"
 #include "peer/wire.h"
 
@@ -116,10 +117,11 @@ void AgentShared::deliver(const peer::Identity& from,
                           std::shared_ptr<void> credit) {
     {
         MutexLock lock(mutex_);
-        peer::Identity& heard = heard_[from.name];
-        if (!(heard == from)) {
-            heard = from;
+        Sender& heard = heard_[from.name];
+        if (!(heard.who == from)) {
+            heard.who = from;
         }
+        heard.last = ++heardCount_;
         queuedBytes_ += message.size() + sizeof(Queued);
         queue_.push_back({from, std::move(message), std::move(credit)});
     }
@@ -152,7 +154,63 @@ bool AgentShared::hasNotifications() const {
 std::optional<peer::Identity> AgentShared::heardFrom(const std::string& name) const {
     MutexLock lock(mutex_);
     const auto found = heard_.find(name);
-    return found == heard_.end() ? std::nullopt : std::optional(found->second);
+    return found == heard_.end() ? std::nullopt : std::optional(found->second.who);
+}
+
+size_t AgentShared::senders() const {
+    MutexLock lock(mutex_);
+    return heard_.size();
+}
+
+void AgentShared::forgetSenders(const std::function<bool(const peer::Identity&)>& alive) {
+    std::vector<Sender> gone;
+    {
+        MutexLock lock(mutex_);
+        if (heard_.size() <= manySenders_) {
+            return;
+        }
+        for (const auto& [name, sender] : heard_) {
+            gone.push_back(sender);
+        }
+    }
+    std::erase_if(gone, [&](const Sender& sender) { return alive(sender.who); });
+    // Whether one of whom nothing is known still lives is not known either: the latest are kept.
+    std::sort(gone.begin(), gone.end(),
+              [](const Sender& a, const Sender& b) { return a.last < b.last; });
+    gone.resize(gone.size() - std::min(gone.size(), kManySenders / 2));
+    MutexLock lock(mutex_);
+    for (const Sender& sender : gone) {
+        const auto found = heard_.find(sender.who.name);
+        if (found != heard_.end() && found->second.last == sender.last) {
+            heard_.erase(found);
+        }
+    }
+    manySenders_ = std::max(kManySenders, 2 * heard_.size());
+}
+
+bool AgentShared::addUndelivered(const std::string& peer, const Status& why) {
+    failures.fetch_add(1, std::memory_order_relaxed);
+    MutexLock lock(mutex_);
+    const bool first = undelivered_.empty();
+    Undelivered& entry = undelivered_[peer];
+    ++entry.count;
+    entry.why = why.message();
+    return first;
+}
+
+void AgentShared::tellUndelivered() {
+    std::map<std::string, Undelivered> all;
+    {
+        MutexLock lock(mutex_);
+        all.swap(undelivered_);
+    }
+    for (const auto& [peer, entry] : all) {
+        const bool one = entry.count == 1;
+        base::log(LogLevel::WARN,
+                  (one ? "a notification" : std::to_string(entry.count) + " notifications") +
+                      std::string(" to agent \"") + peer + "\" " + (one ? "was" : "were") +
+                      " not delivered: " + entry.why);
+    }
 }
 
 }  // namespace nixl::agent

@@ -61,8 +61,19 @@ class AgentShared final : public peer::TargetAccess, public peer::NetworkAccess 
 
     std::vector<Notification> takeNotifications();
     bool hasNotifications() const;
-    // Who sent us something last under this name.
+    // Who sent us something last under this name. Of senders that are gone some are forgotten.
     std::optional<peer::Identity> heardFrom(const std::string& name) const;
+    // For those who take notifications: forgets senders where there are many, but none of those
+    // that are `alive`.
+    void forgetSenders(const std::function<bool(const peer::Identity&)>& alive);
+    static constexpr size_t kManySenders = 4096;
+    size_t senders() const;
+
+    // A notification of this agent to `peer` will never arrive. True: nothing has been told since
+    // the last tellUndelivered(), so that one must be called.
+    bool addUndelivered(const std::string& peer, const Status& why);
+    // Says so in the log, in one line for each peer.
+    void tellUndelivered();
 
     // From here on everything is refused.
     void close() { closed_.store(true, std::memory_order_release); }
@@ -89,6 +100,14 @@ class AgentShared final : public peer::TargetAccess, public peer::NetworkAccess 
         bool all = false;
         std::vector<uint64_t> regions;  // sorted
     };
+    struct Sender {
+        peer::Identity who;
+        uint64_t last = 0;  // greater: heard later
+    };
+    struct Undelivered {
+        uint64_t count = 0;
+        std::string why;  // of the last
+    };
     void forgetGrants() NIXL_REQUIRES(mutex_);
 
     const peer::Identity self_;
@@ -99,7 +118,10 @@ class AgentShared final : public peer::TargetAccess, public peer::NetworkAccess 
     mutable Mutex mutex_;
     std::deque<Queued> queue_ NIXL_GUARDED_BY(mutex_);
     uint64_t queuedBytes_ NIXL_GUARDED_BY(mutex_) = 0;
-    std::map<std::string, peer::Identity> heard_ NIXL_GUARDED_BY(mutex_);
+    std::map<std::string, Sender> heard_ NIXL_GUARDED_BY(mutex_);
+    uint64_t heardCount_ NIXL_GUARDED_BY(mutex_) = 0;
+    size_t manySenders_ NIXL_GUARDED_BY(mutex_) = kManySenders;  // look again from here on
+    std::map<std::string, Undelivered> undelivered_ NIXL_GUARDED_BY(mutex_);
     std::map<peer::GrantId, Grant> grants_ NIXL_GUARDED_BY(mutex_);
     std::map<std::vector<uint64_t>, peer::Key> partial_ NIXL_GUARDED_BY(mutex_);
     size_t manyGrants_ NIXL_GUARDED_BY(mutex_) = 4096;  // look for useless ones from here on

@@ -1,8 +1,12 @@
 // Grants of partial blobs as the agent keeps them.
 #include "agent/shared.h"
 
+#include <string>
+#include <vector>
+
 #include <gtest/gtest.h>
 
+#include "base/log.h"
 #include "peer/wire.h"
 
 namespace nixl::agent {
@@ -39,6 +43,60 @@ TEST(AgentShared, GrantsOfRegionsThatAreGoneAreForgotten) {
     EXPECT_TRUE(shared.grantKey(peer::grantId(last)));
     EXPECT_TRUE(shared.grantKey(peer::grantId(none))) << "it opens sessions";
     EXPECT_TRUE(shared.grantKey(peer::grantId(shared.grant())));
+}
+
+// Names that come and go do not pile up; who is there can be answered, and the latest of the
+// others.
+TEST(AgentShared, SendersThatAreGoneAreForgotten) {
+    AgentShared shared({.name = "bob"}, {1});
+    const peer::Identity friendly{"friend", {9}};
+    shared.deliver(friendly, "hello", nullptr);
+    const auto alive = [&](const peer::Identity& who) { return who == friendly; };
+    for (size_t i = 0; i < 5 * AgentShared::kManySenders; ++i) {
+        shared.deliver({"sender " + std::to_string(i), {2}}, "x", nullptr);
+        shared.takeNotifications();
+        shared.forgetSenders(alive);
+        ASSERT_LE(shared.senders(), AgentShared::kManySenders + 8);
+    }
+    EXPECT_TRUE(shared.heardFrom("friend").has_value());
+    EXPECT_TRUE(shared.heardFrom("sender " + std::to_string(5 * AgentShared::kManySenders - 1)));
+    EXPECT_FALSE(shared.heardFrom("sender 0"));
+}
+
+// As many as there are: nobody who is there is forgotten.
+TEST(AgentShared, SendersThatLiveAreKept) {
+    AgentShared shared({.name = "bob"}, {1});
+    size_t asked = 0;
+    for (size_t i = 0; i < 3 * AgentShared::kManySenders; ++i) {
+        shared.deliver({std::to_string(i), {2}}, "x", nullptr);
+        shared.forgetSenders([&](const peer::Identity&) { return ++asked > 0; });
+    }
+    EXPECT_EQ(shared.senders(), 3 * AgentShared::kManySenders);
+    EXPECT_LT(asked, 10 * AgentShared::kManySenders) << "not at each message";
+}
+
+std::vector<std::string>& logged() {
+    static std::vector<std::string> lines;
+    return lines;
+}
+
+TEST(AgentShared, UndeliveredNotificationsAreToldOnce) {
+    AgentShared shared({.name = "bob"}, {1});
+    base::setLogSink([](LogLevel, std::string_view line) { logged().emplace_back(line); });
+    const Status gone = Status::disconnected("it is gone");
+    EXPECT_TRUE(shared.addUndelivered("alice", gone));
+    for (int i = 1; i < 20'000; ++i) {
+        EXPECT_FALSE(shared.addUndelivered("alice", gone));
+    }
+    EXPECT_FALSE(shared.addUndelivered("carol", gone));
+    shared.tellUndelivered();
+    shared.tellUndelivered();
+    base::setLogSink(nullptr);
+    EXPECT_EQ(logged(), (std::vector<std::string>{
+                            "20000 notifications to agent \"alice\" were not delivered: it is gone",
+                            "a notification to agent \"carol\" was not delivered: it is gone"}));
+    EXPECT_EQ(shared.failures.load(), 20'001U);
+    EXPECT_TRUE(shared.addUndelivered("alice", gone)) << "told anew";
 }
 
 }  // namespace

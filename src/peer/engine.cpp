@@ -497,6 +497,10 @@ bool Engine::ready(const Identity& peer) const {
     return link != nullptr && link->ready();
 }
 
+bool Engine::knows(const Identity& peer) const {
+    return impl_->find(peer) != nullptr;
+}
+
 std::map<std::string, uint64_t> Engine::stats() const {
     const auto links = impl_->links();
     Link::Counts all;

@@ -93,6 +93,8 @@ class Engine {
     void help();
     // A session with the peer is up.
     bool ready(const Identity& peer) const;
+    // It was added here, or has come by itself and is not known to be gone.
+    bool knows(const Identity& peer) const;
 
     std::map<std::string, uint64_t> stats() const;
 
