@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include <fcntl.h>
 #include <poll.h>
@@ -104,6 +106,52 @@ bool processEnded(const Fd& pidfd) {
     return poll(&entry, 1, 0) > 0;
 }
 
+bool PageAccess::enter() {
+    if (epoch_ == 0) {
+        if (slot().load(std::memory_order_relaxed) == 0) {
+            epoch_ = generations_.epoch.load();
+        } else {
+            ++at_;
+        }
+        return false;
+    }
+    uint64_t expected = 0;
+    // Read-modify-write: it is ordered before the look at the generations that follows.
+    if (slot().compare_exchange_strong(expected, std::exchange(epoch_, 0))) {
+        return true;
+    }
+    ++at_;
+    return false;
+}
+
+bool Revocation::step() {
+    if (!std::exchange(refused_, true)) {
+        page_.lowestValid[region_].exchange(generation_ + 1);
+        return false;
+    }
+    page_.epoch.fetch_add(1);
+    return true;
+}
+
+bool QuietWait::step() {
+    if (peer_ < peers_.size()) {
+        const PeerSlots& peer = *peers_[peer_];
+        const uint64_t begun = peer.page.as<SlotPage>()->slots[slot_].epoch.load();
+        if (begun != 0 && begun < epoch_ && !processEnded(peer.pidfd)) {
+            ++looks_;
+            return false;
+        }
+        looks_ = 0;
+        slot_ = (slot_ + 1) % SlotPage::kSlots;
+        peer_ += slot_ == 0 ? 1 : 0;
+    }
+    return peer_ == peers_.size();
+}
+
+const std::string& QuietWait::peer() const {
+    return peers_[peer_]->peer;
+}
+
 std::string HostOffer::encode() const {
     base::ByteWriter out;
     out.fixed(generationsFd);
@@ -196,9 +244,9 @@ void HostTarget::revoke(uint64_t region, uint32_t generation) {
         early_[region] = generation + 1;
         return;
     }
-    auto* page = page_.as<GenerationPage>();
-    page->lowestValid[region].exchange(generation + 1);
-    page->epoch.fetch_add(1);
+    Revocation revocation(*page_.as<GenerationPage>(), region, generation);
+    while (!revocation.step()) {
+    }
 }
 
 bool HostTarget::revoked(uint64_t region, uint32_t generation) const {
@@ -220,34 +268,26 @@ void HostTarget::restore(uint64_t region, uint32_t generation) {
 }
 
 Status HostTarget::awaitQuiet(base::Deadline deadline) {
-    std::vector<std::shared_ptr<PeerSlots>> peers;
-    uint64_t epoch = 0;
+    std::optional<QuietWait> wait;
     {
         const MutexLock lock(mutex_);
         if (!page_) {
             return {};
         }
-        epoch = page_.as<GenerationPage>()->epoch.load();
-        peers = peers_;
+        wait.emplace(*page_.as<GenerationPage>(), peers_);
     }
-    for (const auto& peer : peers) {
-        auto* page = peer->page.as<SlotPage>();
-        for (SlotPage::Slot& slot : page->slots) {
-            for (int round = 0;; ++round) {
-                const uint64_t begun = slot.epoch.load();
-                if (begun == 0 || begun >= epoch || processEnded(peer->pidfd)) {
-                    break;
-                }
-                if (std::chrono::steady_clock::now() >= deadline) {
-                    return Status::timeout("agent \"" + peer->peer +
-                                           "\" is still inside an access to this agent's memory");
-                }
-                if (round < 100) {
-                    std::this_thread::yield();
-                } else {
-                    std::this_thread::sleep_for(std::chrono::microseconds(50));
-                }
-            }
+    while (!wait->step()) {
+        if (wait->looks() == 0) {
+            continue;
+        }
+        if (std::chrono::steady_clock::now() >= deadline) {
+            return Status::timeout("agent \"" + wait->peer() +
+                                   "\" is still inside an access to this agent's memory");
+        }
+        if (wait->looks() < 100) {
+            std::this_thread::yield();
+        } else {
+            std::this_thread::sleep_for(std::chrono::microseconds(50));
         }
     }
     return {};
@@ -325,34 +365,15 @@ bool HostPeer::dead() {
     return false;
 }
 
-// Takes a free slot and enters the current epoch in it.
-std::atomic<uint64_t>* HostPeer::enter() {
-    static std::atomic<unsigned> next_start{0};
-    thread_local const unsigned start = next_start.fetch_add(1);
-    auto* page = slots_.as<SlotPage>();
-    const auto* generations = generations_.as<const GenerationPage>();
-    for (unsigned at = start;; ++at) {
-        std::atomic<uint64_t>& slot = page->slots[at % SlotPage::kSlots].epoch;
-        uint64_t expected = 0;
-        // Read-modify-write: it is ordered before the look at the generations that follows.
-        if (slot.load(std::memory_order_relaxed) == 0 &&
-            slot.compare_exchange_strong(expected, generations->epoch.load())) {
-            return &slot;
-        }
-        if ((at - start) % SlotPage::kSlots == SlotPage::kSlots - 1) {
-            std::this_thread::yield();
-        }
-    }
-}
-
 bool HostPeer::valid(uint64_t region, uint32_t generation) const {
     return region < GenerationPage::kRegions &&
            generations_.as<const GenerationPage>()->lowestValid[region].load() <= generation;
 }
 
-Status HostPeer::checkRegions(std::span<const std::pair<uint64_t, uint32_t>> regions) const {
+Status HostPeer::checkRegions(const PageAccess& access,
+                              std::span<const std::pair<uint64_t, uint32_t>> regions) {
     for (const auto& [id, generation] : regions) {
-        if (!valid(id, generation)) {
+        if (!access.allowed(id, generation)) {
             return Status::notFound("region " + std::to_string(id) +
                                     " has been deregistered by its agent");
         }
@@ -385,8 +406,15 @@ Status HostPeer::copyAttached(OpType op, const Batch& batch, uint64_t& moved) co
 
 Status HostPeer::transfer(OpType op, const Batch& batch, uint64_t& moved) {
     moved = 0;
-    std::atomic<uint64_t>* const slot = enter();
-    Status status = checkRegions(batch.regions);
+    static std::atomic<unsigned> next_start{0};
+    thread_local const unsigned start = next_start.fetch_add(1);
+    PageAccess access(*slots_.as<SlotPage>(), *generations_.as<const GenerationPage>(), start);
+    for (unsigned step = 1; !access.enter(); ++step) {
+        if (step % SlotPage::kSlots == 0) {
+            std::this_thread::yield();
+        }
+    }
+    Status status = checkRegions(access, batch.regions);
     if (status.ok() && dead()) {
         status = gone(ESRCH);
     }
@@ -403,7 +431,7 @@ Status HostPeer::transfer(OpType op, const Batch& batch, uint64_t& moved) {
     } else if (status.ok()) {
         status = copyAttached(op, batch, moved);
     }
-    slot->exchange(0);
+    access.leave();
     return status;
 }
 

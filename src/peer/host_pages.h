@@ -70,6 +70,67 @@ struct SlotPage {
     Slot slots[kSlots];
 };
 
+// The protocol of the pages, in steps: of what happens in one of them nobody sees a part. The lane
+// takes all at once; the simulator (testing/sim) takes them one by one, with those of others
+// between.
+
+// One access of an initiator: entered, then looked whether it is allowed, then copied, then left.
+class PageAccess {
+  public:
+    // Looks for a free slot from `start` on.
+    PageAccess(SlotPage& slots, const GenerationPage& generations, unsigned start)
+        : slots_(slots), generations_(generations), at_(start) {}
+    // A step of entering; true: it is inside.
+    bool enter();
+    bool allowed(uint64_t region, uint32_t generation) const {
+        return region < GenerationPage::kRegions &&
+               generations_.lowestValid[region].load() <= generation;
+    }
+    void leave() { slot().exchange(0); }
+
+  private:
+    std::atomic<uint64_t>& slot() { return slots_.slots[at_ % SlotPage::kSlots].epoch; }
+
+    SlotPage& slots_;
+    const GenerationPage& generations_;
+    unsigned at_;
+    uint64_t epoch_ = 0;  // not 0: read, to be entered in the slot
+};
+
+// A target's revocation of a region; accesses that enter after its last step are refused.
+class Revocation {
+  public:
+    Revocation(GenerationPage& page, uint64_t region, uint32_t generation)
+        : page_(page), region_(region), generation_(generation) {}
+    bool step();  // true: that was the last
+
+  private:
+    GenerationPage& page_;
+    const uint64_t region_;
+    const uint32_t generation_;
+    bool refused_ = false;
+};
+
+struct PeerSlots;
+
+// A target's waiting for the accesses that began before now: one look at one slot a step.
+class QuietWait {
+  public:
+    QuietWait(const GenerationPage& page, std::vector<std::shared_ptr<PeerSlots>> peers)
+        : epoch_(page.epoch.load()), peers_(std::move(peers)) {}
+    bool step();  // true: that was the last
+    // How often it has looked at the slot it stands at, and whose that is.
+    unsigned looks() const { return looks_; }
+    const std::string& peer() const;
+
+  private:
+    const uint64_t epoch_;
+    const std::vector<std::shared_ptr<PeerSlots>> peers_;
+    size_t peer_ = 0;
+    size_t slot_ = 0;
+    unsigned looks_ = 0;
+};
+
 // What a target tells a peer on the control connection: where to find its pages.
 struct HostOffer {
     uint32_t generationsFd = 0;
@@ -167,8 +228,8 @@ class HostPeer {
   private:
     HostPeer() = default;
     Status attach();
-    std::atomic<uint64_t>* enter();
-    Status checkRegions(std::span<const std::pair<uint64_t, uint32_t>> regions) const;
+    static Status checkRegions(const PageAccess& access,
+                               std::span<const std::pair<uint64_t, uint32_t>> regions);
     Status copyAttached(OpType op, const Batch& batch, uint64_t& moved) const;
     Status gone(int error) const;
 

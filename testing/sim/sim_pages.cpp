@@ -1,10 +1,18 @@
-// The revocation page as interleaved steps: an initiator with several copy threads, and a target
-// that deregisters a region, waits for the slots and gives the memory to somebody else. Copies go
-// through a mapping of the region, which the initiator lets go of when it is told.
+// The revocation pages (peer/host_pages.h) in interleaved steps of the lane's own code: an
+// initiator with several copy threads, and a target that deregisters a region, waits for the slots
+// and gives the memory to somebody else. Copies go through a mapping of the region, which the
+// initiator lets go of when it is told.
 #include <array>
+#include <memory>
+#include <optional>
 #include <random>
 #include <vector>
 
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "peer/host_pages.h"
 #include "testing/sim/sim.h"
 
 namespace nixl::sim {
@@ -13,19 +21,52 @@ namespace {
 
 constexpr size_t kThreads = 3;
 
-// What both sides share, as peer/host_pages.h lays it out.
+// What both sides share. One for all schedules: the page of generations is large.
 struct Pages {
-    uint64_t epoch = 1;
-    uint32_t lowestValid = 0;
-    std::array<uint64_t, kThreads> slots{};
+    Pages() : slots(std::make_shared<peer::PeerSlots>()) {
+        slots->page = map<peer::SlotPage>();
+        slots->pidfd = peer::Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));  // readable: it has ended
+        memory = map<peer::GenerationPage>();
+    }
+    void reset() {
+        uint64_t ended = 0;
+        static_cast<void>(!read(slots->pidfd.get(), &ended, sizeof(ended)));
+        generations().epoch = 1;
+        generations().lowestValid[kRegion] = 0;
+        for (peer::SlotPage::Slot& slot : slotPage().slots) {
+            slot.epoch = 0;
+        }
+    }
+    void endProcess() {
+        const uint64_t one = 1;
+        static_cast<void>(!write(slots->pidfd.get(), &one, sizeof(one)));
+    }
+    peer::GenerationPage& generations() { return *memory.as<peer::GenerationPage>(); }
+    peer::SlotPage& slotPage() { return *slots->page.as<peer::SlotPage>(); }
+
+    static constexpr uint64_t kRegion = 7;
+    const std::shared_ptr<peer::PeerSlots> slots;
+    peer::Mapping memory;
+
+  private:
+    template <typename Page>
+    static peer::Mapping map() {
+        void* const at =
+            mmap(nullptr, sizeof(Page), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        return {at == MAP_FAILED ? nullptr : at, sizeof(Page)};
+    }
 };
 
-// One copy thread, one step at a time: read the epoch, enter the slot, look at the generation,
-// copy in pieces, leave.
+Pages& pages() {
+    static auto* const kPages = new Pages;
+    return *kPages;
+}
+
+// One copy thread, one step at a time: enter a slot, look at the generation, copy in pieces, leave.
 struct Copier {
-    enum class At : uint8_t { IDLE, READ_EPOCH, ENTER, CHECK, COPY, LEAVE, DEAD };
+    enum class At : uint8_t { IDLE, ENTER, CHECK, COPY, LEAVE };
     At at = At::IDLE;
-    uint64_t epoch = 0;
+    std::optional<peer::PageAccess> access;
     bool allowed = false;
     bool mapped = false;  // copies through the mapping, and holds it
     int piecesLeft = 0;
@@ -33,14 +74,14 @@ struct Copier {
 
 class PageModel {
   public:
-    PageModel(uint64_t seed, Bug bug) : random_(seed), bug_(bug) {}
+    PageModel(uint64_t seed, Bug bug) : random_(seed), bug_(bug) { pages_.reset(); }
 
     Outcome run() {
         for (int step = 0; step < 400 && outcome_.good; ++step) {
             ++outcome_.steps;
             const auto who = random_() % (kThreads + 2);
             if (who < kThreads) {
-                advance(copiers_[who], pages_.slots[who]);
+                advance(copiers_[who]);
             } else {
                 advanceTarget();
             }
@@ -49,6 +90,7 @@ class PageModel {
             }
             if (random_() % 2000 == 0) {
                 dead_ = true;  // the initiator is killed: its slots stay as they are
+                pages_.endProcess();
             }
         }
         if (outcome_.good && phase_ == Phase::WAIT && !dead_) {
@@ -61,9 +103,9 @@ class PageModel {
     }
 
   private:
-    enum class Phase : uint8_t { USE, BUMP_EPOCH, WAIT, REUSED };
+    enum class Phase : uint8_t { USE, REVOKE, WAIT, REUSED };
 
-    void advance(Copier& copier, uint64_t& slot) {
+    void advance(Copier& copier) {
         if (dead_) {
             return;
         }
@@ -71,20 +113,20 @@ class PageModel {
             case Copier::At::IDLE:
                 copier.mapped = inTable_;
                 holders_ += copier.mapped ? 1 : 0;
-                copier.at = bug_ == Bug::SLOT_ORDER ? Copier::At::CHECK : Copier::At::READ_EPOCH;
-                break;
-            case Copier::At::READ_EPOCH:
-                copier.epoch = pages_.epoch;
-                copier.at = Copier::At::ENTER;
+                // Near each other, so that they also meet at one slot.
+                copier.access.emplace(pages_.slotPage(), pages_.generations(),
+                                      static_cast<unsigned>(random_() % kThreads));
+                copier.at = bug_ == Bug::SLOT_ORDER ? Copier::At::CHECK : Copier::At::ENTER;
                 break;
             case Copier::At::ENTER:
-                slot = copier.epoch;
-                copier.at = bug_ == Bug::SLOT_ORDER ? Copier::At::COPY : Copier::At::CHECK;
-                copier.piecesLeft = static_cast<int>(random_() % 3) + 1;
+                if (copier.access->enter()) {
+                    copier.at = bug_ == Bug::SLOT_ORDER ? Copier::At::COPY : Copier::At::CHECK;
+                    copier.piecesLeft = static_cast<int>(random_() % 3) + 1;
+                }
                 break;
             case Copier::At::CHECK:
-                copier.allowed = pages_.lowestValid <= kGeneration;
-                copier.at = bug_ == Bug::SLOT_ORDER ? Copier::At::READ_EPOCH : Copier::At::COPY;
+                copier.allowed = copier.access->allowed(Pages::kRegion, kGeneration);
+                copier.at = bug_ == Bug::SLOT_ORDER ? Copier::At::ENTER : Copier::At::COPY;
                 break;
             case Copier::At::COPY:
                 if (copier.allowed && phase_ == Phase::REUSED) {
@@ -100,13 +142,11 @@ class PageModel {
                 }
                 break;
             case Copier::At::LEAVE:
-                slot = 0;
+                copier.access->leave();
                 copier.at = Copier::At::IDLE;
                 holders_ -= copier.mapped ? 1 : 0;
                 mapped_ = mapped_ && (inTable_ || holders_ > 0);
                 ++outcome_.transfers;
-                break;
-            case Copier::At::DEAD:
                 break;
         }
     }
@@ -115,22 +155,23 @@ class PageModel {
         switch (phase_) {
             case Phase::USE:
                 if (random_() % 20 == 0) {
-                    pages_.lowestValid = kGeneration + 1;
-                    phase_ = Phase::BUMP_EPOCH;
+                    revocation_.emplace(pages_.generations(), Pages::kRegion, kGeneration);
+                    phase_ = Phase::REVOKE;
                 }
                 break;
-            case Phase::BUMP_EPOCH:
-                ++pages_.epoch;
-                waitFor_ = 0;
-                phase_ = Phase::WAIT;
+            case Phase::REVOKE:
+                if (revocation_->step()) {
+                    wait_.emplace(pages_.generations(), std::vector{pages_.slots});
+                    phase_ = Phase::WAIT;
+                }
                 break;
             case Phase::WAIT:
-                // One slot a step, as the real loop reads them one by one.
-                if (waitFor_ == kThreads) {
-                    phase_ = Phase::REUSED;
-                } else if (dead_ || pages_.slots[waitFor_] == 0 ||
-                           pages_.slots[waitFor_] >= pages_.epoch) {
-                    ++waitFor_;
+                // The slots that are in use are the first ones; of the others many at once.
+                for (uint64_t looks = looked_++ < 2 * kThreads ? 1 : 20; looks > 0; --looks) {
+                    if (wait_->step()) {
+                        phase_ = Phase::REUSED;
+                        break;
+                    }
                 }
                 break;
             case Phase::REUSED:
@@ -150,7 +191,7 @@ class PageModel {
         for (int step = 0; step < 20; ++step) {
             for (size_t i = 0; i < kThreads; ++i) {
                 if (copiers_[i].at != Copier::At::IDLE) {
-                    advance(copiers_[i], pages_.slots[i]);
+                    advance(copiers_[i]);
                 }
             }
         }
@@ -164,7 +205,7 @@ class PageModel {
     void finishAll() {
         for (int step = 0; step < 1000 && phase_ != Phase::REUSED; ++step) {
             for (size_t i = 0; i < kThreads; ++i) {
-                advance(copiers_[i], pages_.slots[i]);
+                advance(copiers_[i]);
             }
             advanceTarget();
         }
@@ -177,10 +218,12 @@ class PageModel {
     static constexpr uint32_t kGeneration = 1;
     std::mt19937_64 random_;
     const Bug bug_;
-    Pages pages_;
+    Pages& pages_ = pages();
     std::array<Copier, kThreads> copiers_{};
     Phase phase_ = Phase::USE;
-    size_t waitFor_ = 0;
+    std::optional<peer::Revocation> revocation_;
+    std::optional<peer::QuietWait> wait_;
+    size_t looked_ = 0;
     bool dead_ = false;
     bool inTable_ = true;  // new copies find the mapping
     bool mapped_ = true;
