@@ -338,10 +338,12 @@ TEST_F(LinkDataTest, SoManyPeersAndNoMore) {
     EXPECT_EQ(refused->code, RejectCode::LIMIT);
 }
 
-// Whoever finds a connection at work only leaves word and arms it; the one at work arms it too,
-// last of all, and for less: it must look at the word again. The only thread of the loop does both.
+// Whoever finds a connection at work only leaves word; the one at work must look for it when it has
+// let go of the lock.
 TEST(ClientConnectionTest, APokeThatFindsItAtWorkIsNotForgotten) {
-    DataLoop loop(1);
+    const auto reactor = std::move(base::EpollReactor::create()).value();
+    PollSet poll_set(*reactor, std::chrono::microseconds(100));
+    DataLoop loop(1, poll_set);
     auto [ours, theirs] = socketPair();
     std::atomic<int> asked{0};
     std::promise<void> again;
@@ -358,6 +360,7 @@ TEST(ClientConnectionTest, APokeThatFindsItAtWorkIsNotForgotten) {
     ASSERT_TRUE(loop.add(connection, EPOLLOUT).ok());
     EXPECT_EQ(again.get_future().wait_for(kPatience), std::future_status::ready);
     loop.stop(Status::canceled("the test ends"));
+    poll_set.stop();
     connection.reset();
 }
 
