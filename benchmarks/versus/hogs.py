@@ -1,4 +1,4 @@
-"""Processes that do nothing but use up processor time, one for each core, beside what is measured.
+"""Processes that do nothing but use up processor time, each on a core, beside what is measured.
 
 They belong to the process that starts them, and to its process group, so whoever stops that group
 stops them too. They are stopped but while `running`, and killed by pid at the end; should their
@@ -8,14 +8,14 @@ parent die without that, they end by themselves.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 ENDLESS = """
-import os
+import os, sys
+os.sched_setaffinity(0, {int(sys.argv[1])})
 parent = os.getppid()
 while os.getppid() == parent:
     for _ in range(1_000_000):
@@ -24,9 +24,9 @@ while os.getppid() == parent:
 
 
 class Hogs:
-    def __init__(self, count: int | None = None) -> None:
-        number = len(os.sched_getaffinity(0)) if count is None else count
-        self.processes = [subprocess.Popen([sys.executable, "-c", ENDLESS]) for _ in range(number)]
+    def __init__(self, cores: Iterable[int]) -> None:
+        command = [sys.executable, "-c", ENDLESS]
+        self.processes = [subprocess.Popen([*command, str(core)]) for core in cores]
         self.signal(signal.SIGSTOP)
 
     def signal(self, number: int) -> None:

@@ -38,6 +38,9 @@ def answer_of(end: Any, message: dict[str, Any]) -> dict[str, Any]:
         return {"known": True}
     if message["do"] == "sum":
         return {"sum": int(end.memory.view(np.uint64).sum())}
+    if message["do"] == "stay":
+        os.sched_setaffinity(0, [message["core"]])  # this thread
+        return {"stays": True}
     raise ValueError(f"no such request: {message}")
 
 

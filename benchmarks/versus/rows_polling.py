@@ -1,11 +1,16 @@
 """Rows in which both ends poll without a rest, as inference engines do: the far process calls
 get_new_notifs in an endless loop, the near one check_xfer_state. Alone on the machine, and beside
 a process for each core that only uses up processor time.
+
+Each of the two threads that poll stays on a core of its own, where the scheduler puts them on a
+quiet machine. With other work about it may put both on one, and whatever else must run finds the
+other free; the packages' own threads run where they like.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 
 from hogs import Hogs
 from rows_base import Metric, Row, at_most, quick
@@ -58,6 +63,10 @@ class Polling(TwoProcesses):
                 self.handles[operation, size] = handle
         self.check_bytes()
         self.tell_lane(self.handles["WRITE", self.sizes[-1]])
+        self.cores = sorted(os.sched_getaffinity(0))
+        if len(self.cores) > 1:
+            self.far.ask(do="stay", core=self.cores[1])
+            os.sched_setaffinity(0, self.cores[:1])  # this thread
 
     def measure(self) -> None:
         written, fetched = self.source[: self.half], self.source[self.half :]
@@ -96,7 +105,7 @@ class HostsPollingHogs(HostsPolling):
 
     def prepare(self) -> None:
         super().prepare()
-        self.hogs = Hogs()
+        self.hogs = Hogs(self.cores)
 
     def beside(self) -> contextlib.AbstractContextManager[None]:
         return self.hogs.running()

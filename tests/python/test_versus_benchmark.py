@@ -91,24 +91,26 @@ def state_and_ticks(pid: int) -> tuple[str, int]:
 
 
 def test_hogs_use_processor_time_only_while_they_run_and_are_killed() -> None:
-    beside = hogs.Hogs(2)
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    beside = hogs.Hogs(cores)
     pids = [process.pid for process in beside.processes]
     try:
         wait_until(lambda: all(state_and_ticks(pid)[0] == "T" for pid in pids))
         stopped = [state_and_ticks(pid)[1] for pid in pids]
         with beside.running():
-            for pid, ticks in zip(pids, stopped, strict=True):
+            for pid, ticks, core in zip(pids, stopped, cores, strict=True):
                 wait_until(lambda: state_and_ticks(pid)[1] > ticks + 5)  # noqa: B023
+                assert os.sched_getaffinity(pid) == {core}
         wait_until(lambda: all(state_and_ticks(pid)[0] == "T" for pid in pids))
     finally:
         beside.close()
-    assert [process.returncode for process in beside.processes] == [-signal.SIGKILL] * 2
+    assert [process.returncode for process in beside.processes] == [-signal.SIGKILL] * len(cores)
 
 
 def test_hogs_end_with_whoever_started_them() -> None:
     program = (
         "import hogs, os, sys\n"
-        "beside = hogs.Hogs(1)\n"
+        "beside = hogs.Hogs([min(os.sched_getaffinity(0))])\n"
         "beside.signal(18)\n"
         "print(beside.processes[0].pid, flush=True)\n"
         "sys.stdin.read()\n"
