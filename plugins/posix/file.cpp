@@ -23,12 +23,18 @@ constexpr unsigned kStatxDioAlign = 0x2000;
 constexpr size_t kDioMemAlignAt = 0x98;     // stx_dio_mem_align
 constexpr size_t kDioOffsetAlignAt = 0x9c;  // stx_dio_offset_align
 
+// Never waits for the other end of a pipe: what it is shows afterwards. O_NONBLOCK does not stay,
+// for io_uring would not wait for a file then.
 int openRetrying(const char* path, int flags) {
     int fd = -1;
     do {
-        fd = ::open(path, flags, 0666);
+        fd = ::open(path, flags | O_NONBLOCK | O_CLOEXEC | O_NOCTTY, 0666);
     } while (fd < 0 && errno == EINTR);
-    return fd < 0 ? -errno : fd;
+    if (fd < 0) {
+        return -errno;
+    }
+    fcntl(fd, F_SETFL, flags & O_DIRECT);
+    return fd;
 }
 
 Status refused(const std::string& what, int error) {
@@ -145,17 +151,12 @@ Status File::initPath(const FileSpec& spec, const LogInfo& log) {
     label_ = spec.path;
     flags_ = spec.write ? O_RDWR : O_RDONLY;
     direct_ = spec.direct;
-    struct stat info {};
-    if (stat(path_.c_str(), &info) == 0 && S_ISFIFO(info.st_mode)) {
-        return notAFile(label_, info.st_mode);  // opening it would wait for its other end
-    }
     const int create = spec.create ? O_CREAT : 0;
     const auto open = [&] {
-        int fd = openRetrying(path_.c_str(),
-                              flags_ | create | O_CLOEXEC | O_NOCTTY | (direct_ ? O_DIRECT : 0));
+        int fd = openRetrying(path_.c_str(), flags_ | create | (direct_ ? O_DIRECT : 0));
         if (fd == -EINVAL && direct_) {
             direct_ = false;
-            fd = openRetrying(path_.c_str(), flags_ | create | O_CLOEXEC | O_NOCTTY);
+            fd = openRetrying(path_.c_str(), flags_ | create);
             if (fd >= 0) {
                 log("POSIX: " + label_ + ": its file system refuses O_DIRECT, going buffered");
             }
@@ -268,7 +269,7 @@ void File::refuseDirect(uint64_t epoch) {
 
 // Opens again what was inspected at registration: never another file that took its name.
 int File::openChecked(const char* path, int flags) const {
-    return checked(openRetrying(path, flags | O_CLOEXEC | O_NOCTTY));
+    return checked(openRetrying(path, flags));
 }
 
 // `fd` where it is the registered file; else it is closed. Passes -errno through.
