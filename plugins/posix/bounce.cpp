@@ -4,6 +4,7 @@
 #include <string>
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "cuda.h"
 
@@ -19,10 +20,23 @@ BouncePool::~BouncePool() {
     }
 }
 
-Bounce* BouncePool::take() {
+bool copyFromUser(void* buffer, std::span<const iovec> pieces, uint64_t bytes) {
+    const iovec target{buffer, bytes};
+    return process_vm_writev(getpid(), pieces.data(), pieces.size(), &target, 1, 0) ==
+           static_cast<ssize_t>(bytes);
+}
+
+bool copyToUser(const iovec& piece, const void* buffer) {
+    const iovec source{const_cast<void*>(buffer), piece.iov_len};
+    return process_vm_readv(getpid(), &piece, 1, &source, 1, 0) ==
+           static_cast<ssize_t>(piece.iov_len);
+}
+
+Bounce* BouncePool::take(bool beyond_limit) {
     const std::lock_guard lock(mutex_);
     if (free_.empty()) {
-        if (all_.size() == limit_) {
+        const bool extra = all_.size() >= limit_;
+        if (extra && !beyond_limit) {
             return nullptr;
         }
         void* data =
@@ -31,6 +45,8 @@ Bounce* BouncePool::take() {
             return nullptr;
         }
         all_.push_back(std::make_unique<Bounce>(Bounce{data}));
+        all_.back()->extra = extra;
+        all_.back()->registrationTried = extra;
         free_.push_back(all_.back().get());
     }
     Bounce* bounce = free_.back();
@@ -41,8 +57,13 @@ Bounce* BouncePool::take() {
 
 void BouncePool::give(Bounce* bounce) {
     const std::lock_guard lock(mutex_);
-    free_.push_back(bounce);
     --inUse_;
+    if (!bounce->extra) {
+        free_.push_back(bounce);
+        return;
+    }
+    munmap(bounce->data, bytes_);
+    std::erase_if(all_, [bounce](const auto& one) { return one.get() == bounce; });
 }
 
 }  // namespace nixl::posix

@@ -9,9 +9,17 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <vector>
 
+#include <sys/uio.h>
+
 namespace nixl::posix {
+
+// Copies between a buffer and memory in pieces through the kernel. It reaches what cannot be
+// pinned, and says false where memory is gone; a plain copy would end the process.
+bool copyFromUser(void* buffer, std::span<const iovec> pieces, uint64_t bytes);
+bool copyToUser(const iovec& piece, const void* buffer);
 
 struct Bounce {
     void* data = nullptr;
@@ -19,6 +27,7 @@ struct Bounce {
     bool registrationTried = false;
     bool pinTried = false;  // for copies from and to a GPU
     bool pinned = false;
+    bool extra = false;  // beyond the limit: goes when it is given back
 };
 
 class BouncePool {
@@ -28,7 +37,8 @@ class BouncePool {
     BouncePool(const BouncePool&) = delete;
     BouncePool& operator=(const BouncePool&) = delete;
 
-    Bounce* take();  // null when all are in use or memory is short
+    // Null when all are in use or memory is short. One who cannot wait may go beyond the limit.
+    Bounce* take(bool beyond_limit = false);
     void give(Bounce* bounce);
     size_t inUse() const { return inUse_.load(); }
     size_t bytes() const { return bytes_; }

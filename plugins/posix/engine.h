@@ -18,6 +18,7 @@
 namespace nixl::posix {
 
 class File;
+class Memory;
 class Part;
 struct Bounce;
 
@@ -38,6 +39,8 @@ struct IoRequest {
 
     Part* part = nullptr;
     File* file = nullptr;
+    Memory* memory = nullptr;  // registered, of the first byte; may be null
+    bool careful = false;      // between `user` and `bounce` bytes go through the kernel
     Bounce* bounce = nullptr;  // set: `user` holds where its bytes come from or go to
     int device = -1;           // of the memory: a GPU, or -1 for the host
     bool twin = false;         // goes through the file's buffered descriptor

@@ -97,6 +97,14 @@ bool Part::gather(IoRequest& request) {
     if (request.op == IoOp::READ) {
         return true;
     }
+    if (request.device < 0 && request.careful) {
+        if (!copyFromUser(request.bounce->data, request.user, request.length)) {
+            job_.fail(request, EFAULT);
+            scheduler_.giveBack(request);
+            return false;
+        }
+        return true;
+    }
     if (request.device < 0) {
         auto* target = static_cast<char*>(request.bounce->data);
         for (const iovec& vector : request.user) {

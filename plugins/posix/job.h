@@ -145,6 +145,8 @@ class Scheduler final : public RequestSource {
     void park(Part& part);
     bool settle(IoRequest& request, int64_t result);
     bool useTwin(IoRequest& request);
+    bool useBounce(IoRequest& request);
+    static void scatterCarefully(const IoRequest& request);
     void finish(IoRequest& request);
     void scatter(IoRequest& request);
 

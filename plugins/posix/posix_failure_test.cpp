@@ -9,6 +9,7 @@
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -197,6 +198,108 @@ TEST_P(PosixFailureTest, MemoryThatIsGoneFailsItsPieceOnly) {
         memory_.fill('\0');
     }
     munmap(gone, 4096);
+}
+
+// Memory that the kernel lends to nobody, as that of some devices: O_DIRECT gives EFAULT.
+class PosixPinTest : public PosixFailureTest {
+  protected:
+    void SetUp() override {
+        PosixFailureTest::SetUp();
+        constexpr long kMemfdSecret = 447;
+        const int secret = IsSkipped() ? -1 : static_cast<int>(syscall(kMemfdSecret, O_CLOEXEC));
+        if (secret < 0) {
+            GTEST_SKIP() << "memfd_secret: " << errnoText(errno);
+        }
+        ASSERT_EQ(ftruncate(secret, kSize), 0);
+        void* mapped = mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_SHARED, secret, 0);
+        close(secret);
+        if (mapped == MAP_FAILED) {
+            GTEST_SKIP() << "mapping secret memory (RLIMIT_MEMLOCK?): " << errnoText(errno);
+        }
+        secret_ = static_cast<char*>(mapped);
+        fd_ = open((folder_ / "f").c_str(), O_RDWR | O_CREAT | O_DIRECT | O_CLOEXEC, 0600);
+        ASSERT_GE(fd_, 0);
+        if (pwrite(fd_, secret_, 4096, 0) >= 0) {
+            GTEST_SKIP() << "O_DIRECT takes secret memory here, or does not exist";
+        }
+        ASSERT_EQ(errno, EFAULT);
+        auto file = backend_->registerMemory({MemType::FILE, 0, 0, static_cast<uint64_t>(fd_), ""});
+        ASSERT_TRUE(file.ok());
+        file_ = std::move(file).value();
+    }
+    void TearDown() override {
+        transfers_.clear();
+        if (secret_ != nullptr) {
+            munmap(secret_, kSize);
+        }
+        close(fd_);
+    }
+    std::string stored(size_t size) {
+        std::ifstream file(folder_ / "f");
+        std::string bytes(size, '\0');
+        file.read(bytes.data(), static_cast<std::streamsize>(size));
+        return bytes;
+    }
+    void move(TestPlan& plan) {
+        auto end = post(plan);
+        ASSERT_EQ(end->wait(), XferState::DONE) << end->status.message();
+    }
+
+    static constexpr size_t kSize = 3UL << 20;
+    char* secret_ = nullptr;
+    int fd_ = -1;
+    std::unique_ptr<BackendMemory> file_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Engines,
+                         PosixPinTest,
+                         testing::Values("use_aio", "use_uring", "use_posix_aio", "use_threads"),
+                         [](const auto& info) { return std::string(info.param + 4); });
+
+TEST_P(PosixPinTest, MemoryThatCannotBePinnedGoesThroughABounceBuffer) {
+    for (const size_t size : {size_t{4096}, kSize}) {  // one request, and more than one
+        auto registered = backend_->registerMemory(
+            {MemType::DRAM, reinterpret_cast<uint64_t>(secret_), kSize, 0, ""});
+        ASSERT_TRUE(registered.ok());
+        for (size_t round = 0; round < 3; ++round) {
+            for (size_t i = 0; i < size; ++i) {
+                secret_[i] = static_cast<char>(i / 512 + round);
+            }
+            const std::string bytes(secret_, size);
+            for (const OpType op : {OpType::WRITE, OpType::READ}) {
+                TestPlan plan(op);
+                plan.setMemory(registered.value().get());
+                plan.add(secret_, size, file_.get(), 0);
+                move(plan);
+                EXPECT_TRUE(std::string(secret_, size) == bytes);
+                // POSIX AIO gathers small pieces anyway, and so does not find out.
+                const bool gathers = std::string_view(GetParam()) == "use_posix_aio";
+                EXPECT_EQ(static_cast<Memory*>(registered.value().get())->cannotPin,
+                          size != 4096 || !gathers);
+                std::fill_n(secret_, size, '-');
+            }
+            EXPECT_TRUE(stored(size) == bytes) << size;
+        }
+    }
+}
+
+TEST_P(PosixPinTest, BesideMemoryThatCanBePinned) {
+    for (const OpType op : {OpType::WRITE, OpType::READ}) {
+        const char fill = op == OpType::WRITE ? 'w' : '-';
+        std::fill_n(secret_, 4096, fill == '-' ? fill : 's');
+        memory_.fill(fill);
+        TestPlan plan(op);  // one request of three pieces
+        plan.add(memory_.data(), 4096, file_.get(), 0);
+        plan.add(secret_, 4096, file_.get(), 4096);
+        plan.add(memory_.data() + 8192, 4096, file_.get(), 8192);
+        move(plan);
+        const std::string wanted =
+            std::string(4096, 'w') + std::string(4096, 's') + std::string(4096, 'w');
+        EXPECT_TRUE(stored(wanted.size()) == wanted);
+        EXPECT_EQ(std::string(memory_.data(), 4096), std::string(4096, 'w'));
+        EXPECT_EQ(std::string(secret_, 4096), std::string(4096, 's'));
+        EXPECT_EQ(std::string(memory_.data() + 8192, 4096), std::string(4096, 'w'));
+    }
 }
 
 TEST_P(PosixFailureTest, DescriptorThatChangedHands) {

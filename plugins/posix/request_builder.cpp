@@ -83,7 +83,7 @@ RequestBuilder::Head RequestBuilder::head() const {
     }
     const bool aligned = left_.local % target.memoryAlign() == 0;
     const bool gather = !limits_.vectored && left_.size < kGatherBelow;
-    return {true, gpu || gather || !aligned, last - begin};
+    return {true, gpu || gather || !aligned || cannotPin(), last - begin};
 }
 
 // Passes over bytes of the other route; false at the end of the plan.
@@ -167,7 +167,8 @@ RequestBuilder::Outcome RequestBuilder::next(IoRequest& request, int& error) {
         drop(first.size);
         return outcome;
     }
-    const auto* memory = static_cast<const Memory*>(plan_.localRegions[left_.localRegion].memory);
+    request.memory = request.device < 0 ? memory() : nullptr;
+    request.careful = request.bounce != nullptr && cannotPin();
     // Cut at multiples of the merge size of the file, so that requests stay aligned there.
     const uint64_t cut = limits_.mergeBytes - left_.remote % limits_.mergeBytes;
     take(request, std::min(first.size, first.size > limits_.mergeBytes ? cut : first.size));
@@ -179,12 +180,13 @@ RequestBuilder::Outcome RequestBuilder::next(IoRequest& request, int& error) {
         take(request, more.size);
     }
     finish(request);
-    useFixedBuffer(request, memory);
+    useFixedBuffer(request);
     return Outcome::READY;
 }
 
 // Takes the registered buffer that holds all of the request's memory, if there is one.
-void RequestBuilder::useFixedBuffer(IoRequest& request, const Memory* memory) const {
+void RequestBuilder::useFixedBuffer(IoRequest& request) const {
+    const Memory* const memory = request.memory;
     if (memory == nullptr || memory->fixedBuffers.empty() || request.vectorCount != 1 ||
         request.bounce != nullptr) {
         return;

@@ -5,6 +5,7 @@
 // Threads: one at a time.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include <unistd.h>
@@ -28,6 +29,7 @@ class Memory final : public BackendMemory {
     Engine* engine = nullptr;
     const pid_t process = getpid();
     std::vector<int> fixedBuffers;
+    std::atomic<bool> cannotPin{false};  // the kernel refuses O_DIRECT with it: EFAULT
 };
 
 struct BuildLimits {
@@ -75,7 +77,14 @@ class RequestBuilder {
     Outcome open(IoRequest& request, const Head& first, int& error);
     int device() const;
     void finish(IoRequest& request) const;
-    void useFixedBuffer(IoRequest& request, const Memory* memory) const;
+    void useFixedBuffer(IoRequest& request) const;
+    Memory* memory() const {
+        return static_cast<Memory*>(plan_.localRegions[left_.localRegion].memory);
+    }
+    bool cannotPin() const {
+        const Memory* const registered = device() < 0 ? memory() : nullptr;
+        return registered != nullptr && registered->cannotPin.load(std::memory_order_relaxed);
+    }
     void drop(uint64_t bytes);
     File& file() const {
         return *static_cast<File*>(plan_.remoteRegions[left_.remoteRegion].memory);

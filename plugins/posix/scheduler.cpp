@@ -142,6 +142,7 @@ void Scheduler::prepareBounce(const IoRequest& request) {
 
 bool Scheduler::complete(IoRequest& request, int64_t result) {
     if (result > 0 && static_cast<uint64_t>(result) == request.length && !request.solo) {
+        request.offset += request.length;
         request.done += request.length;
         finish(request);
         return false;
@@ -164,6 +165,9 @@ bool Scheduler::settle(IoRequest& request, int64_t result) {
         failed = true;
         if (error == EINVAL && direct && useTwin(request)) {
             request.refused = true;
+            return true;
+        }
+        if (error == EFAULT && direct && useBounce(request)) {
             return true;
         }
     } else {
@@ -210,6 +214,42 @@ bool Scheduler::useTwin(IoRequest& request) {
     return true;
 }
 
+// Sends the rest of a direct request, whose memory the kernel cannot pin, through a bounce buffer.
+// False where that cannot help: the memory is gone.
+bool Scheduler::useBounce(IoRequest& request) {
+    if (request.bounce != nullptr || request.device >= 0 || request.solo) {
+        return false;
+    }
+    // The engine cannot wait for one that another request holds.
+    Bounce* const bounce = shared_.bounces.take(true);
+    if (bounce == nullptr) {
+        return false;
+    }
+    // What was moved already is left out from here on.
+    request.user.erase(request.user.begin(),
+                       request.user.begin() + (request.vectors - request.user.data()));
+    request.planOffset += request.done;
+    request.done = 0;
+    request.total = request.length;
+    request.unitStart = 0;
+    request.unitSize = request.length;
+    if (request.op == IoOp::WRITE && !copyFromUser(bounce->data, request.user, request.length)) {
+        shared_.bounces.give(bounce);
+        request.vectors = request.user.data();
+        return false;
+    }
+    if (request.op == IoOp::WRITE && request.memory != nullptr) {
+        request.memory->cannotPin = true;
+    }
+    request.bounce = bounce;
+    request.careful = true;
+    request.fixedBuffer = -1;
+    request.bounceVector = {bounce->data, request.length};
+    request.vectors = &request.bounceVector;
+    request.vectorCount = 1;
+    return true;
+}
+
 void Scheduler::finish(IoRequest& request) {
     File& file = *request.file;
     if (request.refused && request.done > 0 && file.direct(UINT64_MAX - 1)) {
@@ -236,8 +276,38 @@ void Scheduler::giveBack(IoRequest& request) {
     shared_.wakeParked();
 }
 
+// Memory that turns out to be gone fails alone.
+void Scheduler::scatterCarefully(const IoRequest& request) {
+    const auto* const source = static_cast<const char*>(request.bounce->data);
+    bool all = true;
+    uint64_t at = 0;
+    for (const iovec& vector : request.user) {
+        const iovec piece{vector.iov_base, std::min<uint64_t>(request.done - at, vector.iov_len)};
+        if (piece.iov_len == 0) {
+            break;
+        }
+        if (!copyToUser(piece, source + at)) {
+            all = false;
+            IoRequest failed = request;
+            failed.unitStart = at;
+            failed.unitSize = vector.iov_len;
+            failed.offset -= request.done - at;
+            failed.done = at;
+            request.part->job().fail(failed, EFAULT);
+        }
+        at += piece.iov_len;
+    }
+    if (all && request.memory != nullptr) {
+        request.memory->cannotPin = true;
+    }
+}
+
 // Copies what was read into the bounce buffer to where it belongs.
 void Scheduler::scatter(IoRequest& request) {
+    if (request.careful) {
+        scatterCarefully(request);
+        return;
+    }
     if (request.device >= 0) {
         std::string reason;
         const Cuda* cuda = Cuda::get(reason);
@@ -246,6 +316,7 @@ void Scheduler::scatter(IoRequest& request) {
                 cuda->toDevice(request.device, request.bounce->data, request.user, request.done);
         }
         if (!reason.empty()) {
+            request.offset -= request.done;
             request.done = 0;
             request.unitSize = request.total;
             request.part->job().fail(request, EIO, reason);
