@@ -8,6 +8,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "inline_queue.h"
 #include "loop_engine.h"
 
 namespace nixl::posix {
@@ -36,6 +37,7 @@ class AioEngine final : public LoopEngine {
     }
 
     const char* name() const override { return "Linux AIO"; }
+    OpenInline inlineQueue() const override { return &openAioQueue; }
 
   protected:
     std::string openQueue() override {

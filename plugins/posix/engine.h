@@ -18,6 +18,7 @@
 namespace nixl::posix {
 
 class File;
+class KernelQueue;
 class Memory;
 class Part;
 struct Bounce;
@@ -97,6 +98,9 @@ class Engine {
     // -errno. The memory must not be in use by requests when it is taken back.
     virtual int registerBuffer(void* address, uint64_t size);
     virtual void unregisterBuffer(int index);
+    // Opens a queue for small transfers beside this engine; null where it has none.
+    using OpenInline = std::unique_ptr<KernelQueue> (*)(unsigned depth, int event);
+    virtual OpenInline inlineQueue() const { return nullptr; }
     // The processor on which a thread last looked out for work, or -1: a caller who polls there
     // holds it up.
     virtual int lookoutCpu() const { return -1; }

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "cuda.h"
+#include "inline_queue.h"
 
 namespace nixl::posix {
 
@@ -71,11 +72,54 @@ Part::Part(Job& job,
       scheduler_(scheduler),
       single_(route == Route::POOL && writesOneFile(plan)) {}
 
-void Part::start(uint64_t epoch) {
+void Part::rewind(uint64_t epoch) {
     builder_.rewind(epoch);
     pending_ = 1;
+}
+
+void Part::start() {
     scheduler_.add(*this);
 }
+
+void Part::begin(std::span<IoRequest*> slots, const std::function<void(size_t)>& submit) {
+    size_t count = 0;
+    uint64_t bytes = 0;
+    const Filled filled = fill(slots, count, slots.size(), bytes, UINT64_MAX);
+    if (count > 0) {
+        submit(count);
+    }
+    if (filled == Filled::END) {
+        drop();
+    } else {
+        scheduler_.add(*this);
+    }
+}
+
+namespace {
+
+constexpr uint64_t kLightBytes = 256 << 10;
+
+// Few bytes between aligned host memory and files that are open: no copying, nothing to wait for.
+bool isLight(const TransferPlan& plan, const Shared& shared) {
+    uint64_t places = 0;
+    uint32_t align = 1;
+    for (const PlanRun& run : plan.runs) {
+        places |= run.local | (run.count > 1 ? run.localStride : 0);
+    }
+    for (const PlanRegion& region : plan.remoteRegions) {
+        const File& file = *static_cast<const File*>(region.memory);
+        align = std::max(align, file.memoryAlign());
+        if (!file.callerOwned()) {
+            return false;
+        }
+    }
+    const auto on_host = [](const PlanRegion& region) { return region.type == MemType::DRAM; };
+    return shared.small != nullptr && plan.bytes <= kLightBytes &&
+           plan.segments <= InlineQueue::kRequests && places % align == 0 &&
+           std::all_of(plan.localRegions.begin(), plan.localRegions.end(), on_host);
+}
+
+}  // namespace
 
 void Part::drop() {
     const uint64_t before = pending_.fetch_sub(1);
@@ -186,10 +230,19 @@ Job::Job(const TransferPlan& plan,
     epoch_ = shared.epoch;
     usesQueue_ = usesRoute(plan, Route::QUEUE, epoch_);
     usesPool_ = usesRoute(plan, Route::POOL, epoch_);
+    light_ = isLight(plan, shared);
 }
 
 Status Job::holdFiles() {
     return holds_.take();
+}
+
+bool Job::light() const {
+    const auto cannot_pin = [](const PlanRegion& region) {
+        return region.memory != nullptr && static_cast<const Memory*>(region.memory)->cannotPin;
+    };
+    return light_ && usesQueue_ && !usesPool_ &&
+           std::none_of(plan_.localRegions.begin(), plan_.localRegions.end(), cannot_pin);
 }
 
 void Job::start(CompletionPtr completion) {
@@ -216,12 +269,18 @@ void Job::start(CompletionPtr completion) {
     const bool pool = usesPool_ && !later;
     // Each part counts, and this call, so that the job outlives it.
     partsLeft_ = 1 + (queue ? 1 : 0) + (pool ? 1 : 0);
-    const uint64_t epoch = epoch_;
+    const bool light = this->light();
+    if (pool) {
+        poolPart_.rewind(epoch_);
+    }
     if (queue) {
-        queuePart_.start(epoch);
+        queuePart_.rewind(epoch_);
+        if (!light || !shared_.small->post(queuePart_)) {
+            queuePart_.start();
+        }
     }
     if (pool) {
-        poolPart_.start(epoch);
+        poolPart_.start();
     }
     partDone();
 }
@@ -232,7 +291,8 @@ void Job::partDone() {
     }
     if (poolLater_.exchange(false)) {
         partsLeft_ = 1;
-        poolPart_.start(epoch_);
+        poolPart_.rewind(epoch_);
+        poolPart_.start();
         return;
     }
     finish();

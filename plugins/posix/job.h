@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <deque>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 
 namespace nixl::posix {
 
+class InlineQueue;
 class Job;
 class Scheduler;
 
@@ -32,6 +34,7 @@ struct Shared {
     LogInfo log;
     Scheduler* queue = nullptr;  // the same as pool where threads do everything
     Scheduler* pool = nullptr;
+    InlineQueue* small = nullptr;  // takes small O_DIRECT transfers; null where there is none
 
     void wakeParked();
 };
@@ -48,7 +51,11 @@ class Part {
          Shared& shared,
          Scheduler& scheduler);
 
-    void start(uint64_t epoch);
+    void rewind(uint64_t epoch);
+    void start();  // leaves it to the scheduler
+    // The same for one who submits the first requests at once: `submit(count)` hands as many of
+    // `slots` to the kernel. The scheduler gets what is left.
+    void begin(std::span<IoRequest*> slots, const std::function<void(size_t)>& submit);
     // Fills slots[count…limit) up to `budget` bytes in all.
     Filled fill(
         std::span<IoRequest*> slots, size_t& count, size_t limit, uint64_t& bytes, uint64_t budget);
@@ -91,6 +98,8 @@ class Job {
     void partDone();
     // Whether the page cache serves all of it.
     bool buffered() const { return !usesQueue_; }
+    // Whether its O_DIRECT I/O is so little that whoever posts may submit it.
+    bool light() const;
     uint64_t epoch() const { return epoch_; }
     const Shared& sharedState() const { return shared_; }
 
@@ -104,6 +113,7 @@ class Job {
     FileHolds holds_;
     bool usesQueue_ = false;
     bool usesPool_ = false;
+    bool light_ = false;
     uint64_t refusalsSeen_ = 0;
     uint64_t epoch_ = 0;
     CompletionPtr completion_;
@@ -128,6 +138,8 @@ class Scheduler final : public RequestSource {
     void add(Part& part);
     // As add, for a thread that will draw next itself.
     void push(Part& part);
+    // A request that was drawn elsewhere and is not finished: the engine goes on with it.
+    void handBack(IoRequest& request);
     // Makes parked parts try again, and the engine look.
     void wake();
 
@@ -141,6 +153,8 @@ class Scheduler final : public RequestSource {
     void giveBack(IoRequest& request);
 
   private:
+    bool takeReturned(IoRequest& request);
+    size_t drawReturned(std::span<IoRequest*> slots, uint64_t byte_budget, uint64_t& bytes);
     Part* pop(bool& others);
     void park(Part& part);
     bool settle(IoRequest& request, int64_t result);
@@ -155,6 +169,7 @@ class Scheduler final : public RequestSource {
     std::atomic<size_t> activeCount_{0};
     std::mutex mutex_;  // guards what follows
     std::deque<Part*> active_;
+    std::vector<IoRequest> returned_;
     std::vector<Part*> parked_;
 };
 

@@ -155,6 +155,7 @@ Status PosixBackend::startEngines(const Parameters& parameters, const EngineKind
     all.queueScheduler.setEngine(all.queue.get());
     all.shared.queue = &all.queueScheduler;
     queueLimits_.vectored = all.queue->vectored();
+    all.shared.small = all.queue->inlineQueue() != nullptr ? &all.small : nullptr;
     if (!choice.value().note.empty()) {
         services_.log(choice.value().asWished ? LogLevel::INFO : LogLevel::WARN,
                       choice.value().note);
@@ -172,7 +173,7 @@ PosixBackend::~PosixBackend() {
     }
     Machinery& all = *machinery_;
     all.shared.closing = true;
-    bool stopped = true;
+    bool stopped = all.small.stop(kStopSeconds);
     for (Engine* engine : {all.queue.get(), all.pool.get()}) {
         if (engine != nullptr) {
             (engine == all.queue.get() ? all.queueScheduler : all.poolScheduler).wake();
@@ -241,6 +242,10 @@ Result<std::unique_ptr<BackendMemory>> PosixBackend::registerMemory(const Memory
         File::open(region, machinery_->shared.files, machinery_->shared.log);
     if (!file.ok()) {
         return file.status();
+    }
+    if (machinery_->shared.small != nullptr && file.value()->callerOwned() &&
+        file.value()->direct(UINT64_MAX)) {
+        machinery_->small.open(machinery_->queue->inlineQueue());
     }
     return std::unique_ptr<BackendMemory>(std::move(file).value());
 }

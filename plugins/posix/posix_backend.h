@@ -12,6 +12,7 @@
 
 #include "engine_choice.h"
 #include "file.h"
+#include "inline_queue.h"
 #include "job.h"
 
 namespace nixl::posix {
@@ -27,6 +28,7 @@ struct Machinery {
     Shared shared;
     Scheduler queueScheduler;
     Scheduler poolScheduler;
+    InlineQueue small{queueScheduler};
     std::unique_ptr<Engine> queue;  // null where threads do everything
     std::unique_ptr<Engine> pool;
 };

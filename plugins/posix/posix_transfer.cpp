@@ -7,6 +7,8 @@
 #include <sched.h>
 #include <sys/uio.h>
 
+#include "inline_queue.h"
+
 namespace nixl::posix {
 
 namespace {
@@ -85,6 +87,10 @@ Status PosixTransfer::post(CompletionPtr completion,
 // A caller who polls may be holding the very processor that an engine thread waits for: at once
 // where that thread was last seen here, else after some time.
 void PosixTransfer::help() {
+    if (job_.light() && job_.sharedState().small->busy()) {
+        job_.sharedState().small->help();
+        return;
+    }
     const Engine& pool = *job_.sharedState().pool->engine();
     if ((job_.buffered() && pool.lookoutCpu() == sched_getcpu()) ||
         std::chrono::steady_clock::now() - posted_ > kPatience) {

@@ -86,9 +86,44 @@ void Scheduler::wake() {
     engine_->kick();
 }
 
-size_t Scheduler::draw(std::span<IoRequest*> slots, uint64_t byte_budget) {
+void Scheduler::handBack(IoRequest& request) {
+    {
+        const std::lock_guard lock(mutex_);
+        IoRequest& kept = returned_.emplace_back(std::move(request));
+        if (kept.vectors == &request.bounceVector) {
+            kept.vectors = nullptr;  // pointed at the bounce vector again when drawn
+        }
+        ++activeCount_;
+    }
+    engine_->kick();
+}
+
+bool Scheduler::takeReturned(IoRequest& request) {
+    const std::lock_guard lock(mutex_);
+    if (returned_.empty()) {
+        return false;
+    }
+    request = std::move(returned_.back());
+    returned_.pop_back();
+    --activeCount_;
+    if (request.vectors == nullptr) {
+        request.vectors = &request.bounceVector;
+    }
+    return true;
+}
+
+// Gives requests that were handed back; how many.
+size_t Scheduler::drawReturned(std::span<IoRequest*> slots, uint64_t byte_budget, uint64_t& bytes) {
     size_t count = 0;
+    while (count < slots.size() && bytes < byte_budget && takeReturned(*slots[count])) {
+        bytes += slots[count++]->length;
+    }
+    return count;
+}
+
+size_t Scheduler::draw(std::span<IoRequest*> slots, uint64_t byte_budget) {
     uint64_t bytes = 0;
+    size_t count = drawReturned(slots, byte_budget, bytes);
     while (count < slots.size() && bytes < byte_budget) {
         bool others = false;
         Part* part = pop(others);

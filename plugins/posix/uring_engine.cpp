@@ -1,5 +1,6 @@
 // io_uring: one ring, set up and used by the engine's thread alone (SINGLE_ISSUER, DEFER_TASKRUN
 // where the kernel has them). The wake descriptor is polled in the ring.
+#include "inline_queue.h"
 #include "loop_engine.h"
 
 #ifdef NIXL_POSIX_URING
@@ -32,6 +33,7 @@ class UringEngine final : public LoopEngine {
     using LoopEngine::LoopEngine;
 
     const char* name() const override { return "io_uring"; }
+    OpenInline inlineQueue() const override { return &openUringQueue; }
 
     int registerBuffer(void* address, uint64_t size) override {
         if (!haveTable_) {
