@@ -16,7 +16,8 @@ namespace nixl::posix {
 namespace {
 
 constexpr auto kTick = std::chrono::microseconds(500);  // how long one who polls may pause
-constexpr int kLingerMs = 4;  // the watcher stays awake so long after the last end
+constexpr uint64_t kPolling = 8;  // looks in a tick; one who is about to sleep looks once or twice
+constexpr int kLingerMs = 4;      // the watcher stays awake so long after the last end
 
 }  // namespace
 
@@ -89,11 +90,7 @@ bool InlineQueue::help() {
         return false;
     }
     polls_.fetch_add(1, std::memory_order_relaxed);
-    if (!queue_->ended() || !take(true)) {
-        return false;
-    }
-    expectPolls_.store(true, std::memory_order_relaxed);
-    return true;
+    return queue_->ended() && take(true);
 }
 
 bool InlineQueue::take(bool try_only) {
@@ -156,20 +153,28 @@ bool InlineQueue::stop(double seconds) {
     return ended;
 }
 
-// Sleeps in the kernel until something ends, and takes it. False where nothing came for a while.
+// Sleeps in the kernel until something ends, and takes it unless somebody polls. False where
+// nothing came for a while.
 bool InlineQueue::watchOnce(std::unique_lock<std::mutex>& lock) {
     state_ = Watch::WATCHES;
     const bool idle = inFlight_.load() == 0;
+    const uint64_t before = polls_.load();
     lock.unlock();
     std::array<pollfd, 2> descriptors{pollfd{event_, POLLIN, 0},
                                       pollfd{queue_->waitFd(), POLLIN, 0}};
     const int ready = poll(descriptors.data(), descriptors.size(), idle ? kLingerMs : -1);
+    lock.lock();
+    if (polls_.load() - before >= kPolling && !stop_) {
+        expectPolls_ = true;
+        return true;
+    }
+    expectPolls_ = false;
+    lock.unlock();
     uint64_t count = 0;
     while (descriptors[0].revents != 0 && read(event_, &count, sizeof(count)) < 0 &&
            errno == EINTR) {
     }
     while (take(false)) {  // until nothing is left: the event is used up
-        expectPolls_ = false;
     }
     lock.lock();
     return ready > 0 || !idle;
@@ -179,11 +184,12 @@ void InlineQueue::watch() {
     std::unique_lock lock(mutex_);
     while (!stop_ || inFlight_.load() > 0) {
         if (expectPolls_.load() && !stop_) {
-            // Sleeping in the kernel would mean to be woken at each end that the poller takes.
+            // Sleeping in the kernel would mean to be woken at each end that the poller takes, and
+            // to push it off its processor.
             const uint64_t before = polls_.load();
             state_ = Watch::TICKS;
             changed_.wait_for(lock, kTick);
-            if (polls_.load() != before) {
+            if (polls_.load() - before >= kPolling) {
                 continue;
             }
         }

@@ -88,7 +88,7 @@ class InlineQueue {
     std::atomic<bool> opened_{false};
     std::atomic<unsigned> inFlight_{0};
     std::atomic<uint64_t> polls_{0};
-    std::atomic<bool> expectPolls_{false};  // the last end was taken by one who polls
+    std::atomic<bool> expectPolls_{false};  // somebody polled lately; set by the watcher
 
     std::mutex queueMutex_;  // guards queue_ and free_
     std::vector<unsigned> free_;

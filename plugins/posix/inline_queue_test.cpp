@@ -156,8 +156,11 @@ TEST_F(InlineQueueTest, ThePosterSubmitsAndThePollerTakesTheEnds) {
 
 TEST_F(InlineQueueTest, WhatNobodyPollsForEndsToo) {
     for (const bool polled_before : {false, true}) {
-        if (polled_before) {  // so that the watcher expects it
+        if (polled_before) {  // long enough for the watcher to expect it
             auto end = start();
+            for (int i = 0; i < 100'000; ++i) {
+                EXPECT_FALSE(queue_.help());
+            }
             for (int i = 0; i < 3; ++i) {
                 kernel_.end(4096);
             }
