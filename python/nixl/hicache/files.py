@@ -105,9 +105,16 @@ class NixlFileManager:
         folder = os.path.dirname(path)
         return os.path.dirname(folder) if self.buckets else folder
 
-    def temporary(self, path: str) -> str:
-        """Where the file that becomes `path` is written."""
-        return self._workshops[self.base_of(path)].name()
+    def temporaries(self, paths: Sequence[str]) -> list[str]:
+        """Where the files that become `paths` are written; all folders are there."""
+        for path in {os.path.dirname(path): path for path in paths}.values():
+            self.make_parent(path)
+        out = [""] * len(paths)
+        for base in dict.fromkeys(map(self.base_of, paths)):
+            mine = [i for i, path in enumerate(paths) if self.base_of(path) == base]
+            for i, name in zip(mine, self._workshops[base].names(len(mine)), strict=True):
+                out[i] = name
+        return out
 
     def make_parent(self, file_path: str) -> None:
         parent = os.path.dirname(file_path)
@@ -167,11 +174,11 @@ class NixlFileManager:
             info = os.stat(path)
         except OSError:
             return False
-        return (
-            stat.S_ISREG(info.st_mode)
-            and (size is None or info.st_size == size)
-            and os.access(path, os.R_OK)
-        )
+        if not stat.S_ISREG(info.st_mode) or (size is not None and info.st_size != size):
+            return False
+        user = os.geteuid()
+        mine = info.st_uid == user and info.st_mode & stat.S_IRUSR
+        return user == 0 or bool(mine) or os.access(path, os.R_OK)
 
     # -- one file ------------------------------------------------------------------------------
 

@@ -146,11 +146,8 @@ class KeyedBlocks:
             self._remember(targets, suffix, names)
             return
         paths = [self.files.get_file_path(name) for name in targets]
-        temporary: list[str] = []
+        temporary = self.files.temporaries(paths)
         try:
-            for path in paths:
-                self.files.make_parent(path)
-                temporary.append(self.files.temporary(path))
             if self.own and mem == "DRAM":
                 folders = [self.files.base_of(path) for path in paths]
                 payload.move(self.direct, temporary, folders, mine, True)

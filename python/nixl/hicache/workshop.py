@@ -53,12 +53,12 @@ class Workshop:
         self._fd = -1
         self._names = itertools.count()
 
-    def name(self) -> str:
-        """A path for one more file; its folder is there."""
+    def names(self, count: int) -> list[str]:
+        """Paths for more files; their folder is there."""
         folder = self._folder
         if not folder or not os.path.isdir(folder):  # or removed underneath
             folder = self._open()
-        return f"{folder}/{next(self._names)}"
+        return [f"{folder}/{next(self._names)}" for _ in range(count)]
 
     def _open(self) -> str:
         with self._lock:
