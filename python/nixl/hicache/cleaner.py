@@ -100,13 +100,18 @@ class Cleaner:
     def packed_cap(self) -> int:
         """What the packed layout beside may hold, so that the disks stay below the high watermark
         and above the floor with all that others have there now."""
-        caps = []
+        disks: dict[int, list[str]] = {}
         for base in self.files.base_dirs:
-            disk = self._disk(base)
+            disks.setdefault(os.stat(base).st_dev, []).append(base)
+        caps = []  # of a directory; the store shares its cap equally between them
+        for bases in disks.values():
+            disk = self._disk(bases[0])
             most = min(int(disk.size * self.high / 100), disk.size - self.min_free)
-            mine = sum(info.st_blocks * 512 for info in _below(os.path.join(base, PACKED)))
-            caps.append(max(MIN_CAP, most - (disk.used - mine)))
-        return min(caps) * len(caps)
+            mine = sum(
+                info.st_blocks * 512 for b in bases for info in _below(os.path.join(b, PACKED))
+            )
+            caps.append(max(MIN_CAP, most - (disk.used - mine)) // len(bases))
+        return min(caps) * len(self.files.base_dirs)
 
     def _remove(self, goal: dict[str, int]) -> int:
         """Oldest first, until each directory's disk has room again, or as many bytes went as it

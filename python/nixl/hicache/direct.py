@@ -83,11 +83,14 @@ class Bounce:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._fd = -1
+        self._process = os.getpid()
         self._memory: mmap.mmap | None = None
 
     def run(self, rows: np.ndarray, write: bool, move: Callable[[list[int], Any], None]) -> None:
         """Calls `move` with the numbers of some rows and rows to use in their place, until all are
         through. Lengths and places are aligned."""
+        if self._process != os.getpid():  # a forked child: the lock may be one left locked
+            self._lock = threading.Lock()
         with self._lock:
             for some in _batches(rows[:, 1].tolist()):
                 mine = rows[some].copy()
@@ -103,8 +106,10 @@ class Bounce:
 
     def _room(self, size: int) -> np.uint64:
         """The address of at least so many bytes."""
-        if self._memory is None or len(self._memory) < size:
+        mine = self._process == os.getpid()  # a forked child shares what it inherited
+        if self._memory is None or len(self._memory) < size or not mine:
             self.close()
+            self._process = os.getpid()
             self._fd = os.memfd_create("nixl-hicache-bounce", os.MFD_CLOEXEC)
             os.ftruncate(self._fd, size)
             self._memory = mmap.mmap(self._fd, size)

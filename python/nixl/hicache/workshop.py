@@ -47,6 +47,7 @@ class Workshop:
 
     def __init__(self, base: str, folder_mode: int):
         self.base = base
+        self._process = os.getpid()
         self._mode = folder_mode
         self._lock = threading.Lock()
         self._folder = ""
@@ -56,15 +57,20 @@ class Workshop:
     def names(self, count: int) -> list[str]:
         """Paths for more files; their folder is there."""
         folder = self._folder
-        if not folder or not os.path.isdir(folder):  # or removed underneath
+        mine = self._process == os.getpid()
+        if not mine:  # a forked child has a folder of its own; the lock may be one left locked
+            self._lock = threading.Lock()
+        if not folder or not mine or not os.path.isdir(folder):  # or removed underneath
             folder = self._open()
         return [f"{folder}/{next(self._names)}" for _ in range(count)]
 
     def _open(self) -> str:
         with self._lock:
-            if self._folder and os.path.isdir(self._folder):
+            mine = self._process == os.getpid()
+            if mine and self._folder and os.path.isdir(self._folder):
                 return self._folder
             self._let_go()
+            self._process = os.getpid()
             while True:
                 folder = os.path.join(self.base, WORKSHOP, uuid.uuid4().hex)
                 make_folders(folder, self._mode)
@@ -80,6 +86,8 @@ class Workshop:
 
     def close(self) -> None:
         """Gives the folder up; what is in it was not finished."""
+        if self._process != os.getpid():
+            return
         with self._lock:
             if self._folder:
                 shutil.rmtree(self._folder, ignore_errors=True)

@@ -192,6 +192,8 @@ def test_the_packed_layout_keeps_below_the_high_watermark(make, tmp_path, monkey
     assert Cleaner(manager, 80, 70, disk=Small).packed_cap() == 20 << 20
     assert Cleaner(manager, 80, 70, 30 << 20, disk=Small).packed_cap() == 10 << 20
     assert Cleaner(manager, 20, 10, disk=Small).packed_cap() == 20 * 8192
+    several = NixlFileManager([str(tmp_path / "a"), str(tmp_path / "b")])  # of one disk
+    assert Cleaner(several, 80, 70, disk=Small).packed_cap() == 20 << 20
     monkeypatch.setattr(cleaner.Cleaner, "packed_cap", lambda self: 20 * 8192)
     connector = make(layout="packed", storage_config=storage_config())
     for i in range(60):

@@ -258,6 +258,37 @@ def test_a_closed_connector_leaves_nothing_behind(make, tmp_path):
     assert not os.listdir(tmp_path / "store/.nixl-tmp")
 
 
+FORK = """
+    import os, sys
+    import numpy as np
+    from nixl.hicache import HiCacheNixl
+    config = {"hicache": {"layout": "files"}}
+    connector = HiCacheNixl(sys.argv[1], "POSIX", config=config)
+    value = np.arange(100, dtype=np.uint8)
+    assert connector.set("before", value)
+    workshop = connector.file_manager._workshops[connector.storage_dirs[0]]
+    half = workshop.names(1)[0]
+    open(half, "wb").close()  # as if a thread of the parent wrote it
+    child = os.fork()
+    if child == 0:
+        ok = connector.set("child", value) and workshop.names(1)[0] != half
+        connector.close()
+        os._exit(0 if ok else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert os.path.exists(half)
+    assert connector.set("after", value) and connector.exists("child")
+    connector.close()
+"""
+
+
+def test_a_forked_child_leaves_alone_what_its_parent_writes(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FORK), str(tmp_path / "store")],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_compact_while_many_write(make, tmp_path):
     connector = make(layout="files")
     stop = threading.Event()
