@@ -85,6 +85,13 @@ class HiCacheNixl(PageInterface, _Base):
             if file_path is not None:
                 plugin = file_path
             storage_config, file_path = None, storage_config
+        if storage_config is not None and not hasattr(storage_config, "tp_rank"):
+            raise configuration.ConfigError(
+                f"storage_config of type {type(storage_config).__name__}: expected a path, or "
+                "SGLang's HiCacheStorageConfig"
+            )
+        if plugin is not None and not isinstance(plugin, str):
+            raise configuration.ConfigError(f'plugin = {plugin!r}: expected a name, or "auto"')
         kwargs = file_path if isinstance(file_path, dict) else {}
         if isinstance(file_path, dict):
             file_path = kwargs.get("file_path")
@@ -218,7 +225,7 @@ class HiCacheNixl(PageInterface, _Base):
         asked = parsed.of_top("l3_cleaner_enabled")
         if self.file_manager is None:
             if asked:
-                logger.info("l3_cleaner_enabled: does not apply to objects; see max_bytes")
+                logger.warning("l3_cleaner_enabled: does not apply to objects; see max_bytes")
             return None
         if not asked and (asked is not None or self.storage_config is None):
             return None

@@ -333,6 +333,9 @@ def test_kill_in_the_middle_of_batch_set(tmp_path, layout, rounds):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     print(done.stdout)
+    # What the killed left half written went when the next connector opened the directory.
+    left = [path for path in tmp_path.rglob(".nixl-tmp/*/*") if path.is_file()]
+    assert not left, left[:5]
 
 
 @pytest.mark.parametrize("layout", ["backend", "files"])

@@ -172,6 +172,24 @@ def test_paths_need_not_be_strings(make, tmp_path):
     assert NixlFileManager(tmp_path / "d").get_file_path("k") == f"{tmp_path}/d/k"
 
 
+def test_wrong_arguments_of_the_constructor_are_configuration_errors(tmp_path):
+    from nixl.hicache import HiCacheNixl
+    from nixl.hicache.config import ConfigError
+
+    for arguments, words in (
+        ((b"/tmp/x",), "storage_config of type bytes"),
+        ((5,), "storage_config of type int"),
+        (({},), "storage_config of type dict"),
+        ((tmp_path, 5), "plugin = 5"),
+        ((None, 5), "storage directory 5: expected a path"),
+        ((storage_config(), b"/tmp/x"), "expected a path"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            HiCacheNixl(*arguments)
+    with pytest.raises(ConfigError, match="configuration of type int"):
+        HiCacheNixl(tmp_path, config=5)
+
+
 # -- what was being written ------------------------------------------------------------------------
 
 HALF = """
