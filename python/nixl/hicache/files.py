@@ -12,7 +12,7 @@ import stat
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from .keys import OURS, file_name, route
+from .keys import OURS, file_name, mark_of, route
 from .workshop import Workshop, collect, make_folders
 
 logger = logging.getLogger("nixl.hicache")
@@ -258,9 +258,13 @@ class NixlFileManager:
                 logger.info("%s: %d unfinished files of ended writers removed", base, files)
         return total
 
-    def clear(self, marks: Collection[bytes], is_ours: Callable[[str], bool]) -> int:
-        """Removes the files that have one of the marks, and those without a mark for whose name
-        `is_ours` says so; gives how many it could not tell."""
+    def clear(
+        self,
+        marks: Collection[bytes] = (mark_of(""),),
+        is_ours: Callable[[str], bool] = lambda _: False,
+    ) -> int:
+        """Removes the files that have one of the marks (by default that of single keys), and those
+        without a mark for whose name `is_ours` says so; gives how many it could not tell."""
         unknown = 0
         for _, entry in self.entries():
             mark = mark_on(entry.path)
