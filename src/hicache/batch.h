@@ -23,6 +23,9 @@ enum class SlotState : uint8_t {
     SIZE = 7,     // stored with another length than the caller expects
 };
 
+// The directory of a key that is too long to be stored.
+inline constexpr uint16_t kNoDirectory = UINT16_MAX;
+
 struct Slot {
     Fingerprint key;
     uint64_t version = 0;

@@ -2,6 +2,7 @@
 #include "hicache/directory.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <utility>
 
 #include "hicache/format.h"
@@ -31,15 +32,12 @@ Result<std::unique_ptr<Directory>> Directory::open(const std::string& path,
 }
 
 Status Directory::start() {
-    if (!options_.readOnly) {
-        NIXL_RETURN_IF_ERROR(makeDirectories(root_ + "/logs"));
-        NIXL_RETURN_IF_ERROR(makeDirectories(root_ + "/segments"));
-    }
-    NIXL_RETURN_IF_ERROR(loadFormat());
+    NIXL_RETURN_IF_ERROR(makeFolders());
     const MutexLock lock(mutex_);
     refresh();
     if (!options_.readOnly) {
         adoptLogs();
+        collectStale();
     }
     if (options_.maxBytes != 0) {
         orderByAge();
@@ -47,8 +45,34 @@ Status Directory::start() {
     return {};
 }
 
+Status Directory::makeFolders() {
+    if (!options_.readOnly) {
+        const unsigned mode = folderMode(options_.fileMode);
+        NIXL_RETURN_IF_ERROR(makeDirectories(root_ + "/logs", mode));
+        NIXL_RETURN_IF_ERROR(makeDirectories(root_ + "/segments", mode));
+    }
+    NIXL_RETURN_IF_ERROR(loadFormat());
+    return options_.durable && !options_.readOnly ? syncFolders() : Status();
+}
+
+// Each name in its folder, up to the root: somebody else may have made them without.
+Status Directory::syncFolders() const {
+    for (const std::string& folder : {root_ + "/logs", root_ + "/segments", root_, path_}) {
+        NIXL_RETURN_IF_ERROR(syncFolder(folder));
+    }
+    for (std::string folder = path_; folder != "/" && folder != ".";) {
+        folder = parentOf(folder);
+        const Status status = syncFolder(folder);
+        if (!status.ok() && status.systemErrno() != EACCES) {  // then it is not of our making
+            return status;
+        }
+    }
+    return {};
+}
+
 Status Directory::loadFormat() {
-    const auto loaded = loadSecret(root_, secret_, options_.readOnly);
+    const auto loaded = loadSecret(
+        root_, {.secret = secret_, .readOnly = options_.readOnly, .fileMode = options_.fileMode});
     if (!loaded.ok()) {
         return loaded.status();
     }
@@ -107,7 +131,7 @@ size_t Directory::containsPrefix(const Batch& batch) {
     refresh();
     size_t count = 0;
     for (const Slot& slot : batch.slots) {
-        const uint32_t id = index_.find(slot.key);
+        const uint32_t id = slot.directory == kNoDirectory ? kNone : index_.find(slot.key);
         if (id == kNone || segments_[index_.at(id).segment].dropped) {
             break;
         }

@@ -20,12 +20,15 @@
 #include "hicache/batch.h"
 #include "hicache/index.h"
 #include "hicache/log_file.h"
+#include "hicache/system.h"
 
 namespace nixl::hicache {
 
 inline constexpr uint64_t kAlignment = 4096;
 // Evicting frees this part of the cap more than is needed, so that not every call evicts.
 inline constexpr uint64_t kEvictionSlack = 64;
+// What is not finished after so many seconds, and locked by nobody, never will be.
+inline constexpr int64_t kStaleSeconds = 600;
 constexpr uint64_t alignUp(uint64_t bytes) {
     return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
@@ -34,10 +37,11 @@ struct DirectoryOptions {
     uint64_t segmentBytes = 256ULL << 20;
     uint64_t maxBytes = 0;                   // payload on disk in this directory; 0: no cap
     uint64_t logRewriteBytes = 16ULL << 20;  // smaller logs are left as they are
-    bool durable = false;           // fdatasync payload and log before a block counts as stored
+    bool durable = false;           // payload, log and their names on the disk before it is stored
     bool readOnly = false;          // look only: create, adopt and repair nothing
     bool segmentPerBatch = false;   // for stores whose "segments" are objects, written whole
     bool externalSegments = false;  // segments are no files here: never create, punch or unlink
+    unsigned fileMode = kFileMode;  // of files that are made; folders fit them
 };
 
 struct DirectoryStats {
@@ -123,6 +127,7 @@ class Directory {
         uint32_t pending = 0;      // reserved, not yet committed
         uint64_t pendingFrom = 0;  // none of those lies before this
         bool sealed = false;       // takes no more blocks
+        bool named = false;        // its name is on the disk, too
         bool dropped = false;
     };
     struct Log {
@@ -148,6 +153,10 @@ class Directory {
     Directory(std::string path, const DirectoryOptions& options);
     Status start();
     Status loadFormat();
+    Status makeFolders();
+    Status syncFolders() const;
+    // Removes what killed writers never finished, once it is old and nobody's.
+    void collectStale() NIXL_REQUIRES(mutex_);
     void refresh() NIXL_REQUIRES(mutex_);
     void scanLogs() NIXL_REQUIRES(mutex_);
     void follow(uint32_t log) NIXL_REQUIRES(mutex_) NIXL_NO_TSA;
@@ -207,6 +216,7 @@ class Directory {
     Status rewriteLog(uint32_t log) NIXL_REQUIRES(mutex_) NIXL_NO_TSA;
     Status copyLog(uint32_t log, LogFile& fresh, uint64_t& count) NIXL_REQUIRES(mutex_) NIXL_NO_TSA;
     Status syncSegments(const Batch& batch, uint16_t self);
+    Status syncWriter(uint32_t log) NIXL_REQUIRES(mutex_);
 
     const std::string path_;
     const std::string root_;
@@ -234,6 +244,7 @@ class Directory {
     uint64_t reserved_ NIXL_GUARDED_BY(mutex_) = 0;     // bytes of held places
     uint64_t lastVersion_ NIXL_GUARDED_BY(mutex_) = 0;
     uint64_t clearedUpTo_ NIXL_GUARDED_BY(mutex_) = 0;
+    uint64_t collected_ NIXL_GUARDED_BY(mutex_) = 0;    // when collectStale was last at work
     uint64_t logsChanged_ NIXL_GUARDED_BY(mutex_) = 0;  // mtime of logs/ when last scanned
 };
 

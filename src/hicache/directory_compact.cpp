@@ -23,6 +23,7 @@ Result<bool> Directory::maintain(double dead_fraction) {
             return false;
         }
         adoptLogs();
+        collectStale();
         if (noHoles_.load(std::memory_order_relaxed)) {
             for (Segment& segment : segments_) {
                 segment.punched = 0;  // what was counted as given back is still there
@@ -162,11 +163,11 @@ Status Directory::moveBlocks(uint32_t segment, const std::vector<Slot>& blocks) 
             path = segments_[slot.segment].path;
         }
         auto to = openFile(path, O_WRONLY);
-        const Status written =
+        Status written =
             to.ok() ? writeAll(to.value().get(), path, buffer.data(), buffer.size(), slot.offset)
                     : to.status();
         if (written.ok() && options_.durable) {
-            fdatasync(to.value().get());
+            written = syncSegments(batch, slot.directory);
         }
         const MutexLock lock(mutex_);
         settle(slot);
@@ -191,7 +192,7 @@ Status Directory::rewriteLog(uint32_t log) {
     const std::string path = logs_[log].file->path();
     const std::string temporary = path + ".new";
     unlink(temporary.c_str());
-    auto made = LogFile::create(temporary);
+    auto made = LogFile::create(temporary, options_.fileMode);
     if (!made.ok()) {
         return made.status();
     }
@@ -208,7 +209,7 @@ Status Directory::rewriteLog(uint32_t log) {
     made.value()->moved(path);
     logs_[log].file = std::move(made).value();
     logs_[log].records = count;
-    return {};
+    return syncWriter(log);
 }
 
 Status Directory::copyLog(uint32_t log, LogFile& fresh, uint64_t& count) {

@@ -183,7 +183,7 @@ void Directory::finishAdoption(uint32_t log) {
             }
         }
     }
-    if (writer_ == kNone) {
+    if (writer_ == kNone && syncWriter(log).ok()) {
         writer_ = log;
     }
 }

@@ -324,6 +324,9 @@ Status Directory::clearOwners(const std::vector<std::string>& owners) {
         if (status.systemErrno() == ENOSPC && reclaim(freed) != 0) {
             status = append(logs_[writer_], records);
         }
+        if (status.ok() && options_.durable) {
+            status = logs_[writer_].file->sync();
+        }
     }
     reclaim(freed);
     return status;
@@ -354,6 +357,9 @@ Status Directory::clear() {
             reclaim(freed);
             logs_[writer_].pending = record;
             status = flushLogs();
+        }
+        if (status.ok() && options_.durable) {
+            status = logs_[writer_].file->sync();
         }
     }
     reclaim(freed);

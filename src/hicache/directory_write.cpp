@@ -1,7 +1,7 @@
 // Storing blocks. See directory.h.
 #include <algorithm>
 #include <cerrno>
-#include <set>
+#include <map>
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -27,15 +27,13 @@ Status Directory::ensureWriter() {
     if (writer_ != kNone) {
         return {};
     }
-    NIXL_RETURN_IF_ERROR(makeDirectories(root_ + "/logs"));
-    NIXL_RETURN_IF_ERROR(makeDirectories(root_ + "/segments"));
-    NIXL_RETURN_IF_ERROR(loadFormat());
+    NIXL_RETURN_IF_ERROR(makeFolders());
     Log log;
     // Another process may find the log before it is locked, take it for one of a dead writer and
     // keep it: then it is that one's, and empty.
     for (int left = kCreateAttempts; log.file == nullptr; --left) {
         log.writer = randomName();
-        auto file = LogFile::create(root_ + "/logs/" + log.writer + ".log");
+        auto file = LogFile::create(root_ + "/logs/" + log.writer + ".log", options_.fileMode);
         if (!file.ok() && (file.status().systemErrno() != EWOULDBLOCK || left == 0)) {
             return file.status();
         }
@@ -47,7 +45,16 @@ Status Directory::ensureWriter() {
     writer_ = static_cast<uint32_t>(logs_.size());
     logByName_[log.writer] = writer_;
     logs_.push_back(std::move(log));
-    return {};
+    return syncWriter(writer_);
+}
+
+// What is stored from now on stands in a log that is on the disk itself.
+Status Directory::syncWriter(uint32_t log) {
+    if (!options_.durable) {
+        return {};
+    }
+    NIXL_RETURN_IF_ERROR(logs_[log].file->sync());
+    return syncFolder(root_ + "/logs");
 }
 
 Status Directory::newSegment() {
@@ -58,7 +65,7 @@ Status Directory::newSegment() {
     const uint32_t number = logs_[writer_].nextSegment;
     const uint32_t index = segmentOf(writer_, number);
     if (!options_.externalSegments) {
-        auto fd = openFile(segments_[index].path, O_WRONLY | O_CREAT | O_EXCL);
+        auto fd = openFile(segments_[index].path, O_WRONLY | O_CREAT | O_EXCL, options_.fileMode);
         if (!fd.ok()) {
             segments_[index].dropped = true;
             logs_[writer_].segments.erase(number);
@@ -148,19 +155,34 @@ Status Directory::reserve(Batch& batch, uint16_t self, bool replace) {
 }
 
 Status Directory::syncSegments(const Batch& batch, uint16_t self) {
-    std::set<std::string> paths;
-    for (const Slot& slot : batch.slots) {
-        if (slot.directory == self && slot.state == SlotState::NEW) {
-            paths.insert(segmentPath(slot.segment));
+    std::map<uint32_t, std::string> unnamed;
+    std::map<uint32_t, std::string> paths;
+    {
+        const MutexLock lock(mutex_);
+        for (const Slot& slot : batch.slots) {
+            if (slot.directory == self && slot.state == SlotState::NEW) {
+                const Segment& segment = segments_[slot.segment];
+                paths.emplace(slot.segment, segment.path);
+                if (!segment.named) {
+                    unnamed.emplace(slot.segment, segment.path);
+                }
+            }
         }
     }
-    for (const std::string& path : paths) {
+    for (const auto& [index, path] : paths) {
         auto fd = openFile(path, O_WRONLY);
         if (!fd.ok()) {
             return fd.status();
         }
         if (fdatasync(fd.value().get()) != 0) {
             return systemError("fdatasync", path, errno);
+        }
+    }
+    if (!unnamed.empty()) {
+        NIXL_RETURN_IF_ERROR(syncFolder(root_ + "/segments"));
+        const MutexLock lock(mutex_);
+        for (const auto& [index, path] : unnamed) {
+            segments_[index].named = true;
         }
     }
     return {};

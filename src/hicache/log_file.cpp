@@ -15,8 +15,8 @@ namespace {
 constexpr size_t kChunk = 1 << 20;
 }
 
-Result<std::unique_ptr<LogFile>> LogFile::create(const std::string& path) {
-    auto fd = openFile(path, O_RDWR | O_CREAT | O_EXCL);
+Result<std::unique_ptr<LogFile>> LogFile::create(const std::string& path, unsigned mode) {
+    auto fd = openFile(path, O_RDWR | O_CREAT | O_EXCL, mode);
     if (!fd.ok()) {
         return fd.status();
     }

@@ -17,7 +17,8 @@ namespace nixl::hicache {
 class LogFile {
   public:
     // A new log, locked by this process.
-    static Result<std::unique_ptr<LogFile>> create(const std::string& path);
+    static Result<std::unique_ptr<LogFile>> create(const std::string& path,
+                                                   unsigned mode = kFileMode);
     // An existing one, to be followed; `writable` (where that is allowed) is needed to adopt it.
     static Result<std::unique_ptr<LogFile>> open(const std::string& path, bool writable);
 

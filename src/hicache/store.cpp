@@ -51,6 +51,14 @@ Status Store::checkProcess() const {
 void Store::addKey(Batch& batch, std::string_view key, bool keep_names, uint32_t scope) const {
     Slot slot;
     slot.scope = scope;
+    if (key.size() > kMaxKeyBytes) {  // a miss, and refused: at its place only
+        slot.directory = kNoDirectory;
+        batch.slots.push_back(slot);
+        if (keep_names) {
+            batch.nameEnds.push_back(batch.names.size());
+        }
+        return;
+    }
     if (directories_.size() > 1) {
         slot.directory = static_cast<uint16_t>(base::crc32c(key) % directories_.size());
     }
@@ -93,6 +101,13 @@ Result<size_t> Store::containsPrefix(Batch& batch) {
 Status Store::reserve(Batch& batch, bool replace) {
     NIXL_RETURN_IF_ERROR(checkProcess());
     Status first;
+    for (Slot& slot : batch.slots) {
+        if (slot.directory == kNoDirectory) {
+            slot.state = SlotState::REFUSED;
+            first = Status::invalidParam("a key of more than " + std::to_string(kMaxKeyBytes) +
+                                         " bytes (with model, rank and format) is not stored");
+        }
+    }
     for (size_t i = 0; i < directories_.size(); ++i) {
         const Status status = directories_[i]->reserve(batch, static_cast<uint16_t>(i), replace);
         if (first.ok() && !status.ok()) {

@@ -55,6 +55,29 @@ TEST_F(PackedStore, containsPrefixCountsToTheFirstGap) {
     EXPECT_EQ(store->containsPrefix(batch).value(), 3U);
 }
 
+TEST_F(PackedStore, aKeyThatIsTooLongFailsAtItsPlaceOnly) {
+    auto store = open();
+    const std::string longest(kMaxKeyBytes, 'k');
+    const std::string longer(kMaxKeyBytes + 1, 'k');
+    const auto states =
+        put(*store, {"a", longer, longest}, {payload("a"), payload(longer), payload(longest)});
+    const std::vector<SlotState> wanted = {SlotState::STORED, SlotState::REFUSED,
+                                           SlotState::STORED};
+    EXPECT_EQ(states, wanted);
+    EXPECT_EQ(get(*store, longer), SlotState::MISS);
+    Batch batch;
+    for (const std::string& key : {std::string("a"), longer, longest}) {
+        store->addKey(batch, key, true);
+        batch.slots.back().length = 10;
+    }
+    EXPECT_EQ(store->containsPrefix(batch).value(), 1U);
+    EXPECT_NE(store->reserve(batch, false).message().find("4096 bytes"), std::string::npos);
+    EXPECT_TRUE(store->erase({longer}).ok());
+    store = open();
+    EXPECT_EQ(get(*store, longest), SlotState::HIT);
+    EXPECT_EQ(get(*store, "a"), SlotState::HIT);
+}
+
 TEST_F(PackedStore, aTornTailOfTheLogIsDroppedAndAppendingGoesOn) {
     putAll(*open(), "a", 5);
     const fs::path log = files("logs").at(0);

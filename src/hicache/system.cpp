@@ -1,6 +1,7 @@
 // See system.h.
 #include "hicache/system.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <ctime>
@@ -34,14 +35,21 @@ Result<FileDescriptor> openFile(const std::string& path, int flags, unsigned mod
     if (fd < 0) {
         return systemError("open", path, errno);
     }
-    return FileDescriptor(fd);
+    FileDescriptor file(fd);
+    if ((flags & O_CREAT) != 0 && (flags & O_EXCL) != 0 && fchmod(fd, mode) != 0) {
+        return systemError("set the rights of", path, errno);
+    }
+    return file;
 }
 
-Status makeDirectories(const std::string& path) {
+Status makeDirectories(const std::string& path, unsigned mode) {
+    const auto make = [mode](const std::string& folder) {
+        return mkdir(folder.c_str(), mode) == 0 ? chmod(folder.c_str(), mode) : -1;
+    };
     for (size_t at = path.find('/', 1); at != std::string::npos; at = path.find('/', at + 1)) {
-        mkdir(path.substr(0, at).c_str(), 0777);
+        make(path.substr(0, at));
     }
-    if (mkdir(path.c_str(), 0777) == 0) {
+    if (make(path) == 0) {
         return {};
     }
     const int error = errno;
@@ -50,6 +58,22 @@ Status makeDirectories(const std::string& path) {
         return {};
     }
     return systemError("make directory", path, error);
+}
+
+Status syncFolder(const std::string& path) {
+    auto fd = openFile(path, O_RDONLY | O_DIRECTORY);
+    if (!fd.ok()) {
+        return fd.status();
+    }
+    if (fsync(fd.value().get()) != 0 && errno != EINVAL && errno != ENOTSUP) {
+        return systemError("fsync", path, errno);
+    }
+    return {};
+}
+
+std::string parentOf(const std::string& path) {
+    const size_t slash = path.find_last_of('/');
+    return slash == std::string::npos ? "." : path.substr(0, std::max<size_t>(slash, 1));
 }
 
 Status writeAll(int fd, const std::string& path, const void* data, size_t size, uint64_t offset) {

@@ -40,9 +40,19 @@ class FileDescriptor {
 // "WHAT PATH: reason", with the errno in the status.
 Status systemError(std::string_view what, const std::string& path, int error);
 
-Result<FileDescriptor> openFile(const std::string& path, int flags, unsigned mode = 0644);
-// Like mkdir -p.
-Status makeDirectories(const std::string& path);
+inline constexpr unsigned kFileMode = 0600;
+// Folders may be entered by whoever may read the files in them.
+constexpr unsigned folderMode(unsigned file_mode) {
+    return file_mode | (file_mode & 0444) >> 2;
+}
+
+// A file that is made (O_EXCL) has these rights, whatever the umask.
+Result<FileDescriptor> openFile(const std::string& path, int flags, unsigned mode = kFileMode);
+// Like mkdir -p; what is made has these rights.
+Status makeDirectories(const std::string& path, unsigned mode = folderMode(kFileMode));
+// The names in it are on the disk then; nothing where a file system knows no such thing.
+Status syncFolder(const std::string& path);
+std::string parentOf(const std::string& path);
 Status writeAll(int fd, const std::string& path, const void* data, size_t size, uint64_t offset);
 // Bytes read: fewer than asked only at the end of the file.
 Result<size_t> readAll(int fd, const std::string& path, void* data, size_t size, uint64_t offset);

@@ -75,7 +75,8 @@ class PyStore {
             bool durable,
             bool read_only,
             bool segment_per_batch,
-            bool external_segments) {
+            bool external_segments,
+            unsigned file_mode) {
         StoreOptions options;
         options.directories = std::move(directories);
         options.directory.segmentBytes = segment_bytes;
@@ -84,6 +85,7 @@ class PyStore {
         options.directory.readOnly = read_only;
         options.directory.segmentPerBatch = segment_per_batch;
         options.directory.externalSegments = external_segments;
+        options.directory.fileMode = file_mode;
         Status status;
         {
             const nixl::python::GilRelease release;
@@ -293,11 +295,6 @@ class PyStore {
             if (text == nullptr) {
                 throw nb::python_error();
             }
-            if (static_cast<size_t>(size) + suffix.size() > nixl::hicache::kMaxKeyBytes) {
-                throw std::invalid_argument("a key of " + std::to_string(size) +
-                                            " bytes is too long; the limit is " +
-                                            std::to_string(nixl::hicache::kMaxKeyBytes));
-            }
             whole.assign(text, static_cast<size_t>(size));
             whole += suffix;
             store_->addKey(out->batch, whole, keep_names, scope);
@@ -412,10 +409,12 @@ NB_MODULE(_hicache, m) {
         .def("__len__", [](const PyBatch& batch) { return batch.batch.slots.size(); });
 
     nb::class_<PyStore>(m, "Store")
-        .def(nb::init<std::vector<std::string>, uint64_t, uint64_t, bool, bool, bool, bool>(),
+        .def(nb::init<std::vector<std::string>, uint64_t, uint64_t, bool, bool, bool, bool,
+                      unsigned>(),
              nb::arg("directories"), nb::arg("segment_bytes") = 256ULL << 20,
              nb::arg("max_bytes") = 0, nb::arg("durable") = false, nb::arg("read_only") = false,
-             nb::arg("segment_per_batch") = false, nb::arg("external_segments") = false)
+             nb::arg("segment_per_batch") = false, nb::arg("external_segments") = false,
+             nb::arg("file_mode") = nixl::hicache::kFileMode)
         .def("find", &PyStore::find, nb::arg("keys"), nb::arg("suffix") = "")
         .def("contains_prefix", &PyStore::containsPrefix, nb::arg("keys"), nb::arg("suffix") = "")
         .def("reserve", &PyStore::reserve, nb::arg("keys"), nb::arg("suffix"), nb::arg("lengths"),

@@ -184,6 +184,7 @@ class HiCacheNixl(PageInterface, _Base):
             "segment_bytes": parsed.get("segment_bytes"),
             "max_bytes": self._max_bytes(),
             "durable": parsed.get("durability") == "disk",
+            "file_mode": parsed.get("file_mode"),
             "segment_per_batch": objects,
             "external_segments": objects,
         }

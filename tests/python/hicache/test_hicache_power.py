@@ -116,7 +116,7 @@ def check(copy: pathlib.Path, place: pathlib.Path, layout: str, kind: str, upto:
 
 
 @pytest.mark.parametrize("kind", ["keys", "pages"])
-@pytest.mark.parametrize("layout", ["files"])
+@pytest.mark.parametrize("layout", ["files", "packed"])
 def test_what_was_acknowledged_survives_a_power_cut(tmp_path, image, layout, kind):
     file, place = image
     seed = int.from_bytes(os.urandom(4), "little")

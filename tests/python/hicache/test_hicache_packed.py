@@ -1,0 +1,57 @@
+"""The packed layout from Python: keys that are too long, rights, and room that comes back under a
+cap. The store's own tests are in src/hicache."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+
+def block(i: int, size: int = 8192) -> np.ndarray:
+    return np.random.default_rng(i).integers(0, 256, size, dtype=np.uint8)
+
+
+def fetch(connector, keys, size=8192):
+    return connector.batch_get(keys, [np.zeros(size, dtype=np.uint8) for _ in keys])
+
+
+def test_a_key_that_is_too_long_fails_at_its_place_only(make, caplog):
+    connector = make(layout="packed")
+    keys = ["a", "k" * 4097, "k" * 4096, "b"]
+    assert not connector.batch_set(keys, [block(i) for i in range(4)])
+    assert "4096 bytes" in caplog.text
+    found = fetch(connector, keys)
+    assert [value is not None for value in found] == [True, False, True, True]
+    assert [connector.exists(key) for key in keys] == [True, False, True, True]
+
+
+def test_files_are_the_users_alone_unless_configured_otherwise(make, tmp_path):
+    umask = os.umask(0o022)
+    try:
+        for mode, folder, more in ((0o600, 0o700, {}), (0o640, 0o750, {"file_mode": "0640"})):
+            path = tmp_path / f"store{mode:o}"
+            connector = make(path, layout="packed", durability="disk", **more)
+            assert connector.set("k", block(1))
+            for root, folders, names in os.walk(path):
+                assert os.stat(root).st_mode & 0o777 == folder, root
+                for name in names:
+                    assert os.stat(os.path.join(root, name)).st_mode & 0o777 == mode, name
+                assert folders or names
+    finally:
+        os.umask(umask)
+
+
+@pytest.mark.parametrize("layout", ["packed", "backend"])
+def test_one_key_replaced_under_a_cap_takes_no_more_than_the_cap(make, tmp_path, layout):
+    connector = make(layout=layout, max_bytes="4 MiB")
+    value = block(1, 1 << 20)
+    for i in range(60):
+        value[0] = i
+        assert connector.set("k", value)
+    on_disk = sum(
+        file.stat().st_blocks * 512 for file in (tmp_path / "store/.nixl-packed/segments").iterdir()
+    )
+    assert on_disk <= 4 << 20
+    assert np.array_equal(fetch(connector, ["k"], 1 << 20)[0], value)
