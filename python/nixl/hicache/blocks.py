@@ -44,6 +44,7 @@ class PackedBlocks:
         self.direct = direct or DirectIo(False, mover.region_of)
         self.folders = folders
         self.own = own  # the store moves the payload itself
+        self.owners: Sequence[str] = ("",)  # whose the blocks are: what their suffixes begin with
         self.segments = OpenSegments(mover, store.segment_path, store.segment_dropped)
 
     def put(
@@ -51,7 +52,8 @@ class PackedBlocks:
         names: Sequence[str] = (),
     ) -> list[bool]:  # fmt: skip
         lengths = rows[:, 1].reshape(-1, per).sum(axis=1, dtype=np.uint64)
-        batch, reason = self.store.reserve(keys, suffix, lengths, replace)
+        owner = max((o for o in self.owners if suffix.startswith(o)), key=len, default="")
+        batch, reason = self.store.reserve(keys, suffix, lengths, replace, owner)
         if reason:
             logger.error("set: %s", reason)
         try:
@@ -237,7 +239,8 @@ class PackedBlocks:
         return [state == _hicache.HIT for state in self.store.find(keys, suffix).states()]
 
     def clear(self) -> None:
-        self.store.clear()
+        """Removes what the owners stored, whoever wrote it; the blocks of others stay."""
+        self.store.clear(list(self.owners))
         self.segments.sweep()
 
     def maintain(self, dead_fraction: float) -> bool:

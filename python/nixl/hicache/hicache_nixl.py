@@ -110,6 +110,8 @@ class HiCacheNixl(PageInterface, _Base):
         self._create_agent(plugin)
         self._create_blocks()
         self._set_up_pages(storage_config)
+        if self.packed is not None:
+            self.packed.owners = self._owners()
         self._exporter = Exporter(self.agent_name, self._snapshot)
 
     def _create_agent(self, plugin: str) -> None:
@@ -334,6 +336,12 @@ class HiCacheNixl(PageInterface, _Base):
     def _suffix(self) -> str:
         return self.config_suffix if self.storage_config is not None else ""
 
+    def _owners(self) -> list[str]:
+        """The suffixes of what this connector stores, without pool and format."""
+        if self.storage_config is None:
+            return [""]
+        return list(dict.fromkeys([self.config_suffix, self.tp_config_suffix]))
+
     def _blocks_for(self, length: int) -> Any:
         if self.packed is None:
             return self.keyed
@@ -462,11 +470,8 @@ class HiCacheNixl(PageInterface, _Base):
         if self.packed is not None:
             self.packed.clear()
         if self.layout != "packed":
-            suffixes = [""]
-            if self.storage_config is not None:
-                suffixes = [self.config_suffix, self.tp_config_suffix]
             pools = [name for pool in self._host_pools.values() for name in pool.names]
-            self.keyed.clear(list(dict.fromkeys(suffixes)), list(dict.fromkeys(["", *pools])))
+            self.keyed.clear(self._owners(), list(dict.fromkeys(["", *pools])))
 
     def get_stats(self) -> HiCacheStats:
         return HiCacheStats(self._snapshot(), self.stats.take_recent())

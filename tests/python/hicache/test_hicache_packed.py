@@ -1,5 +1,5 @@
-"""The packed layout from Python: keys that are too long, rights, and room that comes back under a
-cap. The store's own tests are in src/hicache."""
+"""The packed layout from Python: whose blocks are cleared, keys that are too long, rights, and room
+that comes back under a cap. The store's own tests are in src/hicache."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+from hicache_support import PagePool, storage_config
 
 
 def block(i: int, size: int = 8192) -> np.ndarray:
@@ -15,6 +16,42 @@ def block(i: int, size: int = 8192) -> np.ndarray:
 
 def fetch(connector, keys, size=8192):
     return connector.batch_get(keys, [np.zeros(size, dtype=np.uint8) for _ in keys])
+
+
+@pytest.mark.parametrize("layout", ["packed", "backend"])
+def test_clear_removes_what_is_this_instances(make, tmp_path, layout):
+    models = {
+        "own": storage_config(model_name="org/DeepSeek-V2", is_mla_model=True),
+        "next": storage_config(model_name="org/DeepSeek-V2.5", is_mla_model=True),
+        "rank": storage_config(model_name="org/DeepSeek-V2", tp_rank=1, tp_size=2),
+        "alone": None,
+    }
+    path = tmp_path / "store"
+    all_of_them = {
+        name: make(path, layout=layout, storage_config=config) for name, config in models.items()
+    }
+    keys, pools = [f"{i:064x}" for i in range(4)], {}
+    for name, connector in all_of_them.items():
+        assert connector.batch_set([f"{name}-{i}" for i in range(3)], [block(i) for i in range(3)])
+        pools[name] = PagePool(4)
+        pools[name].fill(len(name))
+        connector.register_mem_pool_host(pools[name])
+        assert all(connector.batch_set_v1(keys, pools[name].indices([0, 1, 2, 3])))
+    twin = make(path, layout=layout, storage_config=models["own"])
+    twin.clear()  # also what another connector of that model stored
+    for name, connector in all_of_them.items():
+        there = name != "own"
+        assert connector.batch_exists(keys) == (4 if there else 0), name
+        found = fetch(connector, [f"{name}-{i}" for i in range(3)])
+        assert [value is not None for value in found] == [there] * 3, name
+    all_of_them["alone"].clear()
+    assert all_of_them["alone"].batch_exists(keys) == 0
+    for name in ("next", "rank"):
+        assert all(all_of_them[name].batch_get_v1(keys, pools[name].indices([0, 1, 2, 3])))
+    for connector in [*all_of_them.values(), twin]:
+        connector.close()
+    again = make(path, layout=layout, storage_config=models["own"])
+    assert not again.exists("own-1") and again.get_stats()["blocks"] == 2 * 7
 
 
 def test_a_key_that_is_too_long_fails_at_its_place_only(make, caplog):
