@@ -4,6 +4,7 @@ that comes back under a cap. The store's own tests are in src/hicache."""
 from __future__ import annotations
 
 import os
+import subprocess
 
 import numpy as np
 import pytest
@@ -92,3 +93,35 @@ def test_one_key_replaced_under_a_cap_takes_no_more_than_the_cap(make, tmp_path,
     )
     assert on_disk <= 4 << 20
     assert np.array_equal(fetch(connector, ["k"], 1 << 20)[0], value)
+
+
+@pytest.mark.parametrize("layout", ["packed", "backend"])
+def test_a_full_disk_is_not_full_while_most_of_it_is_dead(make, tmp_path, layout):
+    place = tmp_path / "disk"
+    place.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    if subprocess.run(words, capture_output=True).returncode != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        connector = make(place / "store", layout=layout)  # no cap
+        value = block(1, 1 << 20)
+        for i in range(30):
+            value[0] = i
+            assert connector.set("k", value), i
+        assert np.array_equal(fetch(connector, ["k"], 1 << 20)[0], value)
+        connector.close()
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("layout", ["packed", "backend"])
+def test_a_block_that_cannot_be_read_does_not_exist(make, tmp_path, layout):
+    connector = make(layout=layout)
+    keys = ["a", "b", "c"]
+    assert connector.batch_set(keys, [block(i) for i in range(3)])
+    segment = next((tmp_path / "store/.nixl-packed/segments").iterdir())
+    os.truncate(segment, 8192 + 100)
+    assert [value is not None for value in fetch(connector, keys)] == [True, False, False]
+    assert [connector.exists(key) for key in keys] == [True, False, False]
+    assert connector.set("b", block(1))
+    assert np.array_equal(fetch(connector, ["b"])[0], block(1))
