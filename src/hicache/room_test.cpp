@@ -123,7 +123,7 @@ TEST_F(Room, whereNoHolesAreKnownCompactionGivesTheRoomBack) {
 }
 
 TEST_F(Room, twoBatchesAtOnceMayTogetherBeAboveTheCap) {
-    auto store = open({.maxBytes = 10 * 8192});
+    auto store = open({.maxBytes = 10ULL * 8192});
     Batch batches[2];
     std::vector<std::string> blocks;
     for (int n = 0; n < 2; ++n) {

@@ -320,7 +320,7 @@ Status Store::move(Batch& batch,
     if (!write) {
         return movePieces(std::move(pieces), options);
     }
-    const Status status = movePieces(pieces, options);
+    Status status = movePieces(pieces, options);
     if (status.systemErrno() != ENOSPC) {
         return status;
     }
