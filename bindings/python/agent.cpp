@@ -216,7 +216,7 @@ void bindMemoryCalls(nb::class_<RawAgent>& agent) {
                 live.registerMemory(copy, names);
                 return StatusValue::SUCCESS;
             },
-            nb::arg("descs").lock(), nb::arg("backends") = nb::make_tuple())
+            nb::arg("descs").lock(), nb::arg("backends").none() = nb::make_tuple())
         .def(
             "deregisterMem",
             [](RawAgent& self, const RegList& descs, nb::handle backends) {
@@ -227,7 +227,7 @@ void bindMemoryCalls(nb::class_<RawAgent>& agent) {
                 live.deregisterMemory(copy, names);
                 return StatusValue::SUCCESS;
             },
-            nb::arg("descs").lock(), nb::arg("backends") = nb::make_tuple())
+            nb::arg("descs").lock(), nb::arg("backends").none() = nb::make_tuple())
         .def(
             "prepMemView",
             [](RawAgent& self, nb::handle, nb::handle) -> uint64_t {
@@ -236,7 +236,7 @@ void bindMemoryCalls(nb::class_<RawAgent>& agent) {
                     "\"" +
                     self.get().name() + "\" can make one"));
             },
-            nb::arg("dlist"), nb::arg("backends") = nb::make_tuple())
+            nb::arg("dlist"), nb::arg("backends").none() = nb::make_tuple())
         .def(
             "releaseMemView",
             [](RawAgent& self, uint64_t view) {

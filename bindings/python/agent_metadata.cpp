@@ -45,8 +45,8 @@ void bindExchange(nb::class_<RawAgent>& agent) {
                 throwNoExchange("send_partial_agent_metadata");
             },
             nb::arg("descs").lock(), nb::arg("inc_conn_info") = false,
-            nb::arg("backends") = nb::make_tuple(), nb::arg("ip_addr") = "", nb::arg("port") = 0,
-            nb::arg("label") = "")
+            nb::arg("backends").none() = nb::make_tuple(), nb::arg("ip_addr") = "",
+            nb::arg("port") = 0, nb::arg("label") = "")
         .def(
             "fetchRemoteMD",
             [](RawAgent&, Text, Text, uint16_t, Text, nb::handle) {
@@ -86,7 +86,7 @@ void bindPeers(nb::class_<RawAgent>& agent) {
                 return toBytes(blob);
             },
             nb::arg("descs").lock(), nb::arg("inc_conn_info") = false,
-            nb::arg("backends") = nb::make_tuple())
+            nb::arg("backends").none() = nb::make_tuple())
         .def(
             "loadRemoteMD",
             [](RawAgent& self, Text metadata) {
@@ -124,32 +124,27 @@ void bindPeers(nb::class_<RawAgent>& agent) {
                 live.connect(peer.str(), names);
                 return StatusValue::SUCCESS;
             },
-            nb::arg("remote_agent"), nb::arg("backends") = nb::make_tuple())
+            nb::arg("remote_agent"), nb::arg("backends").none() = nb::make_tuple())
         .def("_peers", [](RawAgent& self) { return self.get().peers(); });
 }
 
 void bindNotifications(nb::class_<RawAgent>& agent) {
     agent
         .def("getNotifs", &takeNotifications, nb::arg("notif_map"),
-             nb::arg("backends") = nb::make_tuple())
+             nb::arg("backends").none() = nb::make_tuple())
         .def(
             "genNotif",
             [](RawAgent& self, Text peer, Text message, nb::handle backends) {
                 sendNotification(self, peer, message, backends);
                 return StatusValue::SUCCESS;
             },
-            nb::arg("remote_agent"), nb::arg("msg"), nb::arg("backends") = nb::make_tuple())
+            nb::arg("remote_agent"), nb::arg("msg"), nb::arg("backends").none() = nb::make_tuple())
         .def(
             "_waitNotifications",
             [](RawAgent& self, nb::handle timeout) {
                 const auto limit = readTimeout(timeout);
                 Agent& live = self.get();
-                const bool some =
-                    waitWithoutGil([&] { return live.waitNotifications(limit, interrupted); });
-                if (PyErr_Occurred() != nullptr) {
-                    throw nb::python_error();
-                }
-                return some;
+                return waitWithoutGil([&] { return live.waitNotifications(limit, interrupted); });
             },
             nb::arg("timeout").none() = nb::none())
         .def("_fileno", [](RawAgent& self) { return self.get().fileno(); })

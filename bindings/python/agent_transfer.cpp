@@ -1,12 +1,9 @@
 // The class nixlAgent, second part: prepared lists, transfers, waiting.
-#include <nanobind/ndarray.h>
-
+#include "indices.h"
 #include "module.h"
 
 namespace nixl::python {
 namespace {
-
-using AnyArray = nb::ndarray<nb::ro>;
 
 // Below this many descriptors, preparing takes less time than giving the GIL away may cost.
 constexpr size_t kFewDescriptors = 64;
@@ -27,118 +24,6 @@ nb::object stateName(XferState state) {
             return *failed;
     }
 }
-
-// The indices of one side of a prepared transfer: a view of the caller's array where it holds
-// int32 or int64 without gaps, else a copy.
-class Indices {
-  public:
-    Indices(nb::handle source, const char* side) {
-        if (PyList_Check(source.ptr()) || PyTuple_Check(source.ptr())) {
-            readList(source, side);
-        } else if (nb::try_cast<AnyArray>(source, array_, false)) {
-            readArray(side);
-        } else if (PySequence_Check(source.ptr()) != 0 && !PyUnicode_Check(source.ptr()) &&
-                   !PyBytes_Check(source.ptr())) {
-            readList(nb::steal(PySequence_List(source.ptr())), side);
-        } else {
-            throwTypeError(std::string(side) +
-                           " indices: expected a list or an integer array, not " +
-                           nb::type_name(source.type()).c_str());
-        }
-    }
-
-    size_t size() const { return size_; }
-    bool narrow() const { return narrow_ != nullptr; }
-    std::span<const int32_t> narrowSpan() const { return {narrow_, size_}; }
-    std::span<const int64_t> wideSpan() {
-        if (narrow_ != nullptr && wide_ == nullptr) {
-            copy_.assign(narrow_, narrow_ + size_);
-            wide_ = copy_.data();
-        }
-        return {wide_, size_};
-    }
-
-  private:
-    void readList(nb::handle source, const char* side) {
-        if (!source.is_valid()) {
-            throw nb::python_error();
-        }
-        const nb::ft_object_guard guard(source);
-        const bool list = PyList_Check(source.ptr());
-        size_ = static_cast<size_t>(PyObject_Size(source.ptr()));
-        copy_.resize(size_);
-        for (size_t i = 0; i < size_; ++i) {
-            const auto at = static_cast<Py_ssize_t>(i);
-            copy_[i] =
-                readOne(list ? PyList_GetItem(source.ptr(), at) : PyTuple_GetItem(source.ptr(), at),
-                        i, side);
-        }
-        wide_ = copy_.data();
-    }
-
-    static int64_t readOne(PyObject* item, size_t at, const char* side) {
-        long long value = -1;
-        if (PyLong_CheckExact(item)) {
-            value = PyLong_AsLongLong(item);
-        } else if (PyIndex_Check(item)) {
-            const nb::object number = nb::steal(PyNumber_Index(item));
-            value = number.is_valid() ? PyLong_AsLongLong(number.ptr()) : -1;
-        } else if (item != nullptr) {
-            throwTypeError(std::string(side) + " index " + std::to_string(at) +
-                           ": expected an integer, not " +
-                           nb::type_name(nb::handle(item).type()).c_str());
-        }
-        if (value == -1 && PyErr_Occurred() != nullptr) {
-            PyErr_Clear();
-            throw Error(Status::invalidParam(std::string(side) + " index " + std::to_string(at) +
-                                             ": does not fit 64 bits"));
-        }
-        return value;
-    }
-
-    void readArray(const char* side) {
-        if (array_.ndim() != 1 || array_.device_type() != nb::device::cpu::value) {
-            throw Error(Status::invalidParam(std::string(side) +
-                                             " indices: the array must have one dimension, in host "
-                                             "memory"));
-        }
-        size_ = array_.shape(0);
-        const bool dense = size_ <= 1 || array_.stride(0) == 1;
-        if (array_.dtype() == nb::dtype<int32_t>() && dense) {
-            narrow_ = static_cast<const int32_t*>(array_.data());
-        } else if (array_.dtype() == nb::dtype<int64_t>() && dense) {
-            wide_ = static_cast<const int64_t*>(array_.data());
-        } else if (!(copyAs<int32_t>() || copyAs<int64_t>() || copyAs<uint32_t>() ||
-                     copyAs<uint64_t>() || copyAs<int16_t>() || copyAs<uint16_t>() ||
-                     copyAs<int8_t>() || copyAs<uint8_t>())) {
-            throw Error(Status::invalidParam(std::string(side) +
-                                             " indices: the array must hold integers; of a mask, "
-                                             "give the indices it selects"));
-        }
-    }
-
-    template <typename T>
-    bool copyAs() {
-        if (array_.dtype() != nb::dtype<T>()) {
-            return false;
-        }
-        const auto* data = static_cast<const T*>(array_.data());
-        copy_.resize(size_);
-        for (size_t i = 0; i < size_; ++i) {
-            // A number, not a character, whatever its width.
-            // NOLINTNEXTLINE(bugprone-signed-char-misuse)
-            copy_[i] = static_cast<int64_t>(data[static_cast<int64_t>(i) * array_.stride(0)]);
-        }
-        wide_ = copy_.data();
-        return true;
-    }
-
-    AnyArray array_;
-    std::vector<int64_t> copy_;
-    const int32_t* narrow_ = nullptr;
-    const int64_t* wide_ = nullptr;
-    size_t size_ = 0;
-};
 
 TransferOptions makeOptions(Text notification, nb::handle backends, bool skip_merge) {
     TransferOptions options;
@@ -188,7 +73,8 @@ HandleId makeXfer(RawAgent& self,
                   nb::handle remote_indices,
                   Text notification,
                   nb::handle backends,
-                  bool skip_merge) {
+                  bool skip_merge,
+                  size_t* count) {
     const TransferOptions options = makeOptions(notification, backends, skip_merge);
     Indices left(local_indices, "local");
     Indices right(remote_indices, "remote");
@@ -198,6 +84,9 @@ HandleId makeXfer(RawAgent& self,
     }
     if (left.size() == 0) {
         throw Error(Status::invalidParam("no indices: a transfer needs at least one descriptor"));
+    }
+    if (count != nullptr) {
+        *count = left.size();
     }
     Agent& agent = self.get();
     return prepareMaybeWithoutGil(left.size(), [&] {
@@ -209,12 +98,34 @@ HandleId makeXfer(RawAgent& self,
     });
 }
 
-// Wraps an id into the handle class Python asked for; on failure the transfer is released.
-nb::object wrap(RawAgent& self, nb::handle type, HandleId id) {
+using Self = nb::pointer_and_handle<RawAgent>;
+
+// Wraps an id into the handle class Python asked for, a subclass of Handle's without a constructor
+// of its own; on failure the id is released.
+template <typename Handle>
+Handle& wrap(const Self& self, nb::handle type, HandleId id, nb::object& object) {
+    const auto undo = [&] {
+        if constexpr (std::is_same_v<Handle, XferHandle>) {
+            self.p->get().releaseTransfer(id);
+        } else {
+            self.p->get().releaseList(id);
+        }
+    };
+    static const nb::handle base = nb::type<Handle>();
+    if (!PyType_Check(type.ptr()) ||
+        PyType_IsSubtype(reinterpret_cast<PyTypeObject*>(type.ptr()),
+                         reinterpret_cast<PyTypeObject*>(base.ptr())) == 0) {
+        undo();
+        throwTypeError("type must be a class of handles");
+    }
     try {
-        return type(nb::find(self), id);
+        object = nb::inst_alloc(type);
+        auto* const handle = nb::inst_ptr<Handle>(object);
+        new (handle) Handle(nb::borrow(self.h), self.p->live, id);
+        nb::inst_mark_ready(object);
+        return *handle;
     } catch (...) {
-        self.get().releaseTransfer(id);
+        undo();
         throw;
     }
 }
@@ -312,11 +223,7 @@ int64_t waitAny(RawAgent& self, nb::handle handles, nb::handle timeout) {
     }
     const auto limit = readTimeout(timeout);
     Agent& agent = self.get();
-    const int64_t index = waitWithoutGil([&] { return agent.waitAny(ids, limit, interrupted); });
-    if (PyErr_Occurred() != nullptr) {
-        throw nb::python_error();
-    }
-    return index;
+    return waitWithoutGil([&] { return agent.waitAny(ids, limit, interrupted); });
 }
 
 nb::dict explain(RawAgent& self, XferHandle& handle) {
@@ -353,22 +260,64 @@ HandleId prepareRows(
     return prepareList(self, peer, std::move(*list), backends);
 }
 
+// Bytes of the longest descriptor of a list of memory; of others a post is never short.
+uint64_t longestOf(const DescriptorList& list) {
+    if (!isMemory(list.type())) {
+        return UINT64_MAX;
+    }
+    uint64_t longest = 0;
+    for (const Descriptor& one : list.flat()) {
+        longest = std::max(longest, one.size);
+    }
+    for (const DescriptorRun& run : list.runs()) {
+        longest = std::max(longest, run.size);
+    }
+    return longest;
+}
+
+// A handle of the class Python asked for. `descs`: a list, or with a memory type rows of an array.
+nb::object prepare(Self self,
+                   nb::handle type,
+                   Text peer,
+                   nb::handle mem_type,
+                   nb::handle descs,
+                   nb::handle backends) {
+    DescriptorList list;
+    if (mem_type.is_none()) {
+        list = nb::cast<const DescriptorList&>(descs);
+    } else if (std::optional<DescriptorList> rows =
+                   readArray(nb::cast<MemType>(mem_type), descs, true)) {
+        list = std::move(*rows);
+    } else {
+        throwTypeError(std::string("expected an N x 3 or N x 5 integer array, not ") +
+                       nb::type_name(descs.type()).c_str());
+    }
+    const uint64_t longest = longestOf(list);
+    nb::object handle;
+    wrap<DlistHandle>(self, type, prepareList(*self.p, peer, std::move(list), backends), handle)
+        .longest = longest;
+    return handle;
+}
+
 void bindPrepared(nb::class_<RawAgent>& agent) {
+    agent.def("_prepList", &prepare, nb::arg("type"), nb::arg("agent_name"),
+              nb::arg("mem_type").none(), nb::arg("descs").lock(), nb::arg("backends").none());
     agent
         .def(
             "prepXferDlist",
             [](RawAgent& self, Text peer, const DescriptorList& list, nb::handle backends) {
                 return prepareList(self, peer, list, backends);
             },
-            nb::arg("agent_name"), nb::arg("descs").lock(), nb::arg("backend") = nb::make_tuple())
+            nb::arg("agent_name"), nb::arg("descs").lock(),
+            nb::arg("backend").none() = nb::make_tuple())
         .def(
             "prepXferDlist",
             [](RawAgent& self, const DescriptorList& list, nb::handle backends) {
                 return prepareList(self, Text{""}, list, backends);
             },
-            nb::arg("descs").lock(), nb::arg("backend") = nb::make_tuple())
+            nb::arg("descs").lock(), nb::arg("backend").none() = nb::make_tuple())
         .def("prepXferDlist", &prepareRows, nb::arg("agent_name"), nb::arg("mem_type"),
-             nb::arg("descs").lock(), nb::arg("backend") = nb::make_tuple())
+             nb::arg("descs").lock(), nb::arg("backend").none() = nb::make_tuple())
         .def("releasedDlistH", [](RawAgent& self, HandleId id) {
             self.get().releaseList(id);
             return StatusValue::SUCCESS;
@@ -380,36 +329,39 @@ void bindFastCalls(nb::class_<RawAgent>& agent) {
         .def("_check", &check, nb::arg("handle"))
         .def(
             "_createXfer",
-            [](RawAgent& self, nb::handle type, OpType op, const DescriptorList& local,
+            [](Self self, nb::handle type, OpType op, const DescriptorList& local,
                const DescriptorList& remote, Text peer, Text notification, nb::handle backends) {
-                nb::object handle = wrap(
-                    self, type, createXfer(self, op, local, remote, peer, notification, backends));
-                nb::cast<XferHandle&>(handle).small = isSmall(local, remote);
+                const bool small = isSmall(local, remote);  // others may change them meanwhile
+                nb::object handle;
+                wrap<XferHandle>(
+                    self, type,
+                    createXfer(*self.p, op, local, remote, peer, notification, backends), handle)
+                    .small = small;
                 return handle;
             },
             nb::arg("type"), nb::arg("operation"), nb::arg("local_descs").lock(),
             nb::arg("remote_descs").lock(), nb::arg("remote_agent"), nb::arg("notif_msg"),
-            nb::arg("backends"))
+            nb::arg("backends").none())
         .def(
             "_makeXfer",
-            [](RawAgent& self, nb::handle type, OpType op, const DlistHandle& local,
+            [](Self self, nb::handle type, OpType op, const DlistHandle& local,
                nb::handle local_indices, const DlistHandle& remote, nb::handle remote_indices,
                Text notification, nb::handle backends, bool skip_merge) {
-                const HandleId left = local.checkedFor(self, "the local prepared list");
-                const HandleId right = remote.checkedFor(self, "the remote prepared list");
-                const HandleId id = makeXfer(self, op, left, local_indices, right, remote_indices,
-                                             notification, backends, skip_merge);
-                nb::object handle = wrap(self, type, id);
-                if (nb::len_hint(local_indices) <= kSmallDescriptors) {
-                    const TransferExplanation told = self.get().explainTransfer(id);
-                    nb::cast<XferHandle&>(handle).small =
-                        !told.lane.empty() && told.bytes <= kSmallBytes;
-                }
+                const HandleId left = local.checkedFor(*self.p, "the local prepared list");
+                const HandleId right = remote.checkedFor(*self.p, "the remote prepared list");
+                size_t count = 0;
+                const HandleId id =
+                    makeXfer(*self.p, op, left, local_indices, right, remote_indices, notification,
+                             backends, skip_merge, &count);
+                nb::object handle;
+                wrap<XferHandle>(self, type, id, handle).small =
+                    count <= kSmallDescriptors && local.longest <= kSmallBytes / count &&
+                    remote.longest != UINT64_MAX;
                 return handle;
             },
             nb::arg("type"), nb::arg("operation"), nb::arg("local_side"),
             nb::arg("local_indices").none(), nb::arg("remote_side"),
-            nb::arg("remote_indices").none(), nb::arg("notif_msg"), nb::arg("backends"),
+            nb::arg("remote_indices").none(), nb::arg("notif_msg"), nb::arg("backends").none(),
             nb::arg("skip_desc_merge"))
         .def("_idOf",
              [](RawAgent& self, const XferHandle& handle) {
@@ -434,13 +386,19 @@ void bindAgentTransfers(nb::class_<RawAgent>& agent) {
     bindPrepared(agent);
     bindFastCalls(agent);
     agent
-        .def("makeXferReq", &makeXfer, nb::arg("operation"), nb::arg("local_side"),
-             nb::arg("local_indices"), nb::arg("remote_side"), nb::arg("remote_indices"),
-             nb::arg("notif_msg") = "", nb::arg("backend") = nb::make_tuple(),
-             nb::arg("skip_desc_merg") = false)
+        .def(
+            "makeXferReq",
+            [](RawAgent& self, OpType op, HandleId local, nb::handle local_indices, HandleId remote,
+               nb::handle remote_indices, Text notification, nb::handle backends, bool skip_merge) {
+                return makeXfer(self, op, local, local_indices, remote, remote_indices,
+                                notification, backends, skip_merge, nullptr);
+            },
+            nb::arg("operation"), nb::arg("local_side"), nb::arg("local_indices"),
+            nb::arg("remote_side"), nb::arg("remote_indices"), nb::arg("notif_msg") = "",
+            nb::arg("backend").none() = nb::make_tuple(), nb::arg("skip_desc_merg") = false)
         .def("createXferReq", &createXfer, nb::arg("operation"), nb::arg("local_descs").lock(),
              nb::arg("remote_descs").lock(), nb::arg("remote_agent"), nb::arg("notif_msg") = "",
-             nb::arg("backend") = nb::make_tuple())
+             nb::arg("backend").none() = nb::make_tuple())
         .def(
             "postXferReq",
             [](RawAgent& self, HandleId id, Text notification) {

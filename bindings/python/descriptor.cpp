@@ -28,8 +28,8 @@ struct Traits<DescriptorList> {
         const Descriptor entry = list.at(at);
         return nb::make_tuple(entry.address, entry.size, entry.deviceId);
     }
-    static void set(DescriptorList& list, size_t at, nb::handle tuple) {
-        const Descriptor read = readDescriptor(tuple, at);
+    static Descriptor read(nb::handle tuple, size_t at) { return readDescriptor(tuple, at); }
+    static void set(DescriptorList& list, size_t at, const Descriptor& read) {
         DescriptorList changed(list.type());
         changed.reserve(list.size());
         for (size_t i = 0; i < list.size(); ++i) {
@@ -63,8 +63,11 @@ struct Traits<RegList> {
         const RegistrationList::Entry& entry = list.list.entries[at];
         return nb::make_tuple(entry.address, entry.size, entry.deviceId, toBytes(entry.metadata));
     }
-    static void set(RegList& list, size_t at, nb::handle tuple) {
-        list.list.entries[at] = readRegistration(tuple, at);
+    static RegistrationList::Entry read(nb::handle tuple, size_t at) {
+        return readRegistration(tuple, at);
+    }
+    static void set(RegList& list, size_t at, RegistrationList::Entry read) {
+        list.list.entries[at] = std::move(read);
     }
     static int64_t find(const RegList& list, nb::handle tuple) {
         const RegistrationList::Entry wanted = readRegistration(tuple, 0);
@@ -95,8 +98,9 @@ struct Traits<RemoteList> {
         const Descriptor& d = entry.descriptor;
         return nb::make_tuple(d.address, d.size, d.deviceId, entry.agent);
     }
-    static void set(RemoteList& list, size_t at, nb::handle tuple) {
-        list.entries[at] = readRemote(tuple, at);
+    static RemoteList::Entry read(nb::handle tuple, size_t at) { return readRemote(tuple, at); }
+    static void set(RemoteList& list, size_t at, RemoteList::Entry read) {
+        list.entries[at] = std::move(read);
     }
     static int64_t find(const RemoteList& list, nb::handle tuple) {
         const RemoteList::Entry wanted = readRemote(tuple, 0);
@@ -112,7 +116,8 @@ struct Traits<RemoteList> {
 };
 
 template <typename List>
-size_t position(const List& list, int64_t index) {
+size_t position(const List& list, nb::handle number) {
+    const int64_t index = readInteger(number, "the index of a descriptor");
     const auto size = static_cast<int64_t>(Traits<List>::size(list));
     const int64_t at = index < 0 ? index + size : index;
     if (at < 0 || at >= size) {
@@ -153,8 +158,8 @@ nb::class_<List> bindList(nb::module_& module, const char* name, const char* doc
                 new (self) List(T::make(mem, nb::int_(size)));
             },
             nb::arg("type"), nb::arg("init_size") = 0)
-        .def("addDesc", &T::add, nb::arg("desc"), nb::lock_self())
-        .def("append", &T::add, nb::arg("desc"), nb::lock_self())
+        .def("addDesc", &T::add, nb::arg("desc").none(), nb::lock_self())
+        .def("append", &T::add, nb::arg("desc").none(), nb::lock_self())
         .def("clear", &T::clear, nb::lock_self())
         .def("descCount", &T::size, nb::lock_self())
         .def("getType", &T::type, nb::lock_self())
@@ -170,7 +175,7 @@ nb::class_<List> bindList(nb::module_& module, const char* name, const char* doc
                 }
                 return at;
             },
-            nb::arg("desc"), nb::lock_self())
+            nb::arg("desc").none(), nb::lock_self())
         .def(
             "print",
             [name](const List& list) {
@@ -178,21 +183,23 @@ nb::class_<List> bindList(nb::module_& module, const char* name, const char* doc
             },
             nb::lock_self())
         .def(
-            "remDesc", [](List& list, int64_t index) { T::erase(list, position(list, index)); },
-            nb::arg("index"), nb::lock_self())
+            "remDesc", [](List& list, nb::handle index) { T::erase(list, position(list, index)); },
+            nb::arg("index").none(), nb::lock_self())
         .def("__iter__", [](nb::handle self) { return nb::steal(PySeqIter_New(self.ptr())); })
         .def("__len__", &T::size, nb::lock_self())
         .def("__bool__", [](const List&) { return true; })
         .def(
             "__getitem__",
-            [](const List& list, int64_t index) { return T::get(list, position(list, index)); },
-            nb::lock_self())
+            [](const List& list, nb::handle index) { return T::get(list, position(list, index)); },
+            nb::arg("index").none(), nb::lock_self())
         .def(
             "__setitem__",
-            [](List& list, int64_t index, nb::handle desc) {
-                T::set(list, position(list, index), desc);
+            [](List& list, nb::handle index, nb::handle desc) {
+                // Read first: that may run Python code, which may shorten the list.
+                auto read = T::read(desc, position(list, index));
+                T::set(list, position(list, index), std::move(read));
             },
-            nb::lock_self())
+            nb::arg("index").none(), nb::arg("desc").none(), nb::lock_self())
         .def(
             "__repr__", [name](const List& list) { return describe(list, name, 3); },
             nb::lock_self())

@@ -43,6 +43,38 @@ void throwTypeError(const std::string& text) {
     throw nb::python_error();
 }
 
+size_t sequenceSize(nb::handle source) {
+    return static_cast<size_t>(PyList_Check(source.ptr()) ? PyList_Size(source.ptr())
+                                                          : PyTuple_Size(source.ptr()));
+}
+
+nb::object sequenceItem(nb::handle source, size_t at, size_t size, const char* what) {
+    const nb::ft_object_guard guard(source);
+    if (sequenceSize(source) != size) {
+        throw Error(Status::invalidParam(std::string(what) +
+                                         ": the list changed its length while it was read"));
+    }
+    const auto position = static_cast<Py_ssize_t>(at);
+    return nb::borrow(PyList_Check(source.ptr()) ? PyList_GetItem(source.ptr(), position)
+                                                 : PyTuple_GetItem(source.ptr(), position));
+}
+
+int64_t readInteger(nb::handle value, const char* name) {
+    if (!PyIndex_Check(value.ptr())) {
+        throwTypeError(std::string(name) + " must be an integer, not " +
+                       nb::type_name(value.type()).c_str());
+    }
+    const nb::object number = nb::steal(PyNumber_Index(value.ptr()));
+    if (!number.is_valid()) {
+        throw nb::python_error();
+    }
+    const long long read = PyLong_AsLongLong(number.ptr());
+    if (read == -1) {
+        throwIfRaised();
+    }
+    return read;
+}
+
 nb::bytes toBytes(std::string_view text) {
     return nb::bytes(text.data(), text.size());
 }
@@ -103,8 +135,16 @@ std::vector<std::string> backendNames(nb::handle sequence) {
     if (sequence.is_none()) {
         return names;
     }
+    if (PyTuple_CheckExact(sequence.ptr()) && PyTuple_Size(sequence.ptr()) == 0) {
+        return names;
+    }
     if (PyUnicode_Check(sequence.ptr()) || PyBytes_Check(sequence.ptr())) {
         throwTypeError("backends is a list of names or backend handles, not one name");
+    }
+    if (PySequence_Check(sequence.ptr()) == 0 && PyAnySet_Check(sequence.ptr()) == 0 &&
+        PyIter_Check(sequence.ptr()) == 0) {
+        throwTypeError(std::string("backends is a list of names or backend handles, not ") +
+                       nb::type_name(sequence.type()).c_str());
     }
     for (const nb::handle item : sequence) {
         names.push_back(backendName(item));

@@ -95,6 +95,8 @@ struct RawAgent {
 struct OwnedId {
     OwnedId(nb::object raw, HandleId value)
         : agent(std::move(raw)), live(nb::cast<RawAgent&>(agent).live), first(value), id(value) {}
+    OwnedId(nb::object raw, LiveAgentPtr its_live, HandleId value)
+        : agent(std::move(raw)), live(std::move(its_live)), first(value), id(value) {}
     OwnedId(const OwnedId&) = delete;
     OwnedId& operator=(const OwnedId&) = delete;
 
@@ -130,6 +132,8 @@ std::optional<Error> postErrorOf(XferHandle& handle);
 struct DlistHandle : OwnedId {
     using OwnedId::OwnedId;
     ~DlistHandle();
+
+    uint64_t longest = UINT64_MAX;  // bytes of its longest descriptor, where it is memory
 };
 
 // The class nixlRegDList: the list, and who registered it (a weak reference to the agent and the
@@ -176,21 +180,38 @@ std::vector<std::string> backendNames(nb::handle sequence);  // None: empty
 
 nb::object typeName(MemType type);  // "DRAM_SEG"
 nb::dict toDict(const std::map<std::string, std::string>& values);
-// Seconds, or None for no limit.
+// The items of a list or tuple, whose items may run Python code while they are read: each is held,
+// and a list that has another length than before is an error that `what` names.
+size_t sequenceSize(nb::handle source);
+nb::object sequenceItem(nb::handle source, size_t at, size_t size, const char* what);
+// An integer argument; a TypeError names it.
+int64_t readInteger(nb::handle value, const char* name);
+
+// The argument `timeout`: seconds, or None for no limit.
 std::chrono::nanoseconds readTimeout(nb::handle seconds);
 nb::object toTelemetry(const TransferTelemetry& figures, std::string backend);
 nb::bytes toBytes(std::string_view text);
 
-// Runs a C++ wait without the GIL; a Python error raised by a signal's handler wins over its end.
+// Throws the Python error that a signal's handler raised, if one did.
+inline void throwIfRaised() {
+    if (PyErr_Occurred() != nullptr) {
+        throw nb::python_error();
+    }
+}
+
+// Runs a C++ wait without the GIL; a Python error raised by a signal's handler wins over its end,
+// whatever that is.
 template <typename Wait>
 auto waitWithoutGil(const Wait& wait) {
     try {
-        const GilRelease release;
-        return wait();
+        const auto end = [&] {
+            const GilRelease release;
+            return wait();
+        }();
+        throwIfRaised();
+        return end;
     } catch (const Error&) {
-        if (PyErr_Occurred() != nullptr) {
-            throw nb::python_error();
-        }
+        throwIfRaised();
         throw;
     }
 }

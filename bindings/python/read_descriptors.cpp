@@ -65,19 +65,14 @@ inline uint64_t readNumber(PyObject* value, size_t row, size_t field) {
     throwTypeError(where + ", not " + typeOf(entry));
 }
 
-// Calls `each(entry, row)` for every entry of a list or tuple.
+// Calls `each(entry, row)` for every entry of a list or tuple. An entry is held meanwhile: its
+// numbers may run Python code, which may take it out of the list.
 template <typename Each>
 void forEntries(nb::handle source, const Each& each) {
-    const nb::ft_object_guard guard(source);
-    if (PyList_Check(source.ptr())) {
-        for (Py_ssize_t i = 0; i < PyList_Size(source.ptr()); ++i) {
-            each(PyList_GetItem(source.ptr(), i), static_cast<size_t>(i));
-        }
-        return;
-    }
-    const Py_ssize_t size = PyTuple_Size(source.ptr());
-    for (Py_ssize_t i = 0; i < size; ++i) {
-        each(PyTuple_GetItem(source.ptr(), i), static_cast<size_t>(i));
+    const size_t size = sequenceSize(source);
+    for (size_t i = 0; i < size; ++i) {
+        const nb::object entry = sequenceItem(source, i, size, "descriptors");
+        each(entry.ptr(), i);
     }
 }
 

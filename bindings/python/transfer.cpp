@@ -173,6 +173,11 @@ std::chrono::nanoseconds readTimeout(nb::handle seconds) {
     }
     const double value = PyFloat_AsDouble(seconds.ptr());
     if (value == -1.0 && PyErr_Occurred() != nullptr) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError) != 0) {
+            PyErr_Clear();
+            throwTypeError(std::string("timeout must be a number of seconds or None, not ") +
+                           nb::type_name(seconds.type()).c_str());
+        }
         throw nb::python_error();
     }
     if (std::isnan(value) || value < 0) {

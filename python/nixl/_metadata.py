@@ -1,4 +1,8 @@
-"""The part of nixl_agent about peers: metadata as bytes, through listeners and central stores."""
+"""The part of nixl_agent about peers and their metadata.
+
+Metadata travels as bytes; through listeners and central stores it does not in this version, and the
+calls for that raise nixlNotSupportedError.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _bindings as nixlBind
+from .arguments import count_of, plain_errors, seconds_of
 from .config import DEFAULT_COMM_PORT
 from .descriptors import to_reg_list, to_xfer_list
 from .errors import nixlTimeoutError
@@ -21,32 +26,40 @@ class MetadataCalls:
     agent: nixlAgent
     name: str
 
+    @plain_errors
     def make_connection(self, remote_agent: str | bytes, backends: Sequence[str] = ()) -> None:
         """Connects to a peer ahead of the first transfer."""
         self.agent.makeConnection(remote_agent, backends)
 
+    @plain_errors
     def get_agent_metadata(self) -> bytes:
         """What peers need to reach everything registered here; for their add_remote_agent."""
         return self.agent.getLocalMD()
 
+    @plain_errors
     def get_partial_agent_metadata(
         self, descs: Any, inc_conn_info: bool = False, backends: Sequence[str] = ()
     ) -> bytes:
         """The same for some registrations only; ``inc_conn_info`` adds how to connect."""
         return self.agent.getLocalPartialMD(to_reg_list(descs), inc_conn_info, backends)
 
+    @plain_errors
     def add_remote_agent(self, metadata: bytes) -> bytes:
         """Learns of a peer and returns its name, as bytes. Adding it again updates it."""
         return self.agent.loadRemoteMD(metadata)
 
+    @plain_errors
     def remove_remote_agent(self, agent: str | bytes) -> None:
         """Forgets a peer; its transfers in progress fail."""
         self.agent.invalidateRemoteMD(agent)
 
+    @plain_errors
     def send_local_metadata(self, ip_addr: str = "", port: int = DEFAULT_COMM_PORT) -> None:
-        """Sends the metadata to the listener of a peer, or to the central store."""
+        """Sends the metadata to the listener of a peer, or to the central store: not in this
+        version."""
         self.agent.sendLocalMD(ip_addr, port)
 
+    @plain_errors
     def send_partial_agent_metadata(
         self,
         descs: Any,
@@ -56,10 +69,11 @@ class MetadataCalls:
         port: int = DEFAULT_COMM_PORT,
         label: str = "",
     ) -> None:
-        """As send_local_metadata, for some registrations, under a label in the store."""
+        """As send_local_metadata, for some registrations, under a label: not in this version."""
         descs = to_reg_list(descs)
         self.agent.sendLocalPartialMD(descs, inc_conn_info, backends, ip_addr, port, label)
 
+    @plain_errors
     def fetch_remote_metadata(
         self,
         remote_agent: str | bytes,
@@ -69,17 +83,15 @@ class MetadataCalls:
         *,
         timeout: float | None = None,
     ) -> None:
-        """Asks a peer's listener, or the central store, for its metadata.
-
-        Without ``timeout`` it returns at once, and check_remote_metadata tells when it is there
-        (and raises why it failed); with one it waits.
-        """
+        """Asks a peer's listener, or the central store, for its metadata: not in this version."""
         self.agent.fetchRemoteMD(remote_agent, ip_addr, port, label, timeout)
 
+    @plain_errors
     def invalidate_local_metadata(self, ip_addr: str = "", port: int = DEFAULT_COMM_PORT) -> None:
-        """Takes back what send_local_metadata gave."""
+        """Takes back what send_local_metadata gave: not in this version."""
         self.agent.invalidateLocalMD(ip_addr, port)
 
+    @plain_errors
     def check_remote_metadata(
         self, agent: str | bytes, descs: nixlXferDList | Any | None = None
     ) -> bool:
@@ -87,13 +99,17 @@ class MetadataCalls:
         wanted = nixlBind.nixlXferDList(nixlBind.DRAM_SEG) if descs is None else to_xfer_list(descs)
         return self.agent.checkRemoteMD(agent, wanted) == nixlBind.NIXL_SUCCESS
 
+    @plain_errors
     def peers(self) -> list[str]:
         """The names of the agents whose metadata is here."""
         return self.agent._peers()
 
+    @plain_errors
     def wait_for_peers(self, n: int, timeout: float | None = None) -> list[str]:
         """Waits until the metadata of ``n`` agents is here and returns their names."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        n = count_of(n, "n", 0)
+        limit = seconds_of(timeout)
+        deadline = None if limit is None else time.monotonic() + limit
         pause = 0.0005
         while True:
             names = self.peers()
@@ -107,6 +123,7 @@ class MetadataCalls:
             time.sleep(pause)
             pause = min(pause * 2, 0.02)
 
+    @plain_errors
     def get_serialized_descs(self, descs: Any) -> bytes:
         """A descriptor list as bytes (versioned, with a checksum; never pickle)."""
         if isinstance(descs, (nixlBind.nixlXferDList, nixlBind.nixlRegDList)):
@@ -116,6 +133,7 @@ class MetadataCalls:
             " get_xfer_descs or get_reg_descs"
         )
 
+    @plain_errors
     def deserialize_descs(
         self, serialized_descs: bytes
     ) -> nixlBind.nixlXferDList | nixlBind.nixlRegDList:

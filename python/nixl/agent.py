@@ -16,7 +16,8 @@ from typing import Any
 
 from . import _bindings as nixlBind
 from ._metadata import MetadataCalls
-from ._notifs import NotificationCalls, text_of
+from ._notifs import NotificationCalls
+from .arguments import handles_of, plain_errors, retold, seconds_of, shown, text_of
 from .config import backend_options, nixl_agent_config
 from .descriptors import (
     MEMS,
@@ -64,7 +65,7 @@ class nixl_agent(NotificationCalls, MetadataCalls):
             raise TypeError(
                 f"nixl_conf must be a nixl_agent_config, not {type(nixl_conf).__name__}"
             )
-        self.name = text_of(agent_name)
+        self.name = text_of(agent_name, "agent_name")
         self.nixl_mems = dict(MEMS)
         self.nixl_ops = dict(OPS)
         self._backend_params = nixl_conf.backend_params
@@ -109,6 +110,8 @@ class nixl_agent(NotificationCalls, MetadataCalls):
         """Ends the agent, cancelling what is in progress; later calls raise. Twice is harmless."""
         _open_agents.discard(self)
         self.agent._close()
+        with self._notifs_changed:
+            self._notifs_changed.notify_all()  # who waits for notifications finds out
 
     # Plugins and backends.
 
@@ -127,18 +130,22 @@ class nixl_agent(NotificationCalls, MetadataCalls):
                 logger.warning("%s %s: %s", kind, name, error)
             return {}, []
 
+    @plain_errors
     def get_plugin_mem_types(self, backend: str) -> list[str]:
         """Memory types of a plugin: ["DRAM_SEG", ...]; [] and one warning where it is missing."""
         return self._told("plugin", backend, self.agent.getPluginParams)[1]
 
+    @plain_errors
     def get_plugin_params(self, backend: str) -> dict[str, str]:
         """Options of a plugin and their defaults; {} and one warning where it is missing."""
         return self._told("plugin", backend, self.agent.getPluginParams)[0]
 
+    @plain_errors
     def get_backend_mem_types(self, backend: str) -> list[str]:
         """Memory types of a backend of this agent."""
         return self._told("backend", backend, self.agent.getBackendParams)[1]
 
+    @plain_errors
     def get_backend_params(self, backend: str) -> dict[str, str]:
         """Options a backend of this agent runs with."""
         return self._told("backend", backend, self.agent.getBackendParams)[0]
@@ -153,10 +160,12 @@ class nixl_agent(NotificationCalls, MetadataCalls):
         """Options each backend runs with."""
         return {name: self.agent.getBackendParams(name)[0] for name in self.backends}
 
+    @plain_errors
     def backend_capabilities(self, backend: str) -> dict[str, Any]:
         """What a backend can do: local, remote, notifications (bool), memory_types."""
         return self.agent._capabilities(backend)
 
+    @plain_errors
     def create_backend(self, backend: str, initParams: Mapping[str, Any] | None = None) -> None:
         """Creates a backend; raises with the reason where it cannot be.
 
@@ -199,10 +208,12 @@ class nixl_agent(NotificationCalls, MetadataCalls):
         self.last_error = error.with_traceback(None)  # which would keep the descriptors alive
         logger.error("%s: %s", call, error)
 
+    @plain_errors
     def get_remote_descs(self, descs: Any, mem_type: Any = None) -> nixlBind.nixlRemoteDList:
         """Memory of several agents, from tuples (address, length, device id, agent name)."""
         return to_remote_list(descs, mem_type)
 
+    @plain_errors
     def register_memory(
         self, reg_list: Any, mem_type: Any = None, backends: Sequence[str] = ()
     ) -> nixlBind.nixlRegDList:
@@ -213,13 +224,15 @@ class nixl_agent(NotificationCalls, MetadataCalls):
         """
         descs = to_reg_list(reg_list, mem_type)
         self.agent.registerMem(descs, backends)
-        descs._bindRegistration((weakref.ref(self), list(backends)))
+        descs._bindRegistration((weakref.ref(self), list(backends or ())))
         return descs
 
+    @plain_errors
     def deregister_memory(self, dereg_list: Any, backends: Sequence[str] = ()) -> None:
         """Deregisters; waits for transfers that use the memory, at most ``peer_timeout``."""
         self.agent.deregisterMem(to_reg_list(dereg_list), backends)
 
+    @plain_errors
     def query_memory(
         self, reg_list: Any, backend: str, mem_type: Any = None
     ) -> list[dict[str, str] | None]:
@@ -227,26 +240,31 @@ class nixl_agent(NotificationCalls, MetadataCalls):
         where it does not exist."""
         return self.agent.queryMem(to_reg_list(reg_list, mem_type), backend)
 
+    @plain_errors
     def list_storage(
         self, backend: str, prefix: str = "", limit: int = 2**63 - 1
     ) -> dict[str, dict[str, str]]:
         """Names a storage backend holds, with what is known of each (size, mtime, ...)."""
         return self.agent._listStorage(backend, prefix, limit)
 
+    @plain_errors
     def remove_storage(self, backend: str, name: str) -> None:
         """Removes a file or object by name."""
         self.agent._removeStorage(backend, name)
 
+    @plain_errors
     def prep_mem_view(self, dlist: Any, *, backends: Sequence[str] | None = None) -> int:
         """A view of memory for transfers that a GPU starts itself."""
         return self.agent.prepMemView(dlist, backends or ())
 
+    @plain_errors
     def release_mem_view(self, mvh: int) -> None:
         """Releases what prep_mem_view returned."""
         self.agent.releaseMemView(mvh)
 
     # Transfers.
 
+    @plain_errors
     def prep_xfer_dlist(
         self,
         agent_name: str | bytes,
@@ -260,12 +278,14 @@ class nixl_agent(NotificationCalls, MetadataCalls):
         the peer. ``xfer_list``: what get_xfer_descs accepts, or an Nx5 integer array (address,
         length, device id, stride, count) whose rows stand for ``count`` descriptors each.
         """
-        raw = self.agent
-        if is_rows(xfer_list, mem_type, 3, 5):
-            made = raw.prepXferDlist(agent_name, mem_of(mem_type), xfer_list, backends)
-        else:
-            made = raw.prepXferDlist(agent_name, to_xfer_list(xfer_list, mem_type), backends)
-        return nixl_prepped_dlist_handle(raw, made)
+        rows = is_rows(xfer_list, mem_type, 3, 5)
+        return self.agent._prepList(
+            nixl_prepped_dlist_handle,
+            agent_name,
+            mem_of(mem_type) if rows else None,
+            xfer_list if rows else to_xfer_list(xfer_list, mem_type),
+            backends,
+        )
 
     def make_prepped_xfer(
         self,
@@ -282,17 +302,30 @@ class nixl_agent(NotificationCalls, MetadataCalls):
 
         Indices are lists or integer arrays; int32 and int64 arrays are used where they lie.
         """
-        return self.agent._makeXfer(
-            nixl_xfer_handle,
-            op_of(operation),
-            local_xfer_side,
-            local_indices,
-            remote_xfer_side,
-            remote_indices,
-            notif_msg,
-            backends,
-            skip_desc_merge,
-        )
+        try:
+            op = OPS[operation]
+        except (KeyError, TypeError):
+            op = op_of(operation)
+        try:
+            return self.agent._makeXfer(
+                nixl_xfer_handle,
+                op,
+                local_xfer_side,
+                local_indices,
+                remote_xfer_side,
+                remote_indices,
+                notif_msg,
+                backends,
+                skip_desc_merge,
+            )
+        except TypeError as error:
+            raise retold(
+                error,
+                local_xfer_side=local_xfer_side,
+                remote_xfer_side=remote_xfer_side,
+                notif_msg=notif_msg,
+                skip_desc_merge=skip_desc_merge,
+            ) from None
 
     def initialize_xfer(
         self,
@@ -309,29 +342,38 @@ class nixl_agent(NotificationCalls, MetadataCalls):
         match. ``notif_msg`` reaches the remote agent after the data; for the agent itself and for
         storage, this agent.
         """
-        return self.agent._createXfer(
-            nixl_xfer_handle,
-            op_of(operation),
-            local_descs if type(local_descs) is _XferDList else to_xfer_list(local_descs),
-            remote_descs if type(remote_descs) is _XferDList else to_xfer_list(remote_descs),
-            remote_agent,
-            notif_msg,
-            backends,
-        )
+        op = op_of(operation)
+        local = local_descs if type(local_descs) is _XferDList else to_xfer_list(local_descs)
+        remote = remote_descs if type(remote_descs) is _XferDList else to_xfer_list(remote_descs)
+        try:
+            return self.agent._createXfer(
+                nixl_xfer_handle, op, local, remote, remote_agent, notif_msg, backends
+            )
+        except TypeError as error:
+            raise retold(error, remote_agent=remote_agent, notif_msg=notif_msg) from None
 
     def transfer(self, handle: nixl_xfer_handle, notif_msg: bytes | str = b"") -> str:
-        """Starts (or starts again) a transfer: "DONE", "PROC" while it goes on, or "ERR"."""
-        return self.agent._transfer(handle, notif_msg)
+        """Starts (or starts again) a transfer: "DONE", "PROC" while it goes on, or "ERR".
+
+        ``notif_msg`` takes the place of the transfer's notification, for later starts too.
+        """
+        try:
+            return self.agent._transfer(handle, notif_msg)
+        except TypeError as error:
+            raise retold(error, handle=handle, notif_msg=notif_msg) from None
 
     def check_xfer_state(self, handle: nixl_xfer_handle) -> str:
         """ "DONE" or "PROC"; raises why a transfer failed (with raise_on_error=False: "ERR")."""
-        return self.agent._check(handle)
+        try:
+            return self.agent._check(handle)
+        except TypeError as error:
+            raise retold(error, handle=handle) from None
 
     def wait_any(
         self, handles: Iterable[nixl_xfer_handle], timeout: float | None = None
     ) -> nixl_xfer_handle:
         """Waits until one of the transfers ended, well or not, and returns its handle."""
-        waiting = list(handles)
+        waiting = handles_of(handles)
         index = self.agent._waitAny(waiting, timeout)
         if index < 0:
             raise nixlTimeoutError(
@@ -347,10 +389,11 @@ class nixl_agent(NotificationCalls, MetadataCalls):
 
         Returns their states; with raise_on_error=False "ERR" for those that failed.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        limit = seconds_of(timeout)
+        deadline = None if limit is None else time.monotonic() + limit
         states: list[str] = []
         first_error: nixlError | None = None
-        for handle in handles:
+        for handle in handles_of(handles):
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 states.append(handle.wait(left))
@@ -362,35 +405,43 @@ class nixl_agent(NotificationCalls, MetadataCalls):
             raise first_error
         return states
 
+    @plain_errors
     def query_xfer_backend(self, handle: nixl_xfer_handle) -> str:
         """The name of the backend that does this transfer."""
         return str(self.agent._explain(handle)["backend"])
 
+    @plain_errors
     def estimate_xfer_cost(self, req_handle: nixl_xfer_handle) -> tuple[int, int, str]:
         """How long a transfer may take: (microseconds, margin, how that was found)."""
         return self.agent.estimateXferCost(self.agent._idOf(req_handle))
 
+    @plain_errors
     def get_xfer_telemetry(self, handle: nixl_xfer_handle) -> nixlBind.nixlXferTelemetry:
         """Figures of the last finished post: startTime, postDuration, xferDuration (all in
         microseconds), totalBytes, descCount."""
         return self.agent.getXferTelemetry(self.agent._idOf(handle))
 
+    @plain_errors
     def explain(self, handle: nixl_xfer_handle) -> dict[str, Any]:
         """How a transfer goes and why so: backend, lane, device, reason, descriptors, segments
         (after merging), bytes, inline (whether the last post ended inside transfer())."""
         return self.agent._explain(handle)
 
+    @plain_errors
     def release_xfer_handle(self, handle: nixl_xfer_handle) -> None:
         """Releases a transfer, cancelling it if it is in progress. Twice is harmless."""
-        self._check_owner(handle)
+        self._check_owner(handle, nixlBind.nixlXferHandle, "a transfer's")
         handle.release()
 
+    @plain_errors
     def release_dlist_handle(self, handle: nixl_prepped_dlist_handle) -> None:
         """Releases a prepared side; transfers made from it stay valid. Twice is harmless."""
-        self._check_owner(handle)
+        self._check_owner(handle, nixlBind.nixlDlistHandle, "a prepared list's")
         handle.release()
 
-    def _check_owner(self, handle: Any) -> None:
+    def _check_owner(self, handle: Any, kind: type, whose: str) -> None:
+        if not isinstance(handle, kind):
+            raise TypeError(f"handle must be {whose} handle, not {shown(handle)}")
         if not self.agent._owns(handle):
             raise nixlInvalidParamError(
                 f"{handle!r} belongs to agent {handle._agent._name!r}, made from another raw agent"

@@ -7,7 +7,7 @@ import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,41 @@ def alloc(nbytes: int) -> Buffer:
         os.close(descriptor)  # the mapping keeps a descriptor of its own
 
 
+def _torch_dtype(name: str) -> Any:
+    """The dtype of torch that only torch knows by this name: "torch.float32", "bfloat16"."""
+    short = name.removeprefix("torch.")
+    if short == name:
+        import numpy
+
+        try:
+            numpy.dtype(name)
+            return None
+        except TypeError:
+            pass
+    try:
+        import torch
+    except ImportError:
+        return None
+    found = getattr(torch, short, None)
+    return found if isinstance(found, torch.dtype) else None
+
+
 def alloc_tensor(shape: int | Sequence[int], dtype: Any = "float32") -> Any:
     """A zeroed tensor in shareable memory: torch for a torch dtype, else a NumPy array.
 
-    ``shape`` is an int or a sequence of them; ``dtype`` a torch dtype, a NumPy dtype or its name.
+    ``shape`` is an int or a sequence of them; ``dtype`` a torch dtype, a NumPy dtype or the name of
+    either ("bfloat16" is torch's).
     """
-    extents = (shape,) if hasattr(shape, "__index__") else tuple(shape)
+    if isinstance(dtype, str):
+        dtype = _torch_dtype(dtype) or dtype
+    extents = (shape,) if hasattr(shape, "__index__") else shape
+    if isinstance(extents, (str, bytes)) or not isinstance(extents, Iterable):
+        raise TypeError(f"shape must be an int or a sequence of them, not {type(shape).__name__}")
+    extents = tuple(extents)
     count = 1
     for extent in extents:
+        if not hasattr(extent, "__index__"):
+            raise TypeError(f"shape {extents}: {extent!r} is not an integer")
         if extent.__index__() < 0:
             raise nixlInvalidParamError(f"shape {extents}: {extent} is negative")
         count *= extent.__index__()
@@ -97,6 +124,11 @@ def alloc_tensor(shape: int | Sequence[int], dtype: Any = "float32") -> Any:
         return flat.reshape(extents)
     import numpy
 
-    kind = numpy.dtype(dtype)
+    try:
+        kind = numpy.dtype(dtype)
+    except TypeError as error:
+        raise TypeError(
+            f"dtype {dtype!r} is none of NumPy's, nor of torch's where that is installed"
+        ) from error
     memory = alloc(max(1, count * kind.itemsize))
     return numpy.frombuffer(memory, dtype=kind, count=count).reshape(extents)

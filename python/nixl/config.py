@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -38,9 +38,25 @@ def _whole(value: Any, name: str, low: int, high: int) -> int:
     return int(number)
 
 
+def _text(value: Any, name: str, *others: type) -> Any:
+    if not isinstance(value, (str, *others)):
+        raise TypeError(f"{name} must be a str, not {type(value).__name__}")
+    return value
+
+
+def _mapping(value: Any, name: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a dict, not {type(value).__name__}")
+    return value
+
+
 def _names(values: Any, name: str) -> list[str]:
     if isinstance(values, (str, bytes)):
         raise TypeError(f"{name} must be a list of names, not one {type(values).__name__}")
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list of names, not {type(values).__name__}")
     names = list(values)
     for value in names:
         if not isinstance(value, str):
@@ -53,16 +69,15 @@ class nixl_agent_config:
 
     Args:
         enable_prog_thread: whether library backends that need one get a progress thread.
-        enable_listen_thread: serve metadata to peers on ``listen_port`` (also ``enable_listen``).
-        listen_port: 0 lets the system choose.
+        enable_listen_thread: (also ``enable_listen``) with listen_port and listen_host: accepted;
+            nothing listens in this version, which a warning says.
         capture_telemetry: keep counters and events for exporters; the figures of a finished
             transfer are always there.
         num_threads: worker threads of network backends; 0 is their own default.
         backends: created with the agent; an unknown one is a warning.
         sync_mode: accepted for compatibility; the agent is thread-safe in every mode.
         backend_params: options per backend: ``{"UCX": {"num_threads": "2"}}``.
-        use_etcd: None: when NIXL_ETCD_ENDPOINTS is set.
-        listen_host: address to listen on; empty: all.
+        use_etcd: a central store for metadata: not in this version, True is an error.
         auth_key, auth_key_file: the key all agents share (at least 16 bytes; file mode 0600).
         peer_timeout: seconds after which a silent peer's transfers fail.
         xfer_timeout: seconds a transfer may take; 0: no limit.
@@ -70,8 +85,7 @@ class nixl_agent_config:
         busy_poll_us: how long waiting calls and the agent's threads look again before they
             sleep, in microseconds.
         raise_on_error: whether check_xfer_state raises for a failed transfer or returns "ERR".
-        metadata_store: where metadata is kept when no address is given.
-        etcd: options of the etcd store (TLS files, user, password, lease time).
+        metadata_store, etcd: accepted; no store is used in this version.
         socket_dir: directory for sockets that containers of one host share.
         strict_descriptors: whether get_reg_descs and get_xfer_descs raise for what does not fit;
             else they log the reason and return None, as existing code expects.
@@ -115,19 +129,22 @@ class nixl_agent_config:
         self.num_threads = _whole(num_threads, "num_threads", 0, 4096)
         self.sync_mode = sync_mode
         self.backend_params = {
-            name: backend_options(name, options) for name, options in (backend_params or {}).items()
+            _text(name, "backend_params: a name"): backend_options(name, options)
+            for name, options in _mapping(backend_params, "backend_params").items()
         }
+        if use_etcd is not None and not isinstance(use_etcd, bool):
+            raise TypeError(f"use_etcd must be True, False or None, not {type(use_etcd).__name__}")
         self.use_etcd = use_etcd
-        self.listen_host = listen_host
-        self.auth_key = auth_key
+        self.listen_host = _text(listen_host, "listen_host")
+        self.auth_key = _text(auth_key, "auth_key", bytes)
         self.auth_key_file = os.fspath(auth_key_file)
         self.peer_timeout = _seconds(peer_timeout, "peer_timeout")
         self.xfer_timeout = _seconds(xfer_timeout, "xfer_timeout")
         self.lanes = lanes if isinstance(lanes, str) else ",".join(_names(lanes, "lanes"))
         self.busy_poll_us = _whole(busy_poll_us, "busy_poll_us", 0, 1_000_000)
         self.raise_on_error = bool(raise_on_error)
-        self.metadata_store = metadata_store
-        self.etcd = {str(key): str(value) for key, value in (etcd or {}).items()}
+        self.metadata_store = _text(metadata_store, "metadata_store")
+        self.etcd = {str(key): str(value) for key, value in _mapping(etcd, "etcd").items()}
         self.socket_dir = os.fspath(socket_dir)
         self.strict_descriptors = bool(strict_descriptors)
 
@@ -173,7 +190,7 @@ class nixl_agent_config:
 def backend_options(backend: str, options: Mapping[str, Any]) -> dict[str, str]:
     """Options of a backend as text: True is "true", numbers are decimal."""
     text: dict[str, str] = {}
-    for key, value in options.items():
+    for key, value in _mapping(options, f"backend {backend}: the options").items():
         if not isinstance(key, str):
             raise TypeError(f"backend {backend}: option {key!r} must be a str")
         if isinstance(value, bool):
