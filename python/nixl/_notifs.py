@@ -11,24 +11,26 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .errors import nixlInvalidParamError, nixlTimeoutError
+from .arguments import bytes_of, count_of, retold, seconds_of, text_of
+from .errors import nixlTimeoutError
 
 if TYPE_CHECKING:
     from ._bindings import nixlAgent
 
 
-def text_of(name: str | bytes) -> str:
-    """An agent's name as str."""
-    return name.decode() if isinstance(name, (bytes, bytearray, memoryview)) else name
+_LOOK_AGAIN = 1.0  # seconds
 
 
-def bytes_of(tag: str | bytes) -> bytes:
-    """A notification or tag as bytes."""
-    if isinstance(tag, str):
-        return tag.encode()
-    if isinstance(tag, (bytes, bytearray, memoryview)):
-        return bytes(tag)
-    raise TypeError(f"a notification's tag must be bytes or str, not {type(tag).__name__}")
+def _place_of(tag: bytes, messages: list[bytes], is_prefix: bool, exact: bool) -> int | None:
+    """Where the message is that a look-up takes: one that is the tag itself before all others."""
+    if tag in messages:
+        return messages.index(tag)
+    if exact:
+        return None
+    for at, message in enumerate(messages):
+        if message.startswith(tag) if is_prefix else tag in message:
+            return at
+    return None
 
 
 class NotificationCalls:
@@ -42,6 +44,7 @@ class NotificationCalls:
         self.notifs = {}
         self._notifs_changed = threading.Condition(threading.Lock())
         self._somebody_waits_in_core = False
+        self._news = 0  # how often some came in
 
     def get_new_notifs(self, backends: Sequence[str] = ()) -> dict[str, list[bytes]]:
         """Takes what arrived since the last call: {agent: [message, ...]}, in order per sender."""
@@ -64,24 +67,19 @@ class NotificationCalls:
     ) -> bool:
         """Whether a notification of that agent has come, and removes it from ``notifs``.
 
-        It matches when it starts with ``lookup_tag``, with ``tag_is_prefix=False`` when it
-        contains it, with ``exact=True`` when it is equal to it.
+        It matches when it is equal to ``lookup_tag``; else, with ``exact=False``, when it starts
+        with it (``tag_is_prefix=False``: contains it), so "req-1" may take "req-10".
         """
-        tag = bytes_of(lookup_tag)
+        tag = bytes_of(lookup_tag, "lookup_tag")
+        name = text_of(remote_agent_name, "remote_agent_name")
         with self._notifs_changed:
             self._pull(backends)
-            messages = self.notifs.get(text_of(remote_agent_name), [])
-            for at, message in enumerate(messages):
-                if exact:
-                    hit = message == tag
-                elif tag_is_prefix:
-                    hit = message.startswith(tag)
-                else:
-                    hit = tag in message
-                if hit:
-                    del messages[at]
-                    return True
-        return False
+            messages = self.notifs.get(name, [])
+            at = _place_of(tag, messages, tag_is_prefix, exact)
+            if at is None:
+                return False
+            del messages[at]
+            return True
 
     def send_notif(
         self,
@@ -90,57 +88,77 @@ class NotificationCalls:
         backend: str | None = None,
     ) -> None:
         """Sends a notification of its own; the peer may be one that only sent to us so far."""
-        self.agent.genNotif(remote_agent_name, notif_msg, () if backend is None else (backend,))
+        try:
+            self.agent.genNotif(remote_agent_name, notif_msg, () if backend is None else (backend,))
+        except TypeError as error:
+            raise retold(error, remote_agent_name=remote_agent_name, notif_msg=notif_msg) from None
 
     def wait_notifs(
-        self, tag: bytes | str, count: int = 1, timeout: float | None = None
+        self,
+        tag: bytes | str,
+        count: int = 1,
+        timeout: float | None = None,
+        *,
+        exact: bool = False,
     ) -> list[tuple[str, bytes]]:
-        """Waits until ``count`` notifications that start with ``tag`` came, from any agents.
+        """Waits until ``count`` notifications that start with ``tag`` came, from any agents; with
+        ``exact=True``, that are equal to it.
 
         Returns them as (agent, message) and removes them from ``notifs``. Raises nixlTimeoutError,
         with how many have come, when ``timeout`` seconds pass first; then none is removed. Do not
         take notifications with get_new_notifs while somebody waits.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        limit = seconds_of(timeout)
+        deadline = None if limit is None else time.monotonic() + limit
         while True:
-            found = self._take_tagged(tag, count)
+            seen = self._news
+            found = self._take_tagged(tag, count, exact)
             if found is not None:
                 return found
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise self._notifs_missing(tag, count, timeout)
-            self._wait_for_change(left)
+            self._wait_for_change(left, seen)
 
-    # One thread at a time sleeps in the core; whatever it brings in wakes the others.
-    def _wait_for_change(self, left: float | None) -> None:
+    # One thread at a time sleeps in the core; however that ends, the others look again.
+    def _wait_for_change(self, left: float | None, seen: int) -> None:
         with self._notifs_changed:
+            if self._news != seen:
+                return  # another thread brought some in since this one looked
             if self._somebody_waits_in_core:
                 self._notifs_changed.wait(left)
                 return
             self._somebody_waits_in_core = True
         try:
-            self.agent._waitNotifications(left)
+            # Not longer: another call may bring in what this one waits for, unseen by the core.
+            self.agent._waitNotifications(_LOOK_AGAIN if left is None else min(left, _LOOK_AGAIN))
         finally:
             with self._notifs_changed:
                 self._somebody_waits_in_core = False
-                self._pull(())
                 self._notifs_changed.notify_all()
 
     def _pull(self, backends: Sequence[str]) -> None:
-        self.agent.getNotifs(self.notifs, backends)
-        self._notifs_changed.notify_all()
+        # Only news wake the others: each who looks comes by here, and two would wake for ever.
+        news = self.agent.getNotifs({}, backends)
+        if news:
+            for name, messages in news.items():
+                self.notifs.setdefault(name, []).extend(messages)
+            self._news += 1
+            self._notifs_changed.notify_all()
 
-    def _take_tagged(self, tag: bytes | str, count: int) -> list[tuple[str, bytes]] | None:
+    def _take_tagged(
+        self, tag: bytes | str, count: int, exact: bool = False
+    ) -> list[tuple[str, bytes]] | None:
         """The first `count` notifications of a tag, removed, or None while there are fewer."""
-        if count < 1:
-            raise nixlInvalidParamError(f"count={count}: must be at least 1")
-        prefix = bytes_of(tag)
+        count = count_of(count, "count", 1)
+        prefix = bytes_of(tag, "tag")
         with self._notifs_changed:
             self._pull(())
             places: list[tuple[str, int]] = []
             for name, messages in self.notifs.items():
                 for at, message in enumerate(messages):
-                    if len(places) < count and message.startswith(prefix):
+                    hit = message == prefix if exact else message.startswith(prefix)
+                    if hit and len(places) < count:
                         places.append((name, at))
             if len(places) < count:
                 return None

@@ -7,11 +7,13 @@ A program that watches the same descriptor itself should use one of the two ways
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from .errors import nixlTimeoutError
+from .arguments import handles_of, seconds_of
+from .errors import nixlError, nixlTimeoutError
 
 if TYPE_CHECKING:
     from .agent import nixl_agent
@@ -28,7 +30,8 @@ class _Watch:
         self.wakers: set[asyncio.Future[None]] = set()
 
     def wake(self) -> None:
-        self.raw._drain()
+        with contextlib.suppress(nixlError):  # a closed agent: whoever waits finds out by himself
+            self.raw._drain()
         for waker in self.wakers:
             if not waker.done():
                 waker.set_result(None)
@@ -66,8 +69,10 @@ _LOOK_AGAIN = 0.05
 
 async def wait_handle(handle: nixl_xfer_handle, timeout: float | None = None) -> str:
     """What ``await handle`` does: "DONE", or the transfer's error is raised."""
+    (handle,) = handles_of([handle])
     raw = handle._agent
-    deadline = None if timeout is None else time.monotonic() + timeout
+    limit = seconds_of(timeout)
+    deadline = None if limit is None else time.monotonic() + limit
     while True:
         state = raw._check(handle)
         if state != "PROC":
@@ -81,12 +86,18 @@ async def wait_handle(handle: nixl_xfer_handle, timeout: float | None = None) ->
 
 
 async def wait_notifs(
-    agent: nixl_agent, tag: bytes | str, count: int = 1, timeout: float | None = None
+    agent: nixl_agent,
+    tag: bytes | str,
+    count: int = 1,
+    timeout: float | None = None,
+    *,
+    exact: bool = False,
 ) -> list[tuple[str, bytes]]:
     """As ``agent.wait_notifs``, for asyncio."""
-    deadline = None if timeout is None else time.monotonic() + timeout
+    limit = seconds_of(timeout)
+    deadline = None if limit is None else time.monotonic() + limit
     while True:
-        found = agent._take_tagged(tag, count)
+        found = agent._take_tagged(tag, count, exact)
         if found is not None:
             return found
         left = _LOOK_AGAIN

@@ -6,7 +6,12 @@ import threading
 import time
 
 import pytest
-from nixl.errors import nixlInvalidParamError, nixlNotFoundError, nixlTimeoutError
+from nixl.errors import (
+    nixlInvalidParamError,
+    nixlNotAllowedError,
+    nixlNotFoundError,
+    nixlTimeoutError,
+)
 
 
 def test_messages_are_bytes_in_order(pair):
@@ -103,3 +108,67 @@ def test_fileno_tells(pair):
     assert poll.poll(10_000)
     assert pair.far.get_new_notifs() == {pair.near.name: [b"x"]}
     assert poll.poll(0) == []
+
+
+def test_closing_wakes_everybody_who_waits(make_agent):
+    agent = make_agent()
+    ended = []
+
+    def wait(number: int) -> None:
+        with pytest.raises(nixlNotAllowedError, match="closed"):
+            agent.wait_notifs(b"never-%d" % number)
+        ended.append(number)
+
+    threads = [threading.Thread(target=wait, args=(i,), daemon=True) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    # One sleeps in the core, the others wait for him.
+    condition = agent._notifs_changed
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        with condition:
+            if agent._somebody_waits_in_core and len(condition._waiters) == 3:
+                break
+        time.sleep(0.001)
+    else:
+        pytest.fail("they never waited")
+    agent.close()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(ended) == [0, 1, 2, 3]
+
+
+def test_the_tag_itself_is_found_before_longer_messages(pair):
+    name = pair.near.name
+    for message in (b"req-10", b"req-1", b"req-11", b"a-req-1"):
+        pair.near.send_notif(pair.far.name, message)
+    pair.far.wait_notifs(b"a-req", timeout=10)
+    found = pair.far.check_remote_xfer_done
+    assert found(name, b"req-1") and pair.far.notifs == {name: [b"req-10", b"req-11"]}
+    assert not found(name, b"req-1", exact=True)
+    assert found(name, b"req-1") and pair.far.notifs == {name: [b"req-11"]}
+
+
+def test_waiting_for_exactly_one_message(pair):
+    for message in (b"req-10", b"req-1"):
+        pair.near.send_notif(pair.far.name, message)
+    assert pair.far.wait_notifs(b"req-1", timeout=10, exact=True) == [(pair.near.name, b"req-1")]
+    with pytest.raises(nixlTimeoutError):
+        pair.far.wait_notifs(b"req-1", timeout=0.01, exact=True)
+    assert pair.far.wait_notifs(b"req-1", timeout=10) == [(pair.near.name, b"req-10")]
+
+
+def test_what_another_call_brings_in_is_seen_by_who_waits(pair):
+    """In the middle of a wait, and between its look and its sleep."""
+    for _ in range(20):
+        got: list[object] = []
+        waiter = threading.Thread(
+            target=lambda got=got: got.extend(pair.far.wait_notifs(b"mine", timeout=20))
+        )
+        pair.near.send_notif(pair.far.name, b"mine")
+        waiter.start()
+        start = time.monotonic()
+        while waiter.is_alive():
+            pair.far.update_notifs()
+        assert time.monotonic() - start < 15
+        assert got == [(pair.near.name, b"mine")]
