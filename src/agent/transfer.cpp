@@ -239,6 +239,11 @@ Status Transfer::post(std::optional<std::string_view> notification) {
     NIXL_RETURN_IF_ERROR(pinAll());
     if (!notification.has_value() && parts_.notification.has_value()) {
         notification = *parts_.notification;
+    } else if (notification.has_value() && parts_.notification.has_value()) {
+        parts_.notification->assign(
+            *notification);  // for later posts too, as existing code expects
+    } else if (notification.has_value()) {
+        parts_.notification.emplace(*notification);
     }
     uint64_t number = 0;
     Clock::time_point start;

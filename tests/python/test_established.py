@@ -256,8 +256,11 @@ def test_reposting_with_another_notification(pair):
     for message in (b"", b"second", b"third"):
         pair.near.transfer(handle, message)
         assert finish(pair.near, handle) == "DONE"
-    got = wait_notifs(pair.far, pair.near.name, 3)
-    assert got == [b"first", b"second", b"third"]
+    # The last one given stays the transfer's.
+    pair.near.transfer(handle)
+    assert finish(pair.near, handle) == "DONE"
+    got = wait_notifs(pair.far, pair.near.name, 4)
+    assert got == [b"first", b"second", b"third", b"third"]
 
 
 def test_prepared_sides(pair):
