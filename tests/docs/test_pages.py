@@ -17,6 +17,7 @@ PAGES = [
     *ROOT.glob("python/**/*.md"),
 ]
 GUARANTEES = ROOT / "docs" / "guarantees.md"
+MIGRATING = ROOT / "docs" / "migrating.md"
 CPP_TEST = re.compile(r"^TEST(?:_F|_P)?\(\s*(\w+),\s*(\w+)\)", re.M)
 CONFORMANCE_CHECK = re.compile(r'\{"(\w+)", For::')
 PYTHON_TEST = re.compile(r"^\s*(?:async )?def (test_\w+)", re.M)
@@ -50,9 +51,16 @@ def test_every_guarantee_names_a_test() -> None:
     assert sentences() and not unproved
 
 
+def test_every_difference_names_a_test() -> None:
+    rows = [line for line in MIGRATING.read_text().splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if not row.startswith(("| what |", "| --- |"))]
+    unproved = [row for row in rows if not TEST_NAME.search(row.rsplit("|", 2)[1])]
+    assert rows and not unproved
+
+
 @pytest.mark.parametrize(
     "page",
-    [GUARANTEES, *sorted(ROOT.glob("docs/decisions/*.md"))],
+    [GUARANTEES, MIGRATING, *sorted(ROOT.glob("docs/decisions/*.md"))],
     ids=lambda page: page.name,
 )
 def test_named_tests_exist(page: pathlib.Path) -> None:
