@@ -138,7 +138,7 @@ def test_what_was_acknowledged_survives_a_power_cut(tmp_path, image, layout, kin
                 last = said.last(60)
                 assert last is not None and writer.poll() is None, "the writer has ended"
             batches += more + beside
-            time.sleep(rng.random() * 0.01 if beside else 0)
+            time.sleep(rng.random() * 0.01 if beside else 0)  # sleeps: to cut at any moment
             writer.send_signal(signal.SIGSTOP)
             copy = tmp_path / f"cut{cut}.img"
             shutil.copyfile(file, copy)
