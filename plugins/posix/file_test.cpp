@@ -28,7 +28,7 @@ class FileTest : public testing::Test {
   protected:
     Result<std::unique_ptr<File>> open(const std::string& metadata, uint64_t device = 1) {
         return File::open({MemType::FILE, 0, 4096, device, metadata}, cache_,
-                          [this](auto text) { log_ += text; });
+                          [this](const auto& text) { log_ += text; });
     }
 
     std::shared_ptr<FdCache> cache_ = std::make_shared<FdCache>(4);

@@ -63,7 +63,7 @@ std::optional<double> readSeconds(std::string_view text) {
     } else if (text.ends_with("ms")) {
         unit = 1e-3;
         text.remove_suffix(2);
-    } else if (text.ends_with("s")) {
+    } else if (text.ends_with('s')) {
         text.remove_suffix(1);
     }
     double value = 0;
