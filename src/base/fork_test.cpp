@@ -33,9 +33,9 @@ TEST(ProcessLocks, AreFreeInAForkedChild) {
             while (!stop.load()) {
                 {
                     const MutexLock held(processMutex(static_cast<ProcessLock>(i)));
-                    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+                    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // sleeps: holds it
                 }
-                std::this_thread::sleep_for(std::chrono::microseconds(50));  // they are not fair
+                std::this_thread::sleep_for(std::chrono::microseconds(50));  // sleeps: unfair
             }
         });
     }

@@ -56,7 +56,7 @@ class Recycler {
 template <typename T>
 class RecyclingAllocator {
   public:
-    using value_type = T;
+    using value_type = T;  // NOLINT(readability-identifier-naming): what allocators must call it
     explicit RecyclingAllocator(std::shared_ptr<Recycler> recycler)
         : recycler_(std::move(recycler)) {}
     template <typename U>

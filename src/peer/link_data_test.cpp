@@ -165,7 +165,7 @@ class LinkDataTest : public testing::Test {
         plan_.remoteRegions = {&region_, 1};
         plan_.runs = {&run_, 1};
     }
-    ~LinkDataTest() override {
+    void TearDown() override {
         link_->close(Status::canceled("the test ends"), "");
         engine_->stop();
     }
@@ -252,6 +252,7 @@ TEST_F(LinkDataTest, WhatIsPostedAgainAtTheEndOfAConnectionGoesToTheOther) {
     const Status status = ended(again);
     EXPECT_TRUE(status.ok()) << status.message();
     link_->close(Status::canceled("the test ends"), "");
+    serving.wait();
 }
 
 // The same from another thread, between the end of the connection and the moment when the link
@@ -276,6 +277,7 @@ TEST_F(LinkDataTest, WhatIsPostedToADyingConnectionGoesToTheOther) {
     const Status status = ended(late);
     EXPECT_TRUE(status.ok()) << status.message();
     link_->close(Status::canceled("the test ends"), "");
+    serving.wait();
 }
 
 TEST_F(LinkDataTest, AnotherConnectionThatCannotBeAddedEndsNothing) {

@@ -52,7 +52,7 @@ class CountingMember final : public PollSet::Member {
 
 class PollSetTest : public testing::Test {
   protected:
-    ~PollSetTest() override { set_.stop(); }
+    void TearDown() override { set_.stop(); }
 
     std::unique_ptr<base::EpollReactor> reactor_ = std::move(base::EpollReactor::create()).value();
     PollSet set_{*reactor_, std::chrono::microseconds(100)};

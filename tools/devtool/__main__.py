@@ -74,7 +74,7 @@ def test(args: argparse.Namespace) -> int:
 def choose(args: argparse.Namespace) -> choice.Choice:
     """What --changed finds, said on the screen."""
     found = choice.choose(changes.since(args.changed or None))
-    say(f"{len(found.change.files)} files changed: {found.change.reason}")
+    say(f"changed files: {len(found.change.files)} ({found.change.reason})")
     if found.everything:
         say(f"everything runs: {found.everything}")
         return found
