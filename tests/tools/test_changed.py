@@ -254,15 +254,45 @@ def test_the_patterns_name_every_test_of_this_tree() -> None:
             found |= choice.patterns(choice.program_of(test), test)
         known = re.compile("|".join([*found, "^fuzz_replay"]))
         print(len(names), [name for name in names if not known.search(name)])
-        idle = [p for p in found if not any(re.search(p, name) for name in names)]
-        print(idle)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
-    first, idle = done.stdout.decode().splitlines()
-    count, missing = first.split(" ", 1)
+    count, missing = done.stdout.decode().strip().split(" ", 1)
     assert int(count) > 100 and missing == "[]"
-    assert idle == "[]"
+
+
+def test_ctest_runs_what_was_chosen() -> None:
+    """Also where that is so much that no pattern of ctest holds it."""
+    build = os.environ.get("NIXL_BUILD_DIR")
+    if not build or not (pathlib.Path(build) / "CTestTestfile.cmake").exists():
+        pytest.skip("NIXL_BUILD_DIR names no tree with tests")
+    code = f"""
+        import sys; sys.path.insert(0, {str(DEVTOOL)!r})
+        import builds, changes, choice, common, pathlib, re, steps, subprocess
+        builds.tree = lambda preset: pathlib.Path({build!r})
+        builds.build = lambda *words: None
+        def ctest(name, preset, extra, words=()):
+            command = ["ctest", "--test-dir", {build!r}, "-N", *words]
+            shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            global ran
+            ran = re.findall(r"^ *Test +#\\d+: (.+)$", shown, re.M)
+            return common.Outcome(name, passed=1)
+        steps.ctest = ctest
+        for name in ("src/base/utf8_test.cpp", "src/backend/parameters.cpp"):
+            found = choice.choose(changes.Change([name], "test"))
+            assert steps.unit(steps.Scope(found)).passed == 1
+            every = steps.picked("release", steps.Scope(found)).values()
+            assert list(every) == ran
+            print(len(ran), all(re.search(found.ctest_pattern(), test) for test in ran))
+        print(steps.unit(steps.Scope(ctest="Nothing.Such")).failures)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    few, many, none = done.stdout.splitlines()
+    assert few == "2 True"
+    assert int(many.split()[0]) > 300 and many.endswith(" True")
+    assert none == "['no test of this tree has the name that was asked for']"
 
 
 # --- clang-tidy ---
