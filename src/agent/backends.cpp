@@ -83,8 +83,12 @@ Result<std::string> AgentImpl::createBackend(const std::string& plugin,
     return made->name;
 }
 
-// Whether nobody has ever heard of a plugin, as opposed to one that cannot be loaded.
+// Whether nobody has ever heard of a plugin, as opposed to one that cannot be loaded. What is
+// loaded is known, whatever the folders show: without a descriptor they show nothing.
 static bool isUnknown(const std::string& plugin) {
+    if (backend::PluginRegistry::instance().find(plugin).ok()) {
+        return false;
+    }
     const std::vector<std::string> known = backend::PluginRegistry::instance().names();
     return std::none_of(known.begin(), known.end(),
                         [&](const std::string& name) { return backend::sameName(name, plugin); });

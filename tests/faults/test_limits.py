@@ -92,6 +92,27 @@ def test_no_descriptor_for_the_one_who_asks(make_near, make_far, way, room):
     all_is_well(near, far, way)
 
 
+def test_an_agent_has_its_backend_or_is_none(make_far):
+    """However many descriptors are left: none comes without what it was to have."""
+    far = make_far(SIZE)
+    far(TOOLS)
+    far("""
+def another():
+    with nixl.nixl_agent("another") as made:
+        return list(made.backends)
+made = None
+""")
+    for room in range(100):
+        far(f"run_out({room})")
+        error = far("error_of(lambda: globals().update(made=another()))")
+        far("recover()")
+        if error is None:
+            assert far("made") == ["UCX"]
+            return
+        assert "open files" in error, error
+    raise AssertionError("100 descriptors are not enough for an agent")
+
+
 @pytest.mark.parametrize("when", ["before the first", "between two"])
 @pytest.mark.parametrize("room", [0, 3])
 def test_no_descriptor_at_the_target(make_near, make_far, companion, way, room, when):
