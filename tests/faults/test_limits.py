@@ -60,8 +60,9 @@ def all_is_well(near, far, way: str) -> None:
     lane = "stream" if way == "stream" else "host"
     # A session that was made without the lane host stays so: a new one.
     far(f"if {near.name!r} in agent.peers(): agent.remove_remote_agent({near.name!r})")
-    if far.name in near.agent.peers():
-        near.agent.remove_remote_agent(far.name)
+    if far.name not in near.agent.peers():
+        near.knows(far)  # else a session that the other side began, and now ends, would be used
+    near.agent.remove_remote_agent(far.name)
     far("agent.get_new_notifs()")
     near.knows(far)
     # The farewell of the session before may still be on its way.
