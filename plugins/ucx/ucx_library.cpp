@@ -4,11 +4,12 @@
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include <dlfcn.h>
 #include <sys/stat.h>
+
+#include "of_process.h"
 
 namespace nixl::ucx {
 namespace {
@@ -123,9 +124,9 @@ std::vector<std::string> ucxPackageFolders() {
 }
 
 Result<const UcxLibrary*> openUcx() {
-    static std::mutex mutex;
-    static const UcxLibrary* opened = nullptr;
-    const std::lock_guard lock(mutex);
+    static constinit OfProcess<const UcxLibrary*> library;
+    const auto held = library.hold();
+    const UcxLibrary*& opened = held.value;
     if (opened == nullptr) {
         Result<std::unique_ptr<UcxLibrary>> found = tryOpen();
         if (!found.ok()) {

@@ -5,12 +5,12 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <mutex>
 #include <set>
 #include <sstream>
 
 #include <dlfcn.h>
 
+#include "of_process.h"
 #include "ucx_library.h"
 
 namespace nixl::ucx {
@@ -76,13 +76,11 @@ bool verbsLoaded(const std::string& path) {
 }
 
 void logOnce(PluginServices& services, LogLevel level, const std::string& message) {
-    static std::mutex mutex;
-    static auto* const said = new std::set<std::string>();
+    static constinit OfProcess<std::set<std::string>> said;
     if (!services.logs(level)) {
         return;
     }
-    const std::lock_guard lock(mutex);
-    if (said->insert(message).second) {
+    if (said.hold().value.insert(message).second) {
         services.log(level, message);
     }
 }

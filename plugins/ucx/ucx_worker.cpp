@@ -10,16 +10,16 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "of_process.h"
+
 namespace nixl::ucx {
 
 namespace {
 
 // Leak checkers see it here.
 void keepForEver(std::shared_ptr<void> thing) {
-    static std::mutex mutex;
-    static auto* const kept = new std::vector<std::shared_ptr<void>>();
-    const std::lock_guard lock(mutex);
-    kept->push_back(std::move(thing));
+    static constinit OfProcess<std::vector<std::shared_ptr<void>>> kept;
+    kept.hold().value.push_back(std::move(thing));
 }
 
 }  // namespace
