@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include <sys/eventfd.h>
@@ -29,8 +30,10 @@ struct Pages {
         memory = map<peer::GenerationPage>();
     }
     void reset() {
-        uint64_t ended = 0;
-        static_cast<void>(!read(slots->pidfd.get(), &ended, sizeof(ended)));
+        uint64_t count = 0;
+        if (std::exchange(ended, false)) {
+            static_cast<void>(!read(slots->pidfd.get(), &count, sizeof(count)));
+        }
         generations().epoch = 1;
         generations().lowestValid[kRegion] = 0;
         for (peer::SlotPage::Slot& slot : slotPage().slots) {
@@ -39,6 +42,7 @@ struct Pages {
     }
     void endProcess() {
         const uint64_t one = 1;
+        ended = true;
         static_cast<void>(!write(slots->pidfd.get(), &one, sizeof(one)));
     }
     peer::GenerationPage& generations() { return *memory.as<peer::GenerationPage>(); }
@@ -47,6 +51,7 @@ struct Pages {
     static constexpr uint64_t kRegion = 7;
     const std::shared_ptr<peer::PeerSlots> slots;
     peer::Mapping memory;
+    bool ended = false;
 
   private:
     template <typename Page>
@@ -171,6 +176,9 @@ class PageModel {
                     if (wait_->step()) {
                         phase_ = Phase::REUSED;
                         break;
+                    }
+                    if (wait_->looks() > 0) {
+                        break;  // it stands
                     }
                 }
                 break;
