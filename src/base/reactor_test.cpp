@@ -204,7 +204,9 @@ TEST_F(ReactorTest, GoesOnWhenItsSetWasClosed) {
     close(pipe_[0]);
     close(found);
     settle();
-    EXPECT_EQ(told.get_future().get(), static_cast<uint32_t>(EPOLLERR | EPOLLHUP));
+    auto answer = told.get_future();
+    ASSERT_EQ(answer.wait_for(std::chrono::seconds(20)), std::future_status::ready);
+    EXPECT_EQ(answer.get(), static_cast<uint32_t>(EPOLLERR | EPOLLHUP));
     int other[2];
     ASSERT_EQ(pipe(other), 0);
     std::promise<void> seen;
@@ -215,7 +217,7 @@ TEST_F(ReactorTest, GoesOnWhenItsSetWasClosed) {
     });
     ASSERT_TRUE(watch.ok()) << watch.status().message();
     ASSERT_EQ(write(other[1], "x", 1), 1);
-    seen.get_future().wait();
+    EXPECT_EQ(seen.get_future().wait_for(std::chrono::seconds(20)), std::future_status::ready);
     reactor_->unwatch(watch.value());
     close(other[1]);
     pipe_[0] = other[0];

@@ -258,11 +258,12 @@ TEST_F(LinkDataTest, WhatIsPostedAgainAtTheEndOfAConnectionGoesToTheOther) {
 // The same from another thread, between the end of the connection and the moment when the link
 // hears of it.
 TEST_F(LinkDataTest, WhatIsPostedToADyingConnectionGoesToTheOther) {
-    const auto hooks = std::make_shared<Hooks>();
-    auto first = connection(hooks);
     const auto failed = std::make_shared<std::promise<Status>>();
     const auto late = std::make_shared<std::promise<Status>>();
     const auto posted = job(late);
+    const auto hooks = std::make_shared<Hooks>();
+    hooks->shutdown = [&] { link_->startJob(posted, kSize); };
+    auto first = connection(hooks);
     link_->startJob(job(failed), 0);
     first->awaitRequest();
     auto second = connection(std::make_shared<Hooks>());
@@ -271,7 +272,6 @@ TEST_F(LinkDataTest, WhatIsPostedToADyingConnectionGoesToTheOther) {
     link_->startJob(job(between), 0);
     EXPECT_TRUE(ended(between).ok());
 
-    hooks->shutdown = [&] { link_->startJob(posted, kSize); };
     first->hangUp();
     EXPECT_FALSE(ended(failed).ok());
     const Status status = ended(late);
