@@ -59,8 +59,8 @@ def test(args: argparse.Namespace) -> int:
         environment.set_up()
     outcomes: list[Outcome] = []
     if args.busy:  # building is not what is tested under load
-        for tree in sorted({steps.TREES[name] for name in names if name in steps.TREES}):
-            builds.build(tree)
+        for name in names:
+            steps.build_for(name, scope)
     with busy.hogs(cores() if args.busy else 0):
         for number in range(1, args.repeat + 1):
             if args.repeat > 1:

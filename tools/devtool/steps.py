@@ -39,6 +39,9 @@ class Scope:
     def targets(self) -> list[str] | None:
         return ["nixl_runtime", *self.choice.targets()] if self.choice else None
 
+    def python_targets(self) -> list[str] | None:
+        return ["nixl_runtime"] if self.choice or self.pytest else None
+
 
 def unit(scope: Scope) -> Outcome:
     """C++ unit and conformance tests, optimised build (CTest)"""
@@ -121,7 +124,7 @@ def chosen_ctest(name: str, preset: str, extra: dict[str, str], tests: dict[int,
 
 def python(scope: Scope) -> Outcome:
     """Python tests (pytest over tests/ but packaging and docs)"""
-    builds.build("release", ["nixl_runtime"] if scope.choice else None)
+    builds.build("release", scope.python_targets())
     ignored = ["--ignore=tests/packaging", "--ignore=tests/docs"]
     chosen = scope.pytest or (sorted(scope.choice.python) if scope.choice else [])
     return pytest("python", chosen or ["tests", *ignored])
@@ -170,6 +173,16 @@ STEPS: dict[str, Callable[[Scope], Outcome]] = {
 # The tree of build/ that a step tests.
 TREES = {name: "release" for name in ("unit", "python", "docs", "packaging")}
 TREES |= {"asan": "asan", "fuzz": "asan", "tsan": "tsan"}
+
+
+def build_for(name: str, scope: Scope) -> None:
+    """Builds what a step builds first; nothing for one that needs no tree."""
+    if name not in TREES or (TREES[name] != "release" and no_sanitizer(TREES[name])):
+        return
+    if name in ("unit", "asan", "tsan"):
+        builds.build(TREES[name], scope.targets())
+    else:
+        builds.build(TREES[name], scope.python_targets() if name == "python" else None)
 
 
 def run_step(name: str, scope: Scope) -> Outcome:
