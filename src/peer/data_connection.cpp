@@ -113,8 +113,11 @@ Status TargetConnection::move(uint64_t& budget) {
         if (target_.wantsOutput()) {
             continue;
         }
+        if (dry) {
+            break;  // there was nothing more before the answer went
+        }
         NIXL_RETURN_IF_ERROR(receiveSome(budget, dry));
-        if (!target_.wantsOutput() && (dry || budget == 0)) {
+        if (!target_.wantsOutput() && budget == 0) {
             break;
         }
     }
@@ -128,7 +131,7 @@ Status TargetConnection::turn(uint64_t budget, uint64_t& moved) {
     moved = budget - left;
     if (status.ok()) {
         loop_.rearm(*this, target_.wantsOutput() ? EPOLLOUT : EPOLLIN,
-                    left > 0 && target_.bytesLeft() <= kBrief);
+                    target_.bytesLeft() <= kBrief);
     } else {
         ended_ = true;
     }

@@ -14,6 +14,8 @@ namespace nixl::peer {
 namespace {
 
 constexpr int kServedAtOnce = 8;
+// Longer than a caller moves bytes at a time.
+constexpr std::chrono::milliseconds kLongHelp{1};
 
 }  // namespace
 
@@ -77,8 +79,10 @@ void PollSet::help() {
         return;
     }
     const auto now = Clock::now();
-    const auto last = lastHelp_.exchange(now, std::memory_order_relaxed);
-    steady_.store(now - last < distance_, std::memory_order_relaxed);
+    lastBegin_.store(now, std::memory_order_relaxed);
+    steady_.store(now - lastEnd_.load(std::memory_order_relaxed) < distance_,
+                  std::memory_order_relaxed);
+    helping_.fetch_add(1, std::memory_order_relaxed);
     std::array<epoll_event, kServedAtOnce> events{};
     const int count = epoll_wait(epoll_fd, events.data(), kServedAtOnce, 0);
     for (int i = 0; i < count; ++i) {
@@ -94,14 +98,21 @@ void PollSet::help() {
             member->pollReady();
         }
     }
+    helping_.fetch_sub(1, std::memory_order_relaxed);
+    lastEnd_.store(count > 0 ? Clock::now() : now, std::memory_order_relaxed);
 }
 
 bool PollSet::polled() const {
-    return steady_.load(std::memory_order_relaxed) &&
-           Clock::now() - lastHelp_.load(std::memory_order_relaxed) < distance_;
+    if (!steady_.load(std::memory_order_relaxed)) {
+        return false;
+    }
+    const auto now = Clock::now();
+    return now - lastEnd_.load(std::memory_order_relaxed) < distance_ ||
+           // Who moves much is not away; who has lost his processor is.
+           (helping_.load(std::memory_order_relaxed) > 0 &&
+            now - lastBegin_.load(std::memory_order_relaxed) < kLongHelp);
 }
 
-// Reactor thread.
 void PollSet::startGuard() {
     const MutexLock lock(mutex_);
     if (!stopped_) {

@@ -67,9 +67,13 @@ class PollSet {
 
     Reactor& reactor_;
     const std::chrono::microseconds distance_;
-    std::atomic<Clock::time_point> lastHelp_{Clock::time_point()};
-    std::atomic<bool> steady_{false};  // the help before that was a moment earlier
-    std::atomic<int> epollFd_{-1};     // of epoll_, once there is one
+    // When callers last began and ended to help, how many are at it, and whether the last one came
+    // a moment after the one before.
+    std::atomic<Clock::time_point> lastBegin_{Clock::time_point()};
+    std::atomic<Clock::time_point> lastEnd_{Clock::time_point()};
+    std::atomic<int> helping_{0};
+    std::atomic<bool> steady_{false};
+    std::atomic<int> epollFd_{-1};  // of epoll_, once there is one
     std::atomic<bool> guarding_{false};
 
     Mutex mutex_;

@@ -32,6 +32,8 @@ struct CopyCost {
 constexpr CopyCost kAttach{1.0, 0.3, 6'000};
 constexpr CopyCost kMapped{0.3, 0.02, 8'000};
 constexpr uint64_t kSegmentsPerChunk = 512;
+constexpr uint64_t kSharedBytes = 4 << 20;
+constexpr uint64_t kSmallChunk = 256 << 10;
 // Posts up to this size are sent by the caller, larger ones by the stream threads.
 constexpr uint64_t kInlineStreamBytes = 64 << 10;
 constexpr milliseconds kCancelPatience{100};
@@ -183,7 +185,9 @@ class Run final : public StreamJobOwner, public std::enable_shared_from_this<Run
             return;
         }
         const uint64_t dense = plan_.segments / kSegmentsPerChunk;
-        const uint64_t wanted = std::max({plan_.bytes / base::kCopyChunk, dense, uint64_t{1}});
+        // Small ones in small pieces, so that two processors share them.
+        const uint64_t chunk = plan_.bytes <= kSharedBytes ? kSmallChunk : base::kCopyChunk;
+        const uint64_t wanted = std::max({plan_.bytes / chunk, dense, uint64_t{1}});
         const uint64_t size = (plan_.bytes + wanted - 1) / wanted;
         const uint64_t chunks = (plan_.bytes + size - 1) / size;
         auto job = base::ChunkedJob::create(
