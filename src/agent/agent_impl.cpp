@@ -311,9 +311,13 @@ void AgentImpl::disposeTransfer(void* self, std::unique_ptr<Transfer> transfer) 
     }
     MutexLock lock(impl->parkedMutex_);
     impl->parked_.push_back(std::move(transfer));
+    impl->anyParked_.store(true, std::memory_order_release);
 }
 
 void AgentImpl::sweepParked() {
+    if (!anyParked_.load(std::memory_order_acquire)) {
+        return;
+    }
     std::vector<std::unique_ptr<Transfer>> finished;
     MutexLock lock(parkedMutex_);
     for (size_t i = 0; i < parked_.size();) {
@@ -326,6 +330,7 @@ void AgentImpl::sweepParked() {
         parked_[i] = std::move(parked_.back());
         parked_.pop_back();
     }
+    anyParked_.store(!parked_.empty(), std::memory_order_release);
 }
 
 // All deadlines of an agent are equally long, so the oldest is always in front.

@@ -31,12 +31,28 @@ namespace nixl::agent {
 
 // One side as the user prepared it, resolved for one or more backends.
 struct PreparedSide {
+    // What the last transfer with this list as its local side was made of: the next one with the
+    // same remote list needs no choice again.
+    struct Pairing {
+        HandleId remote = 0;
+        std::shared_ptr<BackendSlot> slot;
+        std::shared_ptr<const SideResolution> near;
+        std::weak_ptr<const SideResolution> far;  // the remote list's own
+    };
+
+    // The last one, if it was with this list.
+    Pairing pairedWith(HandleId remote_list) {
+        MutexLock lock(mutex);
+        return last.remote == remote_list ? last : Pairing();
+    }
+
     std::string peerName;  // empty: the local side
     std::shared_ptr<Peer> peer;
     DescriptorList list;
     std::vector<std::string> backends;  // hints
     Mutex mutex;
     std::map<unsigned, std::shared_ptr<const SideResolution>> resolved NIXL_GUARDED_BY(mutex);
+    Pairing last NIXL_GUARDED_BY(mutex);
 };
 
 }  // namespace nixl::agent
@@ -210,6 +226,7 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     base::SlotTable<agent::Transfer> transfers_;
     base::SlotTable<agent::PreparedSide> lists_;
     Mutex parkedMutex_;
+    std::atomic<bool> anyParked_{false};  // written with the mutex held
     std::vector<std::unique_ptr<agent::Transfer>> parked_ NIXL_GUARDED_BY(parkedMutex_);
 
     struct Deadline {

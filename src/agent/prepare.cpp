@@ -299,6 +299,30 @@ Result<HandleId> AgentImpl::prepareTransfer(OpType op,
                                 "\" was removed or restarted since the list was prepared");
     }
     const bool all = local_indices.empty() && remote_indices.empty();
+    const auto pair = [&](const Slot& slot, Side near,
+                          Side far) -> Result<std::unique_ptr<Transfer>> {
+        const bool merge = !options.skipDescMerge;
+        Result<memory::PlanRuns> runs =
+            all ? memory::pairSides(near->side, far->side, merge)
+                : memory::pairIndices<Index>(near->side, local_indices, far->side, remote_indices,
+                                             merge);
+        if (!runs.ok()) {
+            return runs.status();
+        }
+        return Transfer::create({op, std::move(runs).value(), std::move(near), std::move(far), slot,
+                                 options.notification},
+                                shared_);
+    };
+    const bool free_choice = options.backends.empty();
+    if (free_choice) {
+        const PreparedSide::Pairing last = local->pairedWith(remote_id);
+        if (Side far = last.far.lock(); far != nullptr) {
+            Result<std::unique_ptr<Transfer>> made = pair(last.slot, last.near, std::move(far));
+            if (made.ok()) {
+                return enter(std::move(made));
+            }
+        }
+    }
     const auto attempt = [&](const Slot& slot) -> Result<std::unique_ptr<Transfer>> {
         Result<Side> near = resolveSide(*local, *slot);
         if (!near.ok()) {
@@ -308,17 +332,12 @@ Result<HandleId> AgentImpl::prepareTransfer(OpType op,
         if (!far.ok()) {
             return far.status();
         }
-        const bool merge = !options.skipDescMerge;
-        Result<memory::PlanRuns> runs =
-            all ? memory::pairSides(near.value()->side, far.value()->side, merge)
-                : memory::pairIndices<Index>(near.value()->side, local_indices, far.value()->side,
-                                             remote_indices, merge);
-        if (!runs.ok()) {
-            return runs.status();
+        Result<std::unique_ptr<Transfer>> made = pair(slot, near.value(), far.value());
+        if (made.ok() && free_choice) {
+            MutexLock lock(local->mutex);
+            local->last = {remote_id, slot, near.value(), far.value()};
         }
-        return Transfer::create(
-            {op, std::move(runs).value(), near.value(), far.value(), slot, options.notification},
-            shared_);
+        return made;
     };
     TransferOptions chosen = options;
     if (chosen.backends.empty()) {

@@ -386,3 +386,48 @@ def test_timeout_names_the_transfer(pair):
             handle.wait(wrong)
     with pytest.raises(TypeError):
         handle.wait("soon")
+
+
+def test_one_prepared_side_with_many_others(make_agent, memory):
+    """The last pair of sides is remembered: never for another pair, nor past its end."""
+    near, first, second = (make_agent(name) for name in ("near", "first", "second"))
+    source, targets = memory(128, 1), [memory(128, 2), memory(128, 3)]
+    near.register_memory([(source.address, 128, 0)], "DRAM")
+    left = near.prep_xfer_dlist("", [(source.address + i * 64, 64, 0) for i in (0, 1)], "DRAM")
+
+    def side(agent, target):
+        return near.prep_xfer_dlist(
+            agent.name, [(target.address + i * 64, 64, 0) for i in (0, 1)], "DRAM"
+        )
+
+    def write(right, index):
+        source.set(bytes([index + 10]) * 64, index * 64)
+        handle = near.make_prepped_xfer("WRITE", left, [index], right, [1 - index])
+        near.transfer(handle)
+        assert handle.wait(10) == "DONE"
+
+    for agent, target in zip((first, second), targets, strict=True):
+        agent.register_memory([(target.address, 128, 0)], "DRAM")
+        near.add_remote_agent(agent.get_agent_metadata())
+    sides = [side(first, targets[0]), side(second, targets[1])]
+    for which, index in ((0, 0), (0, 1), (1, 0), (0, 0), (1, 1), (1, 1)):
+        before = [target.get() for target in targets]
+        write(sides[which], index)
+        want = bytearray(before[which])
+        want[(1 - index) * 64 : (2 - index) * 64] = bytes([index + 10]) * 64
+        assert targets[which].get() == want
+        assert targets[1 - which].get() == before[1 - which]
+    # Out of range stays an error with the pair remembered, and a peer that went is gone.
+    with pytest.raises(nixlInvalidParamError, match="2"):
+        near.make_prepped_xfer("WRITE", left, [0], sides[1], [2])
+    sides[1].release()
+    with pytest.raises(nixlInvalidParamError, match="released"):
+        write(sides[1], 0)
+    sides[1] = side(second, targets[1])
+    write(sides[1], 0)
+    near.remove_remote_agent(second.name)
+    with pytest.raises(nixlNotFoundError, match="removed"):
+        write(sides[1], 0)
+    write(sides[0], 0)
+    with pytest.raises(nixlNotFoundError, match="POSIX"):
+        near.make_prepped_xfer("WRITE", left, [0], sides[0], [0], backends=["POSIX"])
