@@ -89,7 +89,8 @@ void PollSet::help() {
         std::shared_ptr<Member> member;
         {
             const MutexLock lock(mutex_);
-            const auto found = members_.find(events[static_cast<size_t>(i)].data.u64);
+            const uint64_t id = events[static_cast<size_t>(i)].data.u64;  // a copy: it is packed
+            const auto found = members_.find(id);
             if (found != members_.end()) {
                 member = found->second.lock();
             }
