@@ -31,7 +31,7 @@ def interrupt():
     seen = 0
     while seen < 20:  # asleep for a while, so not just between two steps
         seen = seen + 1 if asleep() else 0
-        time.sleep(0.001)
+        time.sleep(0.001)  # sleeps: between two looks
     os.kill(os.getpid(), signal.SIGINT)
 
 for _ in range(3):

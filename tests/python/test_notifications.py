@@ -129,7 +129,7 @@ def test_closing_wakes_everybody_who_waits(make_agent):
         with condition:
             if agent._somebody_waits_in_core and len(condition._waiters) == 3:
                 break
-        time.sleep(0.001)
+        time.sleep(0.001)  # sleeps: between two looks
     else:
         pytest.fail("they never waited")
     agent.close()

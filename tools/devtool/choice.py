@@ -173,7 +173,8 @@ def python(choice: Choice, name: str) -> bool:
 
 
 def python_tests() -> list[str]:
-    return sorted(name for name in reach.files() if reach.python_test(name))
+    inside = (name for name in reach.files() if name.startswith("tests/"))
+    return sorted(name for name in inside if reach.python_test(name))
 
 
 def by_import(tests: list[str], name: str) -> list[str]:

@@ -122,7 +122,8 @@ def test_what_was_acknowledged_survives_a_power_cut(tmp_path, image, layout, kin
     seed = int.from_bytes(os.urandom(4), "little")
     print("seed", seed)
     rng = random.Random(seed)
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(HERE), *sys.path]))
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    env = dict(os.environ, PYTHONPATH=path)
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(place / "store"), layout, kind],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, bufsize=0,
