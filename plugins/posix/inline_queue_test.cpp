@@ -87,7 +87,7 @@ class InlineQueueTest : public testing::Test {
         queue_.open(&openFake);
         fd_ = open((folder_ / "f").c_str(), O_RDWR | O_CREAT | O_DIRECT | O_CLOEXEC, 0600);
     }
-    ~InlineQueueTest() override {
+    void TearDown() override {
         EXPECT_TRUE(queue_.stop(10));
         file_.reset();
         close(fd_);

@@ -89,8 +89,9 @@ void Scheduler::wake() {
 void Scheduler::handBack(IoRequest& request) {
     {
         const std::lock_guard lock(mutex_);
+        const bool bounced = request.vectors == &request.bounceVector;
         IoRequest& kept = returned_.emplace_back(std::move(request));
-        if (kept.vectors == &request.bounceVector) {
+        if (bounced) {
             kept.vectors = nullptr;  // pointed at the bounce vector again when drawn
         }
         ++activeCount_;

@@ -14,8 +14,9 @@ namespace {
 constexpr size_t kVectors = 256;
 // Bytes moved in one go before other connections get their turn.
 constexpr uint64_t kTurn = 4 << 20;
-// The same for callers who look how a transfer is doing: they come again.
-constexpr uint64_t kHelpTurn = 512 << 10;
+// The same for callers who poll: they come again, and may hold locks of their own (such as the
+// GIL).
+constexpr uint64_t kHelpTurn = 256 << 10;
 // So much is left to callers who poll; with more the threads take part.
 constexpr uint64_t kBrief = 1 << 20;
 // A post sends at once while no more than this is under way.
