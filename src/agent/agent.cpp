@@ -359,6 +359,7 @@ XferState Agent::waitTransfer(HandleId id,
         if (stop) {
             break;
         }
+        impl.aboutToSleep();
         const base::WaitResult result = held->state()->wait(deadline);
         if (held->word() != TransferState::PENDING) {
             break;
@@ -403,6 +404,7 @@ int64_t Agent::waitAny(std::span<const HandleId> ids,
             signal.drain();
             return ended;
         }
+        impl.aboutToSleep();
         const base::WaitResult result = signal.wait(seen, deadline);
         if (result == base::WaitResult::TIMED_OUT ||
             (result == base::WaitResult::INTERRUPTED && interrupted != nullptr && interrupted())) {
@@ -496,6 +498,7 @@ bool Agent::waitNotifications(std::chrono::nanoseconds timeout, bool (*interrupt
             spinBeforeSleep(impl, deadline, interrupted, look)) {
             return impl.shared()->hasNotifications();
         }
+        impl.aboutToSleep();
         const base::WaitResult result = signal.wait(seen, deadline);
         if (result == base::WaitResult::TIMED_OUT ||
             (result == base::WaitResult::INTERRUPTED && interrupted != nullptr && interrupted())) {
@@ -512,6 +515,7 @@ int Agent::fileno() {
     if (fd < 0) {
         raise(impl, Status::backend("no eventfd can be made (descriptor limit)", errno));
     }
+    impl.sleepOnEvents();
     return fd;
 }
 

@@ -133,6 +133,9 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     Status connect(const std::string& name, const Names& backends);
     // Reads the sessions, for callers who poll (network.cpp).
     void helpSessions();
+    // A caller stops polling, or will sleep on the agent's descriptor.
+    void aboutToSleep();
+    void sleepOnEvents();
     Status sendNotification(const std::string& name, std::string_view message);
     std::vector<Notification> takeNotifications();
 

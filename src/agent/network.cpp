@@ -87,6 +87,9 @@ Status AgentImpl::ensureEngine() {
                 engine_->addPeer(known->identity, known->session, known->grants).ok());
         }
     }
+    if (shared_->signal().hasFileno()) {
+        engine_->sleepOnEvents();
+    }
     engineReady_.store(engine_.get(), std::memory_order_release);
     return {};
 }
@@ -192,6 +195,18 @@ void AgentImpl::endSessions() {
     if (peer::Engine* const sessions = engine(); sessions != nullptr) {
         sessions->stop();
         shared_->tellUndelivered();
+    }
+}
+
+void AgentImpl::aboutToSleep() {
+    if (peer::Engine* const sessions = engine(); sessions != nullptr) {
+        sessions->aboutToSleep();
+    }
+}
+
+void AgentImpl::sleepOnEvents() {
+    if (peer::Engine* const sessions = engine(); sessions != nullptr) {
+        sessions->sleepOnEvents();
     }
 }
 

@@ -24,6 +24,7 @@ class Signal {
 
     // An eventfd that raise() makes readable until drain(); -1 where none can be made.
     int fileno();
+    bool hasFileno() const noexcept { return fd_.load(std::memory_order_acquire) >= 0; }
     void drain() noexcept;
 
   private:

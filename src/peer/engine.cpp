@@ -492,6 +492,14 @@ void Engine::help() {
     impl_->pollSet.help();
 }
 
+void Engine::aboutToSleep() {
+    impl_->pollSet.aboutToSleep();
+}
+
+void Engine::sleepOnEvents() {
+    impl_->pollSet.sleepOnEvents();
+}
+
 bool Engine::ready(const Identity& peer) const {
     const auto link = impl_->find(peer);
     return link != nullptr && link->ready();

@@ -91,6 +91,10 @@ class Engine {
     // For callers who poll: serves sessions and small requests without blocking, where nobody else
     // does.
     void help();
+    // For callers who stop polling and sleep until they are woken; and for those who will sleep on
+    // the agent's descriptor. What comes is the threads' work then.
+    void aboutToSleep();
+    void sleepOnEvents();
     // A session with the peer is up.
     bool ready(const Identity& peer) const;
     // It was added here, or has come by itself and is not known to be gone.

@@ -1,6 +1,7 @@
 // See poll_set.h.
 #include "peer/poll_set.h"
 
+#include <algorithm>
 #include <array>
 #include <utility>
 #include <vector>
@@ -80,8 +81,9 @@ void PollSet::help() {
     }
     const auto now = Clock::now();
     lastBegin_.store(now, std::memory_order_relaxed);
-    steady_.store(now - lastEnd_.load(std::memory_order_relaxed) < distance_,
-                  std::memory_order_relaxed);
+    const int in_row = inRow_.load(std::memory_order_relaxed);
+    const bool soon = now - lastEnd_.load(std::memory_order_relaxed) < distance_;
+    inRow_.store(soon ? std::min(in_row + 1, kPolling) : 0, std::memory_order_relaxed);
     helping_.fetch_add(1, std::memory_order_relaxed);
     std::array<epoll_event, kServedAtOnce> events{};
     const int count = epoll_wait(epoll_fd, events.data(), kServedAtOnce, 0);
@@ -104,7 +106,8 @@ void PollSet::help() {
 }
 
 bool PollSet::polled() const {
-    if (!steady_.load(std::memory_order_relaxed)) {
+    if (inRow_.load(std::memory_order_relaxed) < kPolling ||
+        eventDriven_.load(std::memory_order_relaxed)) {
         return false;
     }
     const auto now = Clock::now();
@@ -134,12 +137,22 @@ void PollSet::onGuard() {
     const bool goes_on = polled();
     if (!goes_on) {
         guarding_.exchange(false, std::memory_order_acq_rel);
-        for (const auto& member : members()) {
-            member->watchAgain();
-        }
-        return;
+        return giveBack();
     }
     startGuard();
+}
+
+void PollSet::giveBack() {
+    for (const auto& member : members()) {
+        member->watchAgain();
+    }
+}
+
+void PollSet::aboutToSleep() {
+    inRow_.store(0, std::memory_order_relaxed);
+    if (guarding_.load(std::memory_order_acquire)) {
+        giveBack();
+    }
 }
 
 std::vector<std::shared_ptr<PollSet::Member>> PollSet::members() {

@@ -50,6 +50,11 @@ class PollSet {
 
     // A caller polls: serves what is ready.
     void help();
+    // A caller looks no more, but sleeps until it is woken: from now on that is the threads' work.
+    void aboutToSleep();
+    // Callers sleep on a descriptor between their looks, where nobody is told of it: they never
+    // count as polling.
+    void sleepOnEvents() { eventDriven_.store(true, std::memory_order_relaxed); }
     // Somebody polls again and again, and has a moment ago.
     bool polled() const;
     // Something has been left to callers: from now on it is looked whether they still poll.
@@ -61,18 +66,23 @@ class PollSet {
   private:
     using Clock = std::chrono::steady_clock;
     void onGuard();
+    void giveBack();
     std::vector<std::shared_ptr<Member>> members();
     bool open() NIXL_REQUIRES(mutex_);
     void startGuard();
 
     Reactor& reactor_;
     const std::chrono::microseconds distance_;
-    // When callers last began and ended to help, how many are at it, and whether the last one came
-    // a moment after the one before.
+    // So many looks one after the other are polling; one or two are a look before going to sleep.
+    static constexpr int kPolling = 4;
+
+    // When callers last began and ended to help, how many are at it, and how many times in a row
+    // one came a moment after the one before.
     std::atomic<Clock::time_point> lastBegin_{Clock::time_point()};
     std::atomic<Clock::time_point> lastEnd_{Clock::time_point()};
     std::atomic<int> helping_{0};
-    std::atomic<bool> steady_{false};
+    std::atomic<int> inRow_{0};
+    std::atomic<bool> eventDriven_{false};
     std::atomic<int> epollFd_{-1};  // of epoll_, once there is one
     std::atomic<bool> guarding_{false};
 

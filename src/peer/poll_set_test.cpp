@@ -107,7 +107,8 @@ TEST_F(PollSetTest, OnlyWhoComesAgainPolls) {
     ASSERT_NE(set_.add(one_->fd(), one_), 0U);
     EXPECT_FALSE(set_.polled());
     set_.help();
-    EXPECT_FALSE(set_.polled()) << "one look is no polling";
+    set_.help();
+    EXPECT_FALSE(set_.polled()) << "a look or two before going to sleep is no polling";
     const auto until = Clock::now() + seconds(20);
     while (!set_.polled() && Clock::now() < until) {
         set_.help();
@@ -125,6 +126,32 @@ TEST_F(PollSetTest, ThreadsWatchAgainWhenNobodyPolls) {
     EXPECT_FALSE(set_.polled());
 }
 
+TEST_F(PollSetTest, WhoGoesToSleepGivesBackAtOnce) {
+    PollSet set(*reactor_, seconds(100));
+    ASSERT_NE(set.add(one_->fd(), one_), 0U);
+    for (int i = 0; i < 10; ++i) {
+        set.help();
+    }
+    ASSERT_TRUE(set.polled());
+    set.guard();
+    EXPECT_FALSE(one_->toldToWatch());
+    set.aboutToSleep();
+    EXPECT_TRUE(one_->toldToWatch());
+    EXPECT_FALSE(set.polled());
+    set.stop();
+}
+
+TEST_F(PollSetTest, WhoSleepsOnADescriptorNeverPolls) {
+    PollSet set(*reactor_, seconds(100));
+    ASSERT_NE(set.add(one_->fd(), one_), 0U);
+    set.sleepOnEvents();
+    for (int i = 0; i < 10; ++i) {
+        set.help();
+    }
+    EXPECT_FALSE(set.polled());
+    set.stop();
+}
+
 TEST_F(PollSetTest, NobodyIsToldAfterTheStop) {
     ASSERT_NE(set_.add(one_->fd(), one_), 0U);
     set_.stop();
@@ -134,6 +161,36 @@ TEST_F(PollSetTest, NobodyIsToldAfterTheStop) {
     reactor_->startTimer(Clock::now() + 10 * PollSet::kGuardPeriod, [&] { later.set_value(); });
     ASSERT_EQ(later.get_future().wait_for(seconds(20)), std::future_status::ready);
     EXPECT_FALSE(one_->toldToWatch());
+}
+
+// The guard does not give back what was left to callers for 100 s here: a caller who sleeps does.
+TEST(Polling, WhoSleepsIsServedByThreads) {
+    EngineConfig config;
+    config.pollDistance = seconds(100);
+    Side b("bob");
+    Side a("alice", config);
+    std::vector<char> source(1 << 16, 's');
+    std::vector<char> target(1 << 16);
+    b.access.enter(1, target.data(), target.size());
+    a.know(b, tcpOnly);
+    LaneOptions options;
+    options.host = false;
+    options.fallBack = false;
+    const auto lanes = a.engine->lanes(options);
+    const Plan plan(OpType::READ, b,
+                    {{reinterpret_cast<uint64_t>(source.data()),
+                      reinterpret_cast<uint64_t>(target.data()), source.size()}});
+    ASSERT_GT(lanes[0]->offer(plan.plan).score, 0);
+    const auto transfer = std::move(lanes[0]->prepare(plan.plan)).value();
+    for (int round = 0; round < 5; ++round) {
+        const auto completion = std::make_shared<TestCompletion>();
+        ASSERT_TRUE(transfer->post(completion, "", false).ok());
+        for (int i = 0; i < 10; ++i) {
+            transfer->help();
+        }
+        a.engine->aboutToSleep();
+        ASSERT_TRUE(completion->wait().ok());
+    }
 }
 
 // Both callers poll (and are taken for it also where they lose their processor for long), so nobody
