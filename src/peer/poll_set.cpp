@@ -74,6 +74,17 @@ void PollSet::remove(uint64_t id, int fd) {
     }
 }
 
+void PollSet::countLook(Clock::time_point begin) {
+    const int in_row = inRow_.load(std::memory_order_relaxed);
+    const bool soon = begin - lastEnd_.load(std::memory_order_relaxed) < distance_;
+    inRow_.store(soon ? std::min(in_row + 1, kPolling) : 0, std::memory_order_relaxed);
+}
+
+void PollSet::helped(Clock::time_point begin) {
+    countLook(begin);
+    lastEnd_.store(Clock::now(), std::memory_order_relaxed);
+}
+
 void PollSet::help() {
     const int epoll_fd = epollFd_.load(std::memory_order_acquire);
     if (epoll_fd < 0) {
@@ -81,9 +92,7 @@ void PollSet::help() {
     }
     const auto now = Clock::now();
     lastBegin_.store(now, std::memory_order_relaxed);
-    const int in_row = inRow_.load(std::memory_order_relaxed);
-    const bool soon = now - lastEnd_.load(std::memory_order_relaxed) < distance_;
-    inRow_.store(soon ? std::min(in_row + 1, kPolling) : 0, std::memory_order_relaxed);
+    countLook(now);
     helping_.fetch_add(1, std::memory_order_relaxed);
     std::array<epoll_event, kServedAtOnce> events{};
     const int count = epoll_wait(epoll_fd, events.data(), kServedAtOnce, 0);
@@ -133,16 +142,43 @@ void PollSet::guard() {
     }
 }
 
+void PollSet::leaveBriefly(std::weak_ptr<Member> work) {
+    {
+        const MutexLock lock(mutex_);
+        brief_.push_back(std::move(work));
+    }
+    guard();
+}
+
+void PollSet::giveBackBrief() {
+    std::vector<std::weak_ptr<Member>> brief;
+    {
+        const MutexLock lock(mutex_);
+        brief.swap(spare_);
+        brief.swap(brief_);
+    }
+    for (const auto& weak : brief) {
+        if (const auto work = weak.lock()) {
+            work->watchAgain();
+        }
+    }
+    brief.clear();
+    const MutexLock lock(mutex_);
+    spare_.swap(brief);
+}
+
 void PollSet::onGuard() {
     const bool goes_on = polled();
     if (!goes_on) {
         guarding_.exchange(false, std::memory_order_acq_rel);
         return giveBack();
     }
+    giveBackBrief();
     startGuard();
 }
 
 void PollSet::giveBack() {
+    giveBackBrief();
     for (const auto& member : members()) {
         member->watchAgain();
     }

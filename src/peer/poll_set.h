@@ -50,6 +50,8 @@ class PollSet {
 
     // A caller polls: serves what is ready.
     void help();
+    // A caller polls, and has done something else for it since `begin`.
+    void helped(std::chrono::steady_clock::time_point begin);
     // A caller looks no more, but sleeps until it is woken: from now on that is the threads' work.
     void aboutToSleep();
     // Callers sleep on a descriptor between their looks, where nobody is told of it: they never
@@ -59,14 +61,19 @@ class PollSet {
     bool polled() const;
     // Something has been left to callers: from now on it is looked whether they still poll.
     void guard();
+    // Work that callers do as they poll, but that nobody may poll for: after a guard's period at
+    // most it is told to `watchAgain`, whoever polls.
+    void leaveBriefly(std::weak_ptr<Member> work);
     // Nobody is called any more when this returns. Not inside a callback of the reactor's other
     // threads.
     void stop();
 
   private:
     using Clock = std::chrono::steady_clock;
+    void countLook(Clock::time_point begin);
     void onGuard();
     void giveBack();
+    void giveBackBrief();
     std::vector<std::shared_ptr<Member>> members();
     bool open() NIXL_REQUIRES(mutex_);
     void startGuard();
@@ -95,6 +102,9 @@ class PollSet {
     uint64_t nextId_ NIXL_GUARDED_BY(mutex_) = 1;
     uint64_t timer_ NIXL_GUARDED_BY(mutex_) = 0;
     std::unordered_map<uint64_t, std::weak_ptr<Member>> members_ NIXL_GUARDED_BY(mutex_);
+    std::vector<std::weak_ptr<Member>> brief_ NIXL_GUARDED_BY(mutex_);  // left briefly
+    std::vector<std::weak_ptr<Member>> spare_
+        NIXL_GUARDED_BY(mutex_);  // empty; memory for the next
 };
 
 }  // namespace nixl::peer

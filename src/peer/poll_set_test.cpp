@@ -141,6 +141,20 @@ TEST_F(PollSetTest, WhoGoesToSleepGivesBackAtOnce) {
     set.stop();
 }
 
+TEST_F(PollSetTest, WhatIsLeftBrieflyComesBackAlsoWhileOthersPoll) {
+    PollSet set(*reactor_, seconds(100));
+    ASSERT_NE(set.add(other_->fd(), other_), 0U);
+    for (int i = 0; i < 10; ++i) {
+        set.help();
+    }
+    ASSERT_TRUE(set.polled());
+    set.leaveBriefly(one_);
+    EXPECT_TRUE(one_->awaitWatch());
+    EXPECT_FALSE(other_->toldToWatch()) << "that is still polled";
+    set.leaveBriefly(std::weak_ptr<PollSet::Member>());  // has ended meanwhile
+    set.stop();
+}
+
 TEST_F(PollSetTest, WhoSleepsOnADescriptorNeverPolls) {
     PollSet set(*reactor_, seconds(100));
     ASSERT_NE(set.add(one_->fd(), one_), 0U);

@@ -33,7 +33,7 @@ constexpr CopyCost kAttach{1.0, 0.3, 6'000};
 constexpr CopyCost kMapped{0.3, 0.02, 8'000};
 constexpr uint64_t kSegmentsPerChunk = 512;
 constexpr uint64_t kSharedBytes = 4 << 20;
-constexpr uint64_t kSmallChunk = 256 << 10;
+constexpr uint64_t kSmallChunk = 512 << 10;
 // Posts up to this size are sent by the caller, larger ones by the stream threads.
 constexpr uint64_t kInlineStreamBytes = 64 << 10;
 constexpr milliseconds kCancelPatience{100};
@@ -59,7 +59,9 @@ struct PostMemory {
 };
 
 // One post. Owns everything that may outlive the transfer object's attention.
-class Run final : public StreamJobOwner, public std::enable_shared_from_this<Run> {
+class Run final : public StreamJobOwner,
+                  public PollSet::Member,
+                  public std::enable_shared_from_this<Run> {
   public:
     Run(std::shared_ptr<EngineImpl> engine,
         std::shared_ptr<Link> link,
@@ -168,7 +170,10 @@ class Run final : public StreamJobOwner, public std::enable_shared_from_this<Run
             const MutexLock lock(mutex_);
             copy = copy_;
         }
-        if (copy == nullptr || !copy->help()) {
+        const auto begin = Reactor::Clock::now();
+        if (copy != nullptr && copy->help()) {
+            engine_->pollSet.helped(begin);
+        } else {
             engine_->pollSet.help();
         }
     }
@@ -200,9 +205,28 @@ class Run final : public StreamJobOwner, public std::enable_shared_from_this<Run
             const MutexLock lock(mutex_);
             copy_ = job;
         }
-        job->start(engine_->pool, engine_->pool.threads(), plan_.bytes > base::kBulkBytes);
+        // Who polls copies it himself: with pollers on all processors a thread of the pool would
+        // only take theirs away.
+        if (plan_.bytes <= kSharedBytes && engine_->pollSet.polled()) {
+            engine_->pollSet.leaveBriefly(weak_from_this());
+        } else {
+            job->start(engine_->pool, engine_->pool.threads(), plan_.bytes > base::kBulkBytes);
+        }
         if (completion_->cancelRequested()) {
             job->stop();
+        }
+    }
+
+    void pollReady() override {}
+    // Nobody polls, or for something else.
+    void watchAgain() override {
+        std::shared_ptr<base::ChunkedJob> copy;
+        {
+            const MutexLock lock(mutex_);
+            copy = copy_;
+        }
+        if (copy != nullptr) {
+            copy->start(engine_->pool, engine_->pool.threads(), false);
         }
     }
 
