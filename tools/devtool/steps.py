@@ -60,7 +60,9 @@ ASAN_LEFT_OUT = {
 }
 # These take all descriptors away. UndefinedBehaviorSanitizer asks a pipe whether an object can be
 # read, and without one takes it for damaged: they run apart, without that check.
-ASAN_FEW_DESCRIPTORS = "WaitsForADescriptor|DescriptorsThatFindNoRoom|NoDescriptorsLeft"
+ASAN_FEW_DESCRIPTORS = (
+    "WaitsForADescriptor|DescriptorsThatFindNoRoom|NoDescriptorsLeft|WithoutRoomForHolding"
+)
 TSAN_LEFT_OUT = {
     "LimitsAreStatuses|FindsEachDefect": "posts many transfers to one place on purpose",
     "TwoProcessTest|SharedMappingTest": "order between processes is not seen by the sanitizer",
