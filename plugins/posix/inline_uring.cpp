@@ -63,7 +63,11 @@ class UringQueue final : public KernelQueue {
 
     // Registering the eventfd would cost each completion more than polling costs the watcher.
     int waitFd() const override { return ring_.ring_fd; }
-    bool ended() const override { return io_uring_cq_ready(&ring_) > 0; }
+    // As io_uring_cq_ready(), which reads the head plainly: another thread may be reaping.
+    bool ended() const override {
+        return __atomic_load_n(ring_.cq.ktail, __ATOMIC_ACQUIRE) !=
+               __atomic_load_n(ring_.cq.khead, __ATOMIC_RELAXED);
+    }
 
     size_t reap(std::span<KernelEnd> ends) override {
         unsigned head = 0;
