@@ -115,8 +115,10 @@ void PollSet::help() {
 }
 
 bool PollSet::polled() const {
+    // Without the set nobody would give back what is left to callers.
     if (inRow_.load(std::memory_order_relaxed) < kPolling ||
-        eventDriven_.load(std::memory_order_relaxed)) {
+        eventDriven_.load(std::memory_order_relaxed) ||
+        epollFd_.load(std::memory_order_acquire) < 0) {
         return false;
     }
     const auto now = Clock::now();

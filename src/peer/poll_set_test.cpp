@@ -155,6 +155,17 @@ TEST_F(PollSetTest, WhatIsLeftBrieflyComesBackAlsoWhileOthersPoll) {
     set.stop();
 }
 
+TEST_F(PollSetTest, NothingIsLeftWhereNothingCanBeLookedAfter) {
+    PollSet set(*reactor_, seconds(100));
+    for (int i = 0; i < 10; ++i) {
+        set.helped(Clock::now());
+    }
+    EXPECT_FALSE(set.polled());
+    ASSERT_NE(set.add(one_->fd(), one_), 0U);
+    EXPECT_TRUE(set.polled());
+    set.stop();
+}
+
 TEST_F(PollSetTest, WhoSleepsOnADescriptorNeverPolls) {
     PollSet set(*reactor_, seconds(100));
     ASSERT_NE(set.add(one_->fd(), one_), 0U);
