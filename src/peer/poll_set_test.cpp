@@ -208,11 +208,11 @@ TEST(Polling, WhoSleepsIsServedByThreads) {
     ASSERT_GT(lanes[0]->offer(plan.plan).score, 0);
     const auto transfer = std::move(lanes[0]->prepare(plan.plan)).value();
     for (int round = 0; round < 5; ++round) {
+        for (int i = 0; i < 10; ++i) {
+            a.engine->help();
+        }
         const auto completion = std::make_shared<TestCompletion>();
         ASSERT_TRUE(transfer->post(completion, "", false).ok());
-        for (int i = 0; i < 10; ++i) {
-            transfer->help();
-        }
         a.engine->aboutToSleep();
         ASSERT_TRUE(completion->wait().ok());
     }
