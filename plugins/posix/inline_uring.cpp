@@ -7,6 +7,8 @@
 
 #include <liburing.h>
 
+#include "uring_request.h"
+
 namespace nixl::posix {
 
 namespace {
@@ -36,19 +38,7 @@ class UringQueue final : public KernelQueue {
         for (size_t i = 0; i < requests.size(); ++i) {
             const IoRequest& request = *requests[i];
             io_uring_sqe* sqe = io_uring_get_sqe(&ring_);  // never more than its entries
-            const bool write = request.op == IoOp::WRITE;
-            const iovec* vectors = request.vectors;
-            const auto size = static_cast<unsigned>(vectors->iov_len);
-            if (request.vectorCount == 1) {
-                write
-                    ? io_uring_prep_write(sqe, request.fd, vectors->iov_base, size, request.offset)
-                    : io_uring_prep_read(sqe, request.fd, vectors->iov_base, size, request.offset);
-            } else {
-                write ? io_uring_prep_writev(sqe, request.fd, vectors, request.vectorCount,
-                                             request.offset)
-                      : io_uring_prep_readv(sqe, request.fd, vectors, request.vectorCount,
-                                            request.offset);
-            }
+            prepareEntry(sqe, request);
             sqe->user_data = slots[i];
         }
         const int taken = io_uring_submit(&ring_);

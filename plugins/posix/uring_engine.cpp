@@ -12,6 +12,8 @@
 #include <poll.h>
 #include <sys/mman.h>
 
+#include "uring_request.h"
+
 // Newer than the oldest headers this compiles with.
 #ifndef IORING_SETUP_SINGLE_ISSUER
 #define IORING_SETUP_SINGLE_ISSUER (1U << 12)
@@ -100,15 +102,8 @@ class UringEngine final : public LoopEngine {
                                               request.offset, request.fixedBuffer)
                   : io_uring_prep_read_fixed(sqe, request.fd, vectors->iov_base, size,
                                              request.offset, request.fixedBuffer);
-        } else if (request.vectorCount == 1) {
-            const auto size = static_cast<unsigned>(vectors->iov_len);
-            write ? io_uring_prep_write(sqe, request.fd, vectors->iov_base, size, request.offset)
-                  : io_uring_prep_read(sqe, request.fd, vectors->iov_base, size, request.offset);
         } else {
-            write ? io_uring_prep_writev(sqe, request.fd, vectors, request.vectorCount,
-                                         request.offset)
-                  : io_uring_prep_readv(sqe, request.fd, vectors, request.vectorCount,
-                                        request.offset);
+            prepareEntry(sqe, request);
         }
         sqe->user_data = slot.index;
     }

@@ -188,25 +188,37 @@ TEST_F(PollSetTest, NobodyIsToldAfterTheStop) {
     EXPECT_FALSE(one_->toldToWatch());
 }
 
+// 64 KiB between two engines over the lane stream.
+struct StreamTransfer {
+    StreamTransfer(OpType op, Side& near, Side& far)
+        : plan(op,
+               far,
+               {{reinterpret_cast<uint64_t>(source.data()),
+                 reinterpret_cast<uint64_t>(target.data()), source.size()}}) {
+        far.access.enter(1, target.data(), target.size());
+        near.know(far, tcpOnly);
+        LaneOptions options;
+        options.host = false;
+        options.fallBack = false;
+        lanes = near.engine->lanes(options);
+        EXPECT_GT(lanes[0]->offer(plan.plan).score, 0);
+        transfer = std::move(lanes[0]->prepare(plan.plan)).value();
+    }
+    std::vector<char> source = std::vector<char>(1 << 16, 's');
+    std::vector<char> target = std::vector<char>(1 << 16);
+    Plan plan;
+    std::vector<std::unique_ptr<Lane>> lanes;
+    std::unique_ptr<BackendTransfer> transfer;
+};
+
 // The guard does not give back what was left to callers for 100 s here: a caller who sleeps does.
 TEST(Polling, WhoSleepsIsServedByThreads) {
     EngineConfig config;
     config.pollDistance = seconds(100);
     Side b("bob");
     Side a("alice", config);
-    std::vector<char> source(1 << 16, 's');
-    std::vector<char> target(1 << 16);
-    b.access.enter(1, target.data(), target.size());
-    a.know(b, tcpOnly);
-    LaneOptions options;
-    options.host = false;
-    options.fallBack = false;
-    const auto lanes = a.engine->lanes(options);
-    const Plan plan(OpType::READ, b,
-                    {{reinterpret_cast<uint64_t>(source.data()),
-                      reinterpret_cast<uint64_t>(target.data()), source.size()}});
-    ASSERT_GT(lanes[0]->offer(plan.plan).score, 0);
-    const auto transfer = std::move(lanes[0]->prepare(plan.plan)).value();
+    StreamTransfer moves(OpType::READ, a, b);
+    BackendTransfer* const transfer = moves.transfer.get();
     for (int round = 0; round < 5; ++round) {
         for (int i = 0; i < 10; ++i) {
             a.engine->help();
@@ -225,19 +237,8 @@ TEST(Polling, SmallRequestsWakeNoThread) {
     config.pollDistance = seconds(100);
     Side b("bob", config);
     Side a("alice", config);
-    std::vector<char> source(1 << 16, 's');
-    std::vector<char> target(1 << 16);
-    b.access.enter(1, target.data(), target.size());
-    a.know(b, tcpOnly);
-    LaneOptions options;
-    options.host = false;
-    options.fallBack = false;
-    const auto lanes = a.engine->lanes(options);
-    const Plan plan(OpType::WRITE, b,
-                    {{reinterpret_cast<uint64_t>(source.data()),
-                      reinterpret_cast<uint64_t>(target.data()), source.size()}});
-    ASSERT_GT(lanes[0]->offer(plan.plan).score, 0);
-    const auto transfer = std::move(lanes[0]->prepare(plan.plan)).value();
+    StreamTransfer moves(OpType::WRITE, a, b);
+    BackendTransfer* const transfer = moves.transfer.get();
     const auto move = [&] {
         const auto completion = std::make_shared<TestCompletion>();
         ASSERT_TRUE(transfer->post(completion, "", false).ok());
@@ -262,7 +263,7 @@ TEST(Polling, SmallRequestsWakeNoThread) {
     // A thread that was still on its way to sleep is not one that was woken: each round used to
     // wake one on either side.
     EXPECT_LE(sleeps() - before, 8U);
-    EXPECT_EQ(target, source);
+    EXPECT_EQ(moves.target, moves.source);
 }
 
 }  // namespace

@@ -236,7 +236,6 @@ class Run final : public StreamJobOwner,
             hostCopy(host, plan_, maps_->all(), index * size,
                      std::min((index + 1) * size, plan_.bytes), *completion_, checksum_, failure);
         if (status.ok()) {
-            chunksDone_.fetch_add(1, std::memory_order_relaxed);
             return true;
         }
         const MutexLock lock(mutex_);
@@ -354,7 +353,6 @@ class Run final : public StreamJobOwner,
     bool notify_ = false;
     bool checksum_ = false;
     bool askedMaps_ = false;
-    std::atomic<uint64_t> chunksDone_{0};
     std::atomic<uint64_t> token_{0};  // of the notification, once it is queued
 
     Mutex mutex_;

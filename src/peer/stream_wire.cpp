@@ -54,12 +54,6 @@ void putRequestId(char* frame, uint64_t id) {
     }
 }
 
-Result<Request> Request::decode(FrameType type, std::string_view body) {
-    Request request;
-    NIXL_RETURN_IF_ERROR(decode(type, body, request));
-    return request;
-}
-
 Status Request::decode(FrameType type, std::string_view body, Request& request) {
     base::ByteReader in(body);
     request.bytes = 0;

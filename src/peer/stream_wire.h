@@ -56,8 +56,7 @@ struct Request {
     std::vector<RegionRef> regions;
     std::vector<MemoryRun> runs;
     void encode(base::ByteWriter& out) const;  // the whole frame
-    static Result<Request> decode(FrameType type, std::string_view body);
-    // The same into `request`, whose memory is used again.
+    // Into `request`, whose memory is used again.
     static Status decode(FrameType type, std::string_view body, Request& request);
 };
 
