@@ -37,14 +37,12 @@ void LateCalls::call(Clock::time_point when, std::function<void()> what) {
         }
         if (thread_) {
             calls_.emplace(when, std::move(what));
-            what = nullptr;
+            // With the lock held: once the call is made, its owner may destroy this object.
+            changed_->notify_all();
+            return;
         }
     }
-    if (what) {
-        what();
-    } else {
-        changed_->notify_all();
-    }
+    what();
 }
 
 // Makes one call that is due; false when there is none.
