@@ -6,8 +6,8 @@
 #include <cstdlib>
 #include <random>
 
-#include "peer/lane_backend.h"
-#include "peer/local_lane.h"
+#include "lanes/lane_backend.h"
+#include "lanes/local/lane.h"
 
 namespace nixl::testkit {
 

@@ -17,7 +17,7 @@
 #include "base/reactor.h"
 #include "base/work_pool.h"
 #include "memory/region.h"
-#include "peer/target_access.h"
+#include "session/target_access.h"
 
 namespace nixl::testkit {
 

@@ -9,8 +9,8 @@
 #include <sys/stat.h>
 
 #include "agent/agent_impl.h"
-#include "peer/local_lane.h"
-#include "peer/wire.h"
+#include "lanes/local/lane.h"
+#include "session/wire.h"
 
 namespace nixl::detail {
 

@@ -10,8 +10,8 @@
 #include "base/mutex.h"
 #include "memory/remote_regions.h"
 #include "metadata/blob.h"
-#include "peer/grants.h"
-#include "peer/network_access.h"
+#include "session/grants.h"
+#include "session/network_access.h"
 
 namespace nixl::agent {
 

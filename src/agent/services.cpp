@@ -2,7 +2,7 @@
 #include "agent/services.h"
 
 #include "base/log.h"
-#include "peer/lane_backend.h"
+#include "lanes/lane_backend.h"
 
 namespace nixl::agent {
 

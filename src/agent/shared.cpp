@@ -5,7 +5,7 @@
 
 #include "base/log.h"
 #include "base/sha256.h"
-#include "peer/wire.h"
+#include "session/wire.h"
 
 namespace nixl::agent {
 

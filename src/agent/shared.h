@@ -18,7 +18,7 @@
 #include "base/busy_poll.h"
 #include "base/mutex.h"
 #include "memory/region_table.h"
-#include "peer/target_access.h"
+#include "session/target_access.h"
 
 namespace nixl::agent {
 

@@ -7,7 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "base/log.h"
-#include "peer/wire.h"
+#include "session/wire.h"
 
 namespace nixl::agent {
 namespace {

@@ -16,7 +16,7 @@ constexpr size_t kReadSize = 8 << 10;
 constexpr std::chrono::milliseconds kRoomRetry{3};
 
 // Handshake messages are short and rare: a socket that does not take one whole is given up.
-Status sendAll(Channel& channel, const std::string& bytes) {
+Status sendAll(base::Channel& channel, const std::string& bytes) {
     if (bytes.empty()) {
         return {};
     }
@@ -31,7 +31,7 @@ Status sendAll(Channel& channel, const std::string& bytes) {
 }
 
 // Appends what can be read now.
-Status readSome(Channel& channel, std::string& input) {
+Status readSome(base::Channel& channel, std::string& input) {
     char buffer[kReadSize];
     iovec vector{buffer, sizeof(buffer)};
     auto got = channel.receive(&vector, 1);
@@ -68,7 +68,7 @@ Result<std::optional<std::pair<FrameType, std::string>>> takeFrame(std::string& 
 }  // namespace
 
 Dialer::Dialer(Reactor& reactor,
-               std::vector<Target> targets,
+               std::vector<base::Target> targets,
                Connector connector,
                std::chrono::milliseconds patience)
     : reactor_(reactor),
@@ -122,11 +122,11 @@ void Dialer::endTarget(const Status& why, bool refused) {
 
 void Dialer::tryNext() {
     while (next_ < targets_.size()) {
-        const Target& target = targets_[next_++];
+        const base::Target& target = targets_[next_++];
         connector_ = fresh_;
         connected_ = false;
         input_.clear();
-        auto socket = startConnect(target);
+        auto socket = base::startConnect(target);
         if (!socket.ok()) {
             const int error = socket.status().systemErrno();
             if (error == EAGAIN && waitForRoom()) {
@@ -137,8 +137,8 @@ void Dialer::tryNext() {
             continue;
         }
         fullUntil_.reset();
-        tuneSocket(socket.value().get());
-        channel_ = makeSocketChannel(std::move(socket).value());
+        base::tuneSocket(socket.value().get());
+        channel_ = base::makeSocketChannel(std::move(socket).value());
         const std::weak_ptr<Dialer> weak = weak_from_this();
         const auto self = shared_from_this();
         // The watch keeps this alive; it is dropped with the watch.
@@ -194,8 +194,8 @@ void Dialer::onEvent(uint32_t /*events*/) {
 }
 
 void Dialer::onConnected() {
-    const Target& target = targets_[next_ - 1];
-    if (const int error = connectError(channel_->fd()); error != 0) {
+    const base::Target& target = targets_[next_ - 1];
+    if (const int error = base::connectError(channel_->fd()); error != 0) {
         return endTarget(Status(ErrorCode::REMOTE_DISCONNECT,
                                 "cannot connect to " + target.text + ": " +
                                     std::generic_category().message(error),
@@ -249,7 +249,7 @@ void Dialer::readFrames(const Status& sent) {
             Opened opened;
             opened.result = connector_.result();
             opened.early = std::exchange(input_, {});
-            opened.process = socketPeer(channel_->fd());
+            opened.process = base::socketPeer(channel_->fd());
             opened.target = targets_[next_ - 1];
             reactor_.unwatch(std::exchange(watch_, 0));
             opened.channel = std::move(channel_);
@@ -266,11 +266,11 @@ void Dialer::readFrames(const Status& sent) {
     }
 }
 
-Greeter::Greeter(Reactor& reactor, Fd socket, const HandshakeSelf& self, Admission& admission)
+Greeter::Greeter(Reactor& reactor, base::Fd socket, const HandshakeSelf& self, Admission& admission)
     : reactor_(reactor),
       acceptor_(self, admission),
-      channel_(makeSocketChannel(std::move(socket))) {
-    tuneSocket(channel_->fd());
+      channel_(base::makeSocketChannel(std::move(socket))) {
+    base::tuneSocket(channel_->fd());
 }
 
 Greeter::~Greeter() {
@@ -359,7 +359,7 @@ Status Greeter::take() {
             Opened opened;
             opened.result = acceptor_.result();
             opened.early = std::exchange(input_, {});
-            opened.process = socketPeer(channel_->fd());
+            opened.process = base::socketPeer(channel_->fd());
             reactor_.unwatch(std::exchange(watch_, 0));
             opened.channel = std::move(channel_);
             finish(std::move(opened));

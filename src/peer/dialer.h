@@ -12,18 +12,18 @@
 
 #include "nixl/services.h"
 
-#include "peer/handshake.h"
-#include "peer/socket.h"
+#include "base/socket.h"
+#include "session/handshake.h"
 
 namespace nixl::peer {
 
 // A connection whose handshake is done.
 struct Opened {
-    std::unique_ptr<Channel> channel;
+    std::unique_ptr<base::Channel> channel;
     HandshakeResult result;
     std::string early;  // bytes that came after the handshake
-    SocketPeer process;
-    Target target;  // dialled only
+    base::SocketPeer process;
+    base::Target target;  // dialled only
 };
 
 // Why there is none.
@@ -40,7 +40,7 @@ class Dialer : public std::enable_shared_from_this<Dialer> {
 
     // `patience` is for all targets together.
     Dialer(Reactor& reactor,
-           std::vector<Target> targets,
+           std::vector<base::Target> targets,
            Connector connector,
            std::chrono::milliseconds patience);
     ~Dialer();
@@ -64,7 +64,7 @@ class Dialer : public std::enable_shared_from_this<Dialer> {
     void closeSocket();
 
     Reactor& reactor_;
-    const std::vector<Target> targets_;
+    const std::vector<base::Target> targets_;
     std::chrono::milliseconds perTarget_;
     const Connector fresh_;
     Connector connector_;
@@ -73,7 +73,7 @@ class Dialer : public std::enable_shared_from_this<Dialer> {
     bool connected_ = false;
     bool allRefused_ = true;
     Status lastError_;
-    std::unique_ptr<Channel> channel_;
+    std::unique_ptr<base::Channel> channel_;
     uint64_t watch_ = 0;
     uint64_t timer_ = 0;
     std::string input_;
@@ -85,7 +85,7 @@ class Greeter : public std::enable_shared_from_this<Greeter> {
   public:
     using Finished = std::function<void(Result<Opened>)>;
 
-    Greeter(Reactor& reactor, Fd socket, const HandshakeSelf& self, Admission& admission);
+    Greeter(Reactor& reactor, base::Fd socket, const HandshakeSelf& self, Admission& admission);
     ~Greeter();
     void start(Finished finished);
     void cancel();
@@ -102,7 +102,7 @@ class Greeter : public std::enable_shared_from_this<Greeter> {
     Reactor& reactor_;
     const Reactor::Clock::time_point since_ = Reactor::Clock::now();
     Acceptor acceptor_;
-    std::unique_ptr<Channel> channel_;
+    std::unique_ptr<base::Channel> channel_;
     uint64_t watch_ = 0;
     uint64_t timer_ = 0;
     bool magic_ = false;

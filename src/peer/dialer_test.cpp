@@ -15,8 +15,9 @@
 
 #include "base/bytes.h"
 #include "base/reactor.h"
-#include "peer/handshake.h"
-#include "peer/wire.h"
+#include "peer/endpoints.h"
+#include "session/handshake.h"
+#include "session/wire.h"
 
 namespace nixl::peer {
 namespace {
@@ -28,7 +29,7 @@ using std::chrono::seconds;
 void refuse(int listener) {
     pollfd coming{listener, POLLIN, 0};
     ASSERT_EQ(poll(&coming, 1, 10'000), 1);
-    const Fd socket(accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
+    const base::Fd socket(accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
     ASSERT_TRUE(socket);
     base::ByteWriter out;
     const size_t begin = beginFrame(out, FrameType::REJECT);
@@ -43,16 +44,16 @@ class DialerTest : public testing::Test {
   protected:
     void SetUp() override {
         Endpoints places;
-        places.bootId = bootId();
+        places.bootId = base::bootId();
         places.abstract = "nixl-dialer-test-" + std::to_string(getpid());
-        auto listener = listenAbstract(places.abstract);
+        auto listener = base::listenAbstract(places.abstract);
         ASSERT_TRUE(listener.ok()) << listener.status().message();
         first_ = std::move(listener).value();
-        auto next = listenTcp(places.port);
+        auto next = base::listenTcp(places.port);
         ASSERT_TRUE(next.ok()) << next.status().message();
         next_ = std::move(next).value();
         places.addresses = {std::string("\x7f\0\0\1", 4)};
-        const auto targets = targetsOf(places, bootId());
+        const auto targets = targetsOf(places, base::bootId());
         ASSERT_EQ(targets.size(), 2U);
         ASSERT_TRUE(targets.front().local);
         const Identity self{.name = "alice", .incarnation = {1}};
@@ -73,12 +74,12 @@ class DialerTest : public testing::Test {
         EXPECT_EQ(why.code, RejectCode::AUTHENTICATION) << why.status.message();
         EXPECT_EQ(why.status.code(), ErrorCode::NOT_ALLOWED);
         EXPECT_NE(why.status.message().find("go away"), std::string::npos) << why.status.message();
-        const Fd nobody(accept4(next_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+        const base::Fd nobody(accept4(next_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
         EXPECT_FALSE(nobody) << "it went on to the next place";
     }
 
-    Fd first_;
-    Fd next_;
+    base::Fd first_;
+    base::Fd next_;
     std::promise<NotOpened> ended_;
     std::shared_ptr<Dialer> dialer_;
     std::unique_ptr<base::EpollReactor> reactor_ = std::move(base::EpollReactor::create()).value();
@@ -101,7 +102,7 @@ TEST_F(DialerTest, WaitsForRoomInTheQueue) {
     sockaddr_storage address{};
     socklen_t length = sizeof(address);
     ASSERT_EQ(getsockname(first_.get(), reinterpret_cast<sockaddr*>(&address), &length), 0);
-    std::vector<Fd> queued;
+    std::vector<base::Fd> queued;
     while (true) {
         queued.emplace_back(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
         if (connect(queued.back().get(), reinterpret_cast<sockaddr*>(&address), length) != 0) {
@@ -115,7 +116,7 @@ TEST_F(DialerTest, WaitsForRoomInTheQueue) {
     // sleeps: the dialer finds no room, which nobody sees from outside
     std::this_thread::sleep_for(milliseconds(50));
     for (size_t i = 0; i < queued.size(); ++i) {
-        EXPECT_TRUE(Fd(accept4(first_.get(), nullptr, nullptr, SOCK_CLOEXEC)));
+        EXPECT_TRUE(base::Fd(accept4(first_.get(), nullptr, nullptr, SOCK_CLOEXEC)));
     }
     refuse(first_.get());
     expectRefusedByTheFirst();

@@ -52,7 +52,7 @@ EngineImpl::EngineImpl(const EngineConfig& engine_config,
       reactor(its_reactor),
       pool(its_pool),
       access(its_access),
-      bootId(peer::bootId()),
+      bootId(base::bootId()),
       pollSet(reactor, config.pollDistance),
       dataLoop(dataThreads(), pollSet, std::chrono::microseconds(config.busyPollMicroseconds)),
       cookie_(randomKey()) {}
@@ -67,7 +67,7 @@ HandshakeSelf EngineImpl::handshakeSelf() const {
     return {config.self, config.authKey, reinterpret_cast<uint64_t>(cookie_.data()), cookie_};
 }
 
-Status EngineImpl::listen(Fd socket) {
+Status EngineImpl::listen(base::Fd socket) {
     const int fd = socket.get();
     const size_t index = listeners_.size();
     auto watch = reactor.watch(fd, EPOLLIN, [this, fd, index](uint32_t) { onAccept(fd, index); });
@@ -86,7 +86,7 @@ Status EngineImpl::start() {
     endpoints_.bootId = bootId;
     endpoints_.uid = geteuid();
     const std::string random = hexText(randomKey());
-    auto abstract = listenAbstract("nixl-" + random);
+    auto abstract = base::listenAbstract("nixl-" + random);
     if (abstract.ok()) {
         endpoints_.abstract = "nixl-" + random;
         NIXL_RETURN_IF_ERROR(listen(std::move(abstract).value()));
@@ -98,16 +98,16 @@ Status EngineImpl::start() {
                 errno);
         }
         const std::string path = config.socketDir + "/nixl-" + random + ".sock";
-        auto by_path = listenPath(path);
+        auto by_path = base::listenPath(path);
         if (!by_path.ok()) {
             return by_path.status();
         }
         endpoints_.path = path;
         NIXL_RETURN_IF_ERROR(listen(std::move(by_path).value()));
     }
-    auto tcp = listenTcp(endpoints_.port);
+    auto tcp = base::listenTcp(endpoints_.port);
     if (tcp.ok()) {
-        endpoints_.addresses = hostAddresses();
+        endpoints_.addresses = base::hostAddresses(Endpoints::kMaxAddresses);
         NIXL_RETURN_IF_ERROR(listen(std::move(tcp).value()));
     } else if (listeners_.empty()) {
         return tcp.status();
@@ -275,7 +275,7 @@ std::optional<Reject> EngineImpl::admit(const HandshakeResult& result) {
 
 void EngineImpl::onAccept(int fd, size_t index) {
     for (int round = 0; round < 64; ++round) {
-        Fd socket(accept4(fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+        base::Fd socket(accept4(fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
         if (!socket) {
             const int error = errno;
             if (error != EMFILE && error != ENFILE && error != ENOBUFS && error != ENOMEM) {
@@ -288,7 +288,7 @@ void EngineImpl::onAccept(int fd, size_t index) {
             continue;
         }
         pauseTold_ = false;
-        const SocketPeer user = socketPeer(socket.get());
+        const base::SocketPeer user = base::socketPeer(socket.get());
         if (user.local && user.uid != geteuid() && user.uid != 0 && config.authKey.empty()) {
             refuseUser(socket);
             continue;
@@ -335,7 +335,7 @@ void EngineImpl::pauseListening(size_t index, int error) {
 }
 
 // Processes of other users reach the unix socket too; without a key they are strangers.
-void EngineImpl::refuseUser(const Fd& socket) {
+void EngineImpl::refuseUser(const base::Fd& socket) {
     base::ByteWriter out;
     const size_t begin = beginFrame(out, FrameType::REJECT);
     Reject{RejectCode::AUTHENTICATION, "a process of another user needs the auth_key"}.encode(out);

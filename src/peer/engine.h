@@ -16,8 +16,8 @@
 #include "nixl/services.h"
 
 #include "base/futex.h"
-#include "peer/grants.h"
-#include "peer/network_access.h"
+#include "session/grants.h"
+#include "session/network_access.h"
 
 namespace nixl::peer {
 

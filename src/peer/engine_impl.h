@@ -11,13 +11,14 @@
 #include <vector>
 
 #include "base/mutex.h"
+#include "base/poll_set.h"
 #include "base/threads.h"
-#include "peer/data_loop.h"
+#include "lanes/host/pages.h"
+#include "lanes/stream/loop.h"
 #include "peer/dialer.h"
+#include "peer/endpoints.h"
 #include "peer/engine.h"
-#include "peer/host_pages.h"
 #include "peer/link.h"
-#include "peer/poll_set.h"
 
 namespace nixl::peer {
 
@@ -61,7 +62,7 @@ class EngineImpl final : public Admission, public std::enable_shared_from_this<E
     const Key bootId;
     const base::ProcessMark process;
     HostTarget hostTarget;
-    PollSet pollSet;
+    base::PollSet pollSet;
     DataLoop dataLoop;
     std::atomic<uint64_t> bytesIn{0};
     std::atomic<uint64_t> bytesOut{0};
@@ -73,10 +74,10 @@ class EngineImpl final : public Admission, public std::enable_shared_from_this<E
 
   private:
     using LinkKey = std::pair<std::string, Key>;
-    Status listen(Fd socket);
+    Status listen(base::Fd socket);
     void onAccept(int fd, size_t index);
     void pauseListening(size_t index, int error);
-    void refuseUser(const Fd& socket);
+    void refuseUser(const base::Fd& socket);
     void greeted(uint64_t number, Result<Opened> opened);
     bool dropOldestGreeter(std::chrono::milliseconds at_least);
 
@@ -89,7 +90,7 @@ class EngineImpl final : public Admission, public std::enable_shared_from_this<E
     std::vector<std::pair<uint64_t, uint32_t>> revoked_ NIXL_GUARDED_BY(mutex_);
     // Reactor thread only (start and stop run alone).
     struct Listener {
-        Fd socket;
+        base::Fd socket;
         uint64_t watch = 0;
         uint64_t pause = 0;  // timer: it is not listened to until then
     };

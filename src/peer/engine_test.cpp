@@ -13,7 +13,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "peer/socket.h"
+#include "base/socket.h"
+#include "peer/endpoints.h"
 #include "peer/testing_engines.h"
 #include "testing/until.h"
 
@@ -393,10 +394,10 @@ TEST(Engine, GarbageConnectionsDoNotDelay) {
     Side b("bob");
     a.know(b);
     const auto endpoints = Endpoints::decode(b.engine->connectionInfo()).value();
-    std::vector<Fd> idle;
-    for (const Target& target : targetsOf(endpoints, bootId())) {
+    std::vector<base::Fd> idle;
+    for (const base::Target& target : targetsOf(endpoints, base::bootId())) {
         for (int i = 0; i < 50; ++i) {
-            auto fd = startConnect(target);
+            auto fd = base::startConnect(target);
             if (fd.ok()) {
                 if (i % 2 == 0) {
                     const std::string garbage(100, static_cast<char>(i));
@@ -420,10 +421,10 @@ TEST(Engine, WaitsForADescriptor) {
         auto b = std::make_unique<Side>("bob");
         a.know(*b);
         const auto endpoints = Endpoints::decode(b->engine->connectionInfo()).value();
-        std::vector<Fd> waiting;
-        const auto targets = targetsOf(endpoints, bootId());
+        std::vector<base::Fd> waiting;
+        const auto targets = targetsOf(endpoints, base::bootId());
         ASSERT_GE(targets.size(), 2U);
-        for (const Target* target : {&targets.front(), &targets.back()}) {
+        for (const base::Target* target : {&targets.front(), &targets.back()}) {
             waiting.emplace_back(socket(target->address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
         }
         rlimit before{};
@@ -434,7 +435,7 @@ TEST(Engine, WaitsForADescriptor) {
         const rlimit none{static_cast<rlim_t>(lowest), before.rlim_max};
         setrlimit(RLIMIT_NOFILE, &none);
         for (size_t i = 0; i < waiting.size(); ++i) {
-            const Target& target = i == 0 ? targets.front() : targets.back();
+            const base::Target& target = i == 0 ? targets.front() : targets.back();
             EXPECT_EQ(connect(waiting[i].get(), reinterpret_cast<const sockaddr*>(&target.address),
                               target.length),
                       0);
@@ -449,7 +450,7 @@ TEST(Engine, WaitsForADescriptor) {
         if (!ends) {
             EXPECT_TRUE(a.connect(*b).ok());
             char byte = 0;
-            for (const Fd& fd : waiting) {
+            for (const base::Fd& fd : waiting) {
                 ASSERT_EQ(send(fd.get(), "stranger", 8, MSG_NOSIGNAL), 8);
                 EXPECT_EQ(recv(fd.get(), &byte, 1, 0), 0) << "served: sent away";
             }

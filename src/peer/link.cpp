@@ -20,7 +20,7 @@ constexpr int kReadRounds = 16;  // before others get their turn
 // How many descriptors a frame brings.
 size_t descriptorsOf(FrameType type, std::string_view body) {
     if (type == FrameType::HOST_OFFER) {
-        return kEarlyDescriptors;  // or none
+        return base::kEarlyDescriptors;  // or none
     }
     return type == FrameType::MAP_REPLY ? mapReplyFiles(body) : 0;
 }
@@ -171,7 +171,7 @@ void Link::flush() {
         }
         const iovec vector{out_.data() + outSent_, out_.size() - outSent_};
         std::vector<int> descriptors;
-        for (const Fd& one : outDescriptors_) {
+        for (const base::Fd& one : outDescriptors_) {
             descriptors.push_back(one.get());
         }
         auto put = channel_->sendWith(&vector, 1, descriptors);
@@ -205,7 +205,7 @@ void Link::updateWatch(bool reading, bool writing) {
 
 void Link::collect() {
     for (auto& event : session_.takeEvents()) {
-        std::vector<Fd> descriptors;
+        std::vector<base::Fd> descriptors;
         if (event.kind == Session::Event::Kind::FRAME && channel_ != nullptr) {
             descriptors = channel_->takeDescriptors(descriptorsOf(event.type, event.text));
         }

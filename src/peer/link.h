@@ -18,18 +18,19 @@
 #include <vector>
 
 #include "base/mutex.h"
-#include "peer/data_connection.h"
+#include "base/poll_set.h"
+#include "lanes/host/maps.h"
+#include "lanes/host/pages.h"
+#include "lanes/stream/connection.h"
+#include "lanes/stream/job.h"
 #include "peer/dialer.h"
+#include "peer/endpoints.h"
 #include "peer/engine.h"
-#include "peer/host_maps.h"
-#include "peer/host_pages.h"
-#include "peer/poll_set.h"
-#include "peer/session.h"
-#include "peer/stream_job.h"
+#include "session/session.h"
 
 namespace nixl::peer {
 
-class Link : public PollSet::Member, public std::enable_shared_from_this<Link> {
+class Link : public base::PollSet::Member, public std::enable_shared_from_this<Link> {
   public:
     Link(EngineImpl& engine, Identity peer);
     ~Link() override;
@@ -109,7 +110,7 @@ class Link : public PollSet::Member, public std::enable_shared_from_this<Link> {
         uint64_t epoch = 0;
         uint64_t connection = 0;
         Session::Event event;
-        std::vector<Fd> descriptors;
+        std::vector<base::Fd> descriptors;
     };
 
     // Session and control connection.
@@ -136,10 +137,10 @@ class Link : public PollSet::Member, public std::enable_shared_from_this<Link> {
     void dial();
     void dialFailed(const NotOpened& why);
     // Host lane.
-    void offerHost(const SocketPeer& process);
-    void onHostOffer(std::string_view body, const std::vector<Fd>& descriptors);
+    void offerHost(const base::SocketPeer& process);
+    void onHostOffer(std::string_view body, const std::vector<base::Fd>& descriptors);
     void decideHost(std::shared_ptr<HostPeer> host, std::string reason);
-    void watchProcess(Fd pidfd);
+    void watchProcess(base::Fd pidfd);
     void forgetProcess();
     // The peer's process has ended: this incarnation of it does not come back.
     void processEndedNow();
@@ -147,7 +148,7 @@ class Link : public PollSet::Member, public std::enable_shared_from_this<Link> {
     void askMaps() NIXL_REQUIRES(mutex_);
     void onMapRequest(std::string_view body);
     void answerMaps(const MapRequest& request, uint64_t connection);
-    void onMapReply(std::string_view body, const std::vector<Fd>& descriptors);
+    void onMapReply(std::string_view body, const std::vector<base::Fd>& descriptors);
     void violated(const Status& why);
     // Stream lane.
     void feed(StreamClient& client);
@@ -170,7 +171,7 @@ class Link : public PollSet::Member, public std::enable_shared_from_this<Link> {
     std::optional<Endpoints> endpoints_ NIXL_GUARDED_BY(mutex_);
     GrantsPtr grants_ NIXL_GUARDED_BY(mutex_);
     base::Digest key_ NIXL_GUARDED_BY(mutex_){};
-    std::unique_ptr<Channel> channel_ NIXL_GUARDED_BY(mutex_);
+    std::unique_ptr<base::Channel> channel_ NIXL_GUARDED_BY(mutex_);
     uint64_t watch_ NIXL_GUARDED_BY(mutex_) = 0;
     uint64_t pollId_ NIXL_GUARDED_BY(mutex_) = 0;  // in the poll set
     bool readWatched_ NIXL_GUARDED_BY(mutex_) = false;
@@ -186,16 +187,16 @@ class Link : public PollSet::Member, public std::enable_shared_from_this<Link> {
     bool hostDecided_ NIXL_GUARDED_BY(mutex_) = false;
     std::shared_ptr<HostPeer> host_ NIXL_GUARDED_BY(mutex_);
     std::string hostReason_ NIXL_GUARDED_BY(mutex_) = "no session yet";
-    SocketPeer process_ NIXL_GUARDED_BY(mutex_);
-    Fd processFd_ NIXL_GUARDED_BY(mutex_);
+    base::SocketPeer process_ NIXL_GUARDED_BY(mutex_);
+    base::Fd processFd_ NIXL_GUARDED_BY(mutex_);
     HostMaps maps_ NIXL_GUARDED_BY(mutex_);
     std::vector<Done> mapWaiting_ NIXL_GUARDED_BY(mutex_);
     bool answering_ NIXL_GUARDED_BY(mutex_) = false;   // a request of the peer for maps
     uint64_t connection_ NIXL_GUARDED_BY(mutex_) = 0;  // counts control connections
     std::unordered_map<uint64_t, uint32_t> given_ NIXL_GUARDED_BY(mutex_);  // regions, generations
-    std::vector<Fd> outDescriptors_ NIXL_GUARDED_BY(mutex_);  // go with the next bytes sent
+    std::vector<base::Fd> outDescriptors_ NIXL_GUARDED_BY(mutex_);  // go with the next bytes sent
     HandshakeResult handshake_ NIXL_GUARDED_BY(mutex_);
-    std::optional<Target> target_ NIXL_GUARDED_BY(mutex_);  // where the last dial succeeded
+    std::optional<base::Target> target_ NIXL_GUARDED_BY(mutex_);  // where the last dial succeeded
 
     Mutex dataMutex_;  // taken inside a connection's lock; never holds mutex_ inside
     StreamJobQueue jobs_ NIXL_GUARDED_BY(dataMutex_);
@@ -214,7 +215,7 @@ class Link : public PollSet::Member, public std::enable_shared_from_this<Link> {
     uint64_t retryTimer_ = 0;
     uint64_t tickTimer_ = 0;
     uint64_t graceTimer_ = 0;
-    Fd pidfd_;
+    base::Fd pidfd_;
     uint64_t pidWatch_ = 0;
     std::shared_ptr<PeerSlots> slots_;
 };

@@ -33,7 +33,7 @@ void Link::want() {
 }
 
 void Link::dial() {
-    std::vector<Target> targets;
+    std::vector<base::Target> targets;
     std::optional<Earlier> kept;
     Grant grant;
     {
@@ -134,8 +134,8 @@ void Link::adopt(Opened opened) {
         key_ = opened.result.key;
         handshake_ = opened.result;
         process_ = opened.process;
-        processFd_ = process_.local ? socketPidfd(channel_->fd(), process_.pid) : Fd();
-        channel_->allowDescriptors(process_.local ? kEarlyDescriptors + kMaxMapFiles : 0);
+        processFd_ = process_.local ? base::socketPidfd(channel_->fd(), process_.pid) : base::Fd();
+        channel_->allowDescriptors(process_.local ? base::kEarlyDescriptors + kMaxMapFiles : 0);
         ++connection_;
         if (opened.target.length != 0) {
             target_ = opened.target;
@@ -169,7 +169,7 @@ void Link::adopt(Opened opened) {
     onTick();
 }
 
-void Link::offerHost(const SocketPeer& process) {
+void Link::offerHost(const base::SocketPeer& process) {
     if (!process.local) {
         const auto there = endpoints();
         const bool same = there && there->bootId == engine_.bootId && there->bootId != Key{};
@@ -177,7 +177,7 @@ void Link::offerHost(const SocketPeer& process) {
                                           "(another network namespace? a shared socket_dir helps)"
                                         : "the peer is on another host (TCP session)");
     }
-    Fd pidfd;
+    base::Fd pidfd;
     {
         const MutexLock lock(mutex_);
         pidfd = duplicateFd(processFd_);
@@ -193,7 +193,7 @@ void Link::offerHost(const SocketPeer& process) {
                       "host lane to agent \"" + peer_.name + "\": " + slots.status().message());
         }
     }
-    std::vector<Fd> pages;
+    std::vector<base::Fd> pages;
     if (slots_ != nullptr) {
         offer = engine_.hostTarget.offer(*slots_);
         pages = engine_.hostTarget.pages(*slots_);
@@ -203,7 +203,7 @@ void Link::offerHost(const SocketPeer& process) {
     outDescriptors_ = std::move(pages);
 }
 
-void Link::onHostOffer(std::string_view body, const std::vector<Fd>& descriptors) {
+void Link::onHostOffer(std::string_view body, const std::vector<base::Fd>& descriptors) {
     auto offer = HostOffer::decode(body);
     HostProcess process;
     {
@@ -273,7 +273,7 @@ Link::HostChoice Link::hostChoice() {
     return choice;
 }
 
-void Link::watchProcess(Fd pidfd) {
+void Link::watchProcess(base::Fd pidfd) {
     if (pidWatch_ != 0 || !pidfd) {
         return;  // without one the end of the connection must do
     }

@@ -112,7 +112,7 @@ void Link::wantData() {
 }
 
 void Link::dialData() {
-    std::vector<Target> targets;
+    std::vector<base::Target> targets;
     base::Digest key{};
     bool no_session = false;
     bool comes_back = false;

@@ -16,9 +16,9 @@
 
 #include "base/reactor.h"
 #include "base/work_pool.h"
+#include "lanes/stream/target.h"
 #include "peer/engine_impl.h"
-#include "peer/stream_target.h"
-#include "peer/testing_access.h"
+#include "session/testing_access.h"
 
 namespace nixl::peer {
 namespace {
@@ -35,9 +35,9 @@ struct Hooks {
     std::promise<void> gone;         // nobody has the connection any more
 };
 
-class HookedChannel final : public Channel {
+class HookedChannel final : public base::Channel {
   public:
-    HookedChannel(std::unique_ptr<Channel> inner, std::shared_ptr<Hooks> hooks)
+    HookedChannel(std::unique_ptr<base::Channel> inner, std::shared_ptr<Hooks> hooks)
         : inner_(std::move(inner)), hooks_(std::move(hooks)) {}
     ~HookedChannel() override { hooks_->gone.set_value(); }
     Result<size_t> receive(iovec* vectors, size_t count) override {
@@ -52,7 +52,7 @@ class HookedChannel final : public Channel {
         return inner_->sendWith(vectors, count, descriptors);
     }
     void allowDescriptors(size_t limit) override { inner_->allowDescriptors(limit); }
-    std::vector<Fd> takeDescriptors(size_t count) override {
+    std::vector<base::Fd> takeDescriptors(size_t count) override {
         return inner_->takeDescriptors(count);
     }
     int fd() const override { return hooks_->noDescriptor ? -1 : inner_->fd(); }
@@ -61,14 +61,14 @@ class HookedChannel final : public Channel {
     }
 
   private:
-    const std::unique_ptr<Channel> inner_;
+    const std::unique_ptr<base::Channel> inner_;
     const std::shared_ptr<Hooks> hooks_;
 };
 
 // The target's end of a data connection, blocking.
 class PlayedTarget {
   public:
-    PlayedTarget(Fd socket, NetworkAccess& access)
+    PlayedTarget(base::Fd socket, NetworkAccess& access)
         : socket_(std::move(socket)), target_(access, kKey) {
         const timeval patience{kPatience.count(), 0};
         setsockopt(socket_.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
@@ -110,17 +110,17 @@ class PlayedTarget {
     void hangUp() { socket_.reset(); }
 
   private:
-    Fd socket_;
+    base::Fd socket_;
     StreamTarget target_;
 };
 
 // The first does not block.
-std::pair<Fd, Fd> socketPair() {
+std::pair<base::Fd, base::Fd> socketPair() {
     int ends[2];
     EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
     const int flags = fcntl(ends[0], F_GETFL);
     fcntl(ends[0], F_SETFL, flags | O_NONBLOCK);
-    return {Fd(ends[0]), Fd(ends[1])};
+    return {base::Fd(ends[0]), base::Fd(ends[1])};
 }
 
 // The end of one job.
@@ -175,7 +175,7 @@ class LinkDataTest : public testing::Test {
         engine_->onReactor([&, ours = &ours] {
             Opened opened;
             opened.channel =
-                std::make_unique<HookedChannel>(makeSocketChannel(std::move(*ours)), hooks);
+                std::make_unique<HookedChannel>(base::makeSocketChannel(std::move(*ours)), hooks);
             opened.result.key = kKey;
             link_->dataOpened(std::move(opened));
         });
@@ -308,7 +308,7 @@ TEST_F(LinkDataTest, TheOnlyConnectionThatCannotBeAddedIsAnError) {
 
 // A peer that has lost connections without a word gets room for new ones.
 TEST_F(LinkDataTest, OfSoManyServedConnectionsTheIdlestMakesRoom) {
-    std::vector<Fd> peers;
+    std::vector<base::Fd> peers;
     const auto over = [&](size_t index) {
         char byte = 0;
         return recv(peers[index].get(), &byte, 1, MSG_DONTWAIT) == 0;
@@ -319,7 +319,7 @@ TEST_F(LinkDataTest, OfSoManyServedConnectionsTheIdlestMakesRoom) {
         }
         auto [ours, theirs] = socketPair();
         Opened opened;
-        opened.channel = makeSocketChannel(std::move(ours));
+        opened.channel = base::makeSocketChannel(std::move(ours));
         opened.result.key = kKey;
         engine_->onReactor([&] { link_->serve(std::move(opened)); });
         peers.push_back(std::move(theirs));
@@ -344,14 +344,14 @@ TEST_F(LinkDataTest, SoManyPeersAndNoMore) {
 // let go of the lock.
 TEST(ClientConnectionTest, APokeThatFindsItAtWorkIsNotForgotten) {
     const auto reactor = std::move(base::EpollReactor::create()).value();
-    PollSet poll_set(*reactor, std::chrono::microseconds(100));
+    base::PollSet poll_set(*reactor, std::chrono::microseconds(100));
     DataLoop loop(1, poll_set);
     auto [ours, theirs] = socketPair();
     std::atomic<int> asked{0};
     std::promise<void> again;
     std::shared_ptr<ClientConnection> connection;
     connection = std::make_shared<ClientConnection>(
-        makeSocketChannel(std::move(ours)), "bob", kKey, loop, [&](StreamClient&) {
+        base::makeSocketChannel(std::move(ours)), "bob", kKey, loop, [&](StreamClient&) {
             // The second time is the last thing it does: what is poked now was not seen.
             if (++asked == 2) {
                 std::async(std::launch::async, [&] { connection->poke(0); }).get();

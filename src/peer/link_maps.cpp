@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <utility>
 
+#include "lanes/host/shared_memory.h"
 #include "peer/engine_impl.h"
 #include "peer/link.h"
-#include "peer/shared_memory.h"
-#include "peer/target_access.h"
+#include "session/target_access.h"
 
 namespace nixl::peer {
 
@@ -116,7 +116,7 @@ void Link::answerMaps(const MapRequest& request, uint64_t connection) {
         answer.reason = std::move(found.reason);
         answer.pieces = std::move(found.pieces);
     }
-    std::vector<Fd> files = memory.takeFiles();
+    std::vector<base::Fd> files = memory.takeFiles();
     reply.files = static_cast<uint32_t>(files.size());
     base::ByteWriter body;
     reply.encode(body);
@@ -135,7 +135,7 @@ void Link::answerMaps(const MapRequest& request, uint64_t connection) {
     flush();
 }
 
-void Link::onMapReply(std::string_view body, const std::vector<Fd>& descriptors) {
+void Link::onMapReply(std::string_view body, const std::vector<base::Fd>& descriptors) {
     auto reply = MapReply::decode(body);
     if (!reply.ok()) {
         return violated(reply.status());

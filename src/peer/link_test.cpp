@@ -15,10 +15,11 @@
 
 #include "base/bytes.h"
 #include "base/reactor.h"
+#include "base/socket.h"
 #include "base/work_pool.h"
+#include "peer/endpoints.h"
 #include "peer/engine_impl.h"
-#include "peer/socket.h"
-#include "peer/testing_access.h"
+#include "session/testing_access.h"
 
 namespace nixl::peer {
 namespace {
@@ -47,8 +48,8 @@ class PlainPeer {
                      std::nullopt) {}
 
     // As far as CHALLENGE.
-    void begin(const Target& target) {
-        auto fd = startConnect(target);
+    void begin(const base::Target& target) {
+        auto fd = base::startConnect(target);
         ASSERT_TRUE(fd.ok()) << fd.status().message();
         socket_ = std::move(fd).value();
         const timeval patience{20, 0};
@@ -87,7 +88,7 @@ class PlainPeer {
 
     Connector connector_;
     std::string auth_;
-    Fd socket_;
+    base::Fd socket_;
 };
 
 // A farewell that a caller has read, and that the reactor comes to when the peer has a new
@@ -102,7 +103,7 @@ TEST(Link, FarewellOfAReplacedConnectionEndsNothing) {
     auto engine = std::make_shared<EngineImpl>(config, *reactor, pool, access);
     engine->onReactor([&] { ASSERT_TRUE(engine->start().ok()); });
     const auto endpoints = Endpoints::decode(engine->connectionInfo()).value();
-    const Target target = targetsOf(endpoints, bootId()).front();
+    const base::Target target = targetsOf(endpoints, base::bootId()).front();
     const HandshakeSelf alice{.self = {"alice", {1}}, .authKey = config.authKey};
 
     PlainPeer first(alice, config.self, access.grant());

@@ -7,9 +7,9 @@
 #include "base/copy_pool.h"
 #include "base/recycler.h"
 #include "base/threads.h"
+#include "lanes/host/copy.h"
+#include "lanes/host/plan_maps.h"
 #include "peer/engine_impl.h"
-#include "peer/host_copy.h"
-#include "peer/plan_maps.h"
 
 namespace nixl::peer {
 
@@ -60,7 +60,7 @@ struct PostMemory {
 
 // One post. Owns everything that may outlive the transfer object's attention.
 class Run final : public StreamJobOwner,
-                  public PollSet::Member,
+                  public base::PollSet::Member,
                   public std::enable_shared_from_this<Run> {
   public:
     Run(std::shared_ptr<EngineImpl> engine,

@@ -13,10 +13,11 @@
 #include <gtest/gtest.h>
 
 #include "base/reactor.h"
+#include "base/socket.h"
 #include "base/work_pool.h"
+#include "peer/endpoints.h"
 #include "peer/engine.h"
-#include "peer/socket.h"
-#include "peer/testing_access.h"
+#include "session/testing_access.h"
 
 namespace nixl::peer {
 
@@ -100,7 +101,7 @@ struct Side {
 inline void tcpOnly(Endpoints& endpoints) {
     endpoints.bootId = {};
     endpoints.addresses = {std::string("\x7f\0\0\1", 4)};
-    endpoints.bootId = bootId();
+    endpoints.bootId = base::bootId();
     endpoints.abstract.clear();
     endpoints.path.clear();
 }

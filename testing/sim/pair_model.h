@@ -13,8 +13,8 @@
 #include <utility>
 #include <vector>
 
-#include "peer/handshake.h"
-#include "peer/session.h"
+#include "session/handshake.h"
+#include "session/session.h"
 #include "testing/sim/stream_model.h"
 #include "testing/sim/world.h"
 

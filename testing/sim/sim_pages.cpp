@@ -1,4 +1,4 @@
-// The revocation pages (peer/host_pages.h) in interleaved steps of the lane's own code: an
+// The revocation pages (lanes/host/pages.h) in interleaved steps of the lane's own code: an
 // initiator with several copy threads, and a target that deregisters a region, waits for the slots
 // and gives the memory to somebody else. Copies go through a mapping of the region, which the
 // initiator lets go of when it is told.
@@ -13,7 +13,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "peer/host_pages.h"
+#include "lanes/host/pages.h"
 #include "testing/sim/sim.h"
 
 namespace nixl::sim {
@@ -26,7 +26,7 @@ constexpr size_t kThreads = 3;
 struct Pages {
     Pages() : slots(std::make_shared<peer::PeerSlots>()) {
         slots->page = map<peer::SlotPage>();
-        slots->pidfd = peer::Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));  // readable: it has ended
+        slots->pidfd = base::Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));  // readable: it has ended
         memory = map<peer::GenerationPage>();
     }
     void reset() {

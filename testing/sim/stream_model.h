@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "peer/stream_client.h"
-#include "peer/stream_target.h"
+#include "lanes/stream/client.h"
+#include "lanes/stream/target.h"
 #include "testing/sim/world.h"
 
 namespace nixl::sim {

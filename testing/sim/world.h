@@ -6,8 +6,8 @@
 #include <random>
 #include <string>
 
-#include "peer/session.h"
-#include "peer/testing_access.h"
+#include "session/session.h"
+#include "session/testing_access.h"
 #include "testing/sim/sim.h"
 
 namespace nixl::sim {

@@ -14,13 +14,14 @@
 
 #include "base/bytes.h"
 #include "base/crc32c.h"
+#include "base/socket.h"
+#include "lanes/stream/client.h"
+#include "lanes/stream/target.h"
 #include "metadata/blob.h"
-#include "peer/handshake.h"
-#include "peer/session.h"
-#include "peer/socket.h"
-#include "peer/stream_client.h"
-#include "peer/stream_target.h"
-#include "peer/testing_access.h"
+#include "peer/endpoints.h"
+#include "session/handshake.h"
+#include "session/session.h"
+#include "session/testing_access.h"
 
 namespace nixl {
 namespace {

@@ -8,12 +8,13 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
-#include "peer/handshake.h"
-#include "peer/host_maps.h"
-#include "peer/host_pages.h"
-#include "peer/map_wire.h"
-#include "peer/session.h"
-#include "peer/socket.h"
+#include "base/socket.h"
+#include "lanes/host/map_wire.h"
+#include "lanes/host/maps.h"
+#include "lanes/host/pages.h"
+#include "peer/endpoints.h"
+#include "session/handshake.h"
+#include "session/session.h"
 
 namespace {
 
@@ -75,13 +76,13 @@ void maps(std::string_view bytes) {
     if (!reply.ok()) {
         return;
     }
-    static const auto* const kFile = new Fd([] {
-        Fd fd(memfd_create("fuzz", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    static const auto* const kFile = new nixl::base::Fd([] {
+        nixl::base::Fd fd(memfd_create("fuzz", MFD_CLOEXEC | MFD_ALLOW_SEALING));
         static_cast<void>(posix_fallocate(fd.get(), 0, 1 << 16));
         fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK);
         return fd;
     }());
-    std::vector<Fd> files;
+    std::vector<nixl::base::Fd> files;
     while (files.size() < reply.value().files) {
         files.push_back(duplicateFd(*kFile));
     }

@@ -6,9 +6,9 @@
 #include <string_view>
 #include <vector>
 
-#include "peer/stream_client.h"
-#include "peer/stream_target.h"
-#include "peer/testing_access.h"
+#include "lanes/stream/client.h"
+#include "lanes/stream/target.h"
+#include "session/testing_access.h"
 
 namespace {
 
