@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "agent/agent_impl.h"
+#include "base/socket.h"
 #include "lanes/local/lane.h"
 #include "session/wire.h"
 
@@ -70,6 +71,11 @@ Status AgentImpl::ensureEngine() {
     config.peerTimeout = config_.peerTimeout;
     const char* const folder = std::getenv("NIXL_SOCKET_DIR");
     config.socketDir = config_.socketDir.empty() && folder != nullptr ? folder : config_.socketDir;
+    const char* const congestion = std::getenv("NIXL_TCP_CONGESTION");
+    config.tcpCongestion = congestion != nullptr ? congestion : "";
+    if (Status known = base::checkCongestion(config.tcpCongestion); !known.ok()) {
+        return Status::invalidParam("NIXL_TCP_CONGESTION: " + known.message());
+    }
     config.busyPollMicroseconds = config_.busyPollMicroseconds;
     shared_->onPeerLost = [this](const peer::Identity& who, const Status& why) {
         sessionLost(who, why);

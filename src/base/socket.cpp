@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
+#include <string>
 #include <system_error>
 
 #include <arpa/inet.h>
@@ -364,6 +366,60 @@ void tuneSocket(int fd) {
         const int size = 1 << 20;  // the default holds less than one chunk
         setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
     }
+}
+
+namespace {
+
+constexpr uint32_t kNearMicroseconds = 1000;
+
+// Empty: not a TCP socket.
+std::string congestionOf(int fd) {
+    char name[16] = "";  // TCP_CA_NAME_MAX
+    socklen_t length = sizeof(name) - 1;
+    return getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &length) == 0 ? name : "";
+}
+
+int setCongestion(int fd, const std::string& name) {
+    const auto length = static_cast<socklen_t>(name.size());
+    return setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name.data(), length) == 0 ? 0 : errno;
+}
+
+bool isNear(int fd) {
+    tcp_info info{};
+    socklen_t length = sizeof(info);
+    return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0 && info.tcpi_rtt > 0 &&
+           info.tcpi_rtt < kNearMicroseconds;
+}
+
+}  // namespace
+
+void chooseCongestion(int fd, const std::string& wanted) {
+    if (wanted == "system") {
+        return;
+    }
+    if (!wanted.empty() && wanted != "auto") {
+        static_cast<void>(setCongestion(fd, wanted));
+    } else if (congestionOf(fd).starts_with("bbr") && isNear(fd)) {
+        static_cast<void>(setCongestion(fd, "reno"));
+    }
+}
+
+Status checkCongestion(const std::string& wanted) {
+    if (wanted.empty() || wanted == "auto" || wanted == "system") {
+        return {};
+    }
+    const Fd probe(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (!probe) {
+        return systemError("socket", errno);
+    }
+    const int error = setCongestion(probe.get(), wanted);
+    if (error == 0) {
+        return {};
+    }
+    std::string usable;
+    std::getline(std::ifstream("/proc/sys/net/ipv4/tcp_allowed_congestion_control"), usable);
+    return Status::invalidParam("no TCP congestion control \"" + wanted +
+                                "\": " + errorText(error) + "; usable here: auto system " + usable);
 }
 
 size_t unsentBytes(int fd) {

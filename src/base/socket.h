@@ -74,6 +74,14 @@ Result<Fd> startConnect(const Target& target);
 int connectError(int fd);
 // Options of an established connection.
 void tuneSocket(int fd);
+// How an established TCP connection answers delay and loss. "system": as the system is set up. An
+// algorithm's name: that one. "auto" (or empty): as "system", but Reno in place of BBR where the
+// peer is near (a round trip below 1 ms): BBR spaces packets by timers that are late by more than
+// such a round trip takes, and then believes the path to be as slow as they made it. Measured in
+// docs/performance.md. Other sockets, and what the system refuses, stay as they are.
+void chooseCongestion(int fd, const std::string& wanted);
+// Whether `wanted` means something on this system; else an error that names what it has.
+Status checkCongestion(const std::string& wanted);
 // Bytes that were sent and that the other system has not taken yet.
 size_t unsentBytes(int fd);
 // The peer's process and user of a unix socket; pid 0 where it has none in this namespace.

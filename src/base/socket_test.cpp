@@ -5,6 +5,8 @@
 
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -72,6 +74,69 @@ TEST(Socket, SilentConnectionsAreKeptAlive) {
     socklen_t length = sizeof(on);
     ASSERT_EQ(getsockopt(fd.get(), SOL_SOCKET, SO_KEEPALIVE, &on, &length), 0);
     EXPECT_EQ(on, 1);
+}
+
+// Both ends of a TCP connection over the loopback device.
+struct Connected {
+    Connected() {
+        uint16_t port = 0;
+        const auto listener = listenTcp(port);
+        sockaddr_in address{};
+        address.sin_family = AF_INET;
+        address.sin_port = htons(port);
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        near = Fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+        EXPECT_EQ(connect(near.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+        pollfd waiting{listener.value().get(), POLLIN, 0};
+        EXPECT_EQ(poll(&waiting, 1, 30'000), 1);
+        far = Fd(accept4(listener.value().get(), nullptr, nullptr, SOCK_CLOEXEC));
+    }
+    Fd near;
+    Fd far;
+};
+
+std::string congestionOf(const Fd& fd) {
+    char name[16] = "";
+    socklen_t length = sizeof(name) - 1;
+    EXPECT_EQ(getsockopt(fd.get(), IPPROTO_TCP, TCP_CONGESTION, name, &length), 0);
+    return name;
+}
+
+TEST(Socket, NearPeersAreNotServedByBbr) {
+    const Connected connected;
+    for (const Fd* end : {&connected.near, &connected.far}) {
+        if (setsockopt(end->get(), IPPROTO_TCP, TCP_CONGESTION, "bbr", 3) != 0) {
+            GTEST_SKIP() << "this system has no BBR, or does not allow it";
+        }
+        chooseCongestion(end->get(), "system");
+        EXPECT_EQ(congestionOf(*end), "bbr");
+        chooseCongestion(end->get(), "");
+        EXPECT_EQ(congestionOf(*end), "reno");
+    }
+}
+
+TEST(Socket, CongestionControlIsTheOneAskedFor) {
+    const Connected connected;
+    ASSERT_EQ(setsockopt(connected.near.get(), IPPROTO_TCP, TCP_CONGESTION, "reno", 4), 0);
+    chooseCongestion(connected.near.get(), "auto");
+    EXPECT_EQ(congestionOf(connected.near), "reno");
+    const std::string before = congestionOf(connected.far);
+    chooseCongestion(connected.far.get(), "none such");
+    EXPECT_EQ(congestionOf(connected.far), before);
+    chooseCongestion(connected.far.get(), "reno");
+    EXPECT_EQ(congestionOf(connected.far), "reno");
+    const Fd unix_socket(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    chooseCongestion(unix_socket.get(), "auto");  // nothing happens
+}
+
+TEST(Socket, UnknownCongestionControlIsNamedBesideTheKnown) {
+    for (const char* const name : {"", "auto", "system", "reno"}) {
+        EXPECT_TRUE(checkCongestion(name).ok()) << name;
+    }
+    const Status status = checkCongestion("renoo");
+    EXPECT_EQ(status.code(), ErrorCode::INVALID_PARAM);
+    EXPECT_NE(status.message().find("\"renoo\""), std::string::npos) << status.message();
+    EXPECT_NE(status.message().find("auto system reno"), std::string::npos) << status.message();
 }
 
 }  // namespace

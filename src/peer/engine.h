@@ -27,6 +27,7 @@ struct EngineConfig {
     std::chrono::milliseconds peerTimeout{10'000};
     std::string socketDir;           // empty: no path socket
     unsigned streamConnections = 0;  // per peer and direction; 0: chosen
+    std::string tcpCongestion;       // of data connections: base::chooseCongestion
     unsigned busyPollMicroseconds = 0;
     // Callers who come again within this time poll: small requests are left to them.
     std::chrono::microseconds pollDistance{100};

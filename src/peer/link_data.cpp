@@ -169,6 +169,7 @@ void Link::dialData() {
 void Link::dataOpened(Opened opened) {
     const auto weak = weak_from_this();
     opened.channel->allowDescriptors(0);
+    base::chooseCongestion(opened.channel->fd(), engine_.config.tcpCongestion);
     auto client =
         std::make_shared<ClientConnection>(std::move(opened.channel), peer_.name, opened.result.key,
                                            engine_.dataLoop, [weak](StreamClient& one) {
@@ -269,6 +270,7 @@ void Link::serve(Opened opened) {
         endIdlestServed();
     }
     opened.channel->allowDescriptors(0);
+    base::chooseCongestion(opened.channel->fd(), engine_.config.tcpCongestion);
     auto connection = std::make_shared<TargetConnection>(std::move(opened.channel), engine_.access,
                                                          opened.result.key, engine_.dataLoop,
                                                          opened.early, [](const Status&) {});

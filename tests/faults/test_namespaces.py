@@ -137,6 +137,34 @@ def test_another_network_namespace(network, make_far):
     assert far.holds(3)
 
 
+@pytest.mark.parametrize("asked_for", ["", "system", "reno"])
+def test_congestion_control_between_near_hosts(network, make_far, monkeypatch, asked_for):
+    """Data connections leave BBR, which is slow over so short a way, unless told to keep it."""
+    for name in (network.near, network.far):
+        command = ["sysctl", "-q", "-w", "net.ipv4.tcp_congestion_control=bbr"]
+        tried = subprocess.run([*network.inside(name), *command], capture_output=True, text=True)
+        if tried.returncode != 0:
+            pytest.skip(f"this system has no BBR: {tried.stderr.strip()}")
+    monkeypatch.setenv("NIXL_TCP_CONGESTION", asked_for)
+    near = make_far(SIZE, prefix=network.inside(network.near))
+    far = make_far(SIZE, prefix=network.inside(network.far))
+    assert over(near, far)[::2] == ("stream", "DONE") and far.holds(3)
+    for name, other in ((network.near, network.far_address), (network.far, network.near_address)):
+        command = [*network.inside(name), "ss", "-Htin", "state", "established", "dst", other]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        used = [word for word in shown.split() if word in ("bbr", "reno", "cubic")]
+        # The session's own connection keeps what the system says: its bytes are few.
+        expected = {"bbr"} if asked_for == "system" else {"bbr", "reno"}
+        assert set(used) == expected, shown
+
+
+def test_an_unknown_congestion_control_is_an_error(monkeypatch):
+    monkeypatch.setenv("NIXL_TCP_CONGESTION", "renoo")
+    with pytest.raises(nixl.nixlInvalidParamError, match=r'NIXL_TCP_CONGESTION.*"renoo"') as error:
+        nixl.nixl_agent("x", nixl.nixl_agent_config(backends=["UCX"]))
+    assert "auto system" in str(error.value)
+
+
 def over(near, far) -> tuple[str, str, str]:
     near.fill(3)
     return near(f"""
