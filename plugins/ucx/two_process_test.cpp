@@ -275,6 +275,9 @@ TEST_P(TwoProcessTest, StoppedPeerEndsWithinThePeerTimeout) {
     agent_->postTransfer(write, "before");
     ASSERT_EQ(agent_->waitTransfer(write, seconds(10)), XferState::DONE);
     kill(child_, SIGSTOP);
+    int state = 0;  // until its last thread has stopped; one that still runs may answer
+    ASSERT_EQ(waitpid(child_, &state, WUNTRACED), child_);
+    ASSERT_TRUE(WIFSTOPPED(state));
     const auto begin = Clock::now();
     const ErrorCode code = thrown([&] {
         agent_->postTransfer(write, "while stopped");

@@ -165,16 +165,20 @@ result += agent.get_new_notifs().get({sender!r}, [])
         os.kill(self.pid, number)
 
     def stop(self) -> None:
-        """Stops it; returns when it has."""
+        """Stops it; returns when all its threads have."""
         self.kill(signal.SIGSTOP)
-        eventually(lambda: self.state() in "tT")
+        eventually(self.stopped)
+
+    def stopped(self) -> bool:
+        """Whether none of its threads runs any more: one that does may still answer."""
+        states = []
+        for task in pathlib.Path(f"/proc/{self.pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+                states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+        return all(state in "tTZX" for state in states)
 
     def resume(self) -> None:
         self.kill(signal.SIGCONT)
-
-    def state(self) -> str:
-        text = pathlib.Path(f"/proc/{self.pid}/stat").read_text()
-        return text.rpartition(")")[2].split()[0]
 
     def gone(self) -> None:
         """Waits for its end."""
@@ -276,7 +280,7 @@ def in_the_middle(near: Near, far: Far, operation: str, number: int, rounds: int
             near.agent.transfer(handle)
             eventually(lambda old=before: (near.array[::4096] != old).any())
             far.kill(number)
-        eventually(lambda: far.process.poll() is not None or far.state() in "tTZX")
+        eventually(lambda: far.process.poll() is not None or far.stopped())
         if number == signal.SIGSTOP:
             time.sleep(0.2)  # sleeps: for an answer that it had sent before
         if state_of(near, handle) != "DONE":

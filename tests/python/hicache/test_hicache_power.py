@@ -141,6 +141,7 @@ def test_what_was_acknowledged_survives_a_power_cut(tmp_path, image, layout, kin
             batches += more + beside
             time.sleep(rng.random() * 0.01 if beside else 0)  # sleeps: to cut at any moment
             writer.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, writer.pid, os.WSTOPPED)  # the last of its threads has stopped
             copy = tmp_path / f"cut{cut}.img"
             shutil.copyfile(file, copy)
             writer.send_signal(signal.SIGCONT)
