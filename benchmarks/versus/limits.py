@@ -45,6 +45,18 @@ def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, **options)
 
 
+def congestion() -> str:
+    """The algorithm that ours uses between near hosts: what the system says, but Reno for BBR."""
+    chosen = pathlib.Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    return "reno" if chosen.startswith("bbr") else chosen
+
+
+def tuned(connection: socket.socket) -> socket.socket:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion().encode())
+    return connection
+
+
 class PlainSender:
     """Asks a process on the far host to take or send blocks, over one connection."""
 
@@ -57,9 +69,7 @@ class PlainSender:
         self.main = self.dial()
 
     def dial(self) -> socket.socket:
-        connection = socket.create_connection((self.address, self.port))
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connection
+        return tuned(socket.create_connection((self.address, self.port)))
 
     def move(self, kind: int, places: Any, size: int) -> float:
         """Seconds for blocks at these addresses."""
@@ -112,6 +122,7 @@ class Iperf:
             return 0.0
         command = [self.program, "-c", self.address, "-p", str(self.PORT), "-J"]
         command += ["-P", str(connections), "-t", str(max(1, round(seconds)))]
+        command += ["-C", congestion()]
         command += ["-R"] if read else []
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         answer = json.loads(done.stdout)
@@ -137,7 +148,7 @@ def main() -> int:
         print(server.getsockname()[1], flush=True)
         while True:
             connection, _ = server.accept()
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tuned(connection)
             words = (connection, serve, memory.ctypes.data, places.ctypes.data)
             threading.Thread(target=serve_one, args=words, daemon=True).start()
 
