@@ -3,7 +3,7 @@
 //
 //   Subject posix() {
 //       Subject subject("Posix", "POSIX", Subject::STORAGE);
-//       subject.remote = [](uint64_t size) { return makeFilePlace(size); };
+//       subject.remote = [](uint64_t size) { return makeFileBuffer(size); };
 //       return subject;
 //   }
 //   const bool kJoined = joinConformance(posix());
@@ -20,11 +20,11 @@
 #include <vector>
 
 #include "backend/wrappers.h"
-#include "testing/places.h"
+#include "testing/buffers.h"
 
 namespace nixl::testkit {
 
-using PlaceMaker = std::function<std::unique_ptr<Place>(uint64_t size)>;
+using BufferMaker = std::function<std::unique_ptr<Buffer>(uint64_t size)>;
 
 // A limit of a backend: with these parameters and so many calls, one is refused with a Status or
 // the transfer fails; nothing else happens.
@@ -52,8 +52,8 @@ struct Subject {
     const PluginTable* table = nullptr;
     std::map<std::string, std::string> parameters;
     backend::FaultPlan fault;  // wraps every backend in it
-    PlaceMaker local = [](uint64_t size) { return makeHostPlace(size); };
-    PlaceMaker remote = [](uint64_t size) { return makeHostPlace(size); };
+    BufferMaker local = [](uint64_t size) { return makeHostBuffer(size); };
+    BufferMaker remote = [](uint64_t size) { return makeHostBuffer(size); };
     uint64_t largest = 64 << 20;  // bytes of the largest transfer
     unsigned reposts = 1000;
     unsigned threads = 8;

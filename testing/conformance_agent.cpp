@@ -46,18 +46,18 @@ std::unique_ptr<Agent> makeAgent(Bench& bench, const std::string& name, bool slo
     }
 }
 
-RegistrationList registrationOf(const Place& place, uint64_t device) {
-    const MemoryRegion region = place.region();
+RegistrationList registrationOf(const Buffer& buffer, uint64_t device) {
+    const MemoryRegion region = buffer.region();
     RegistrationList list(region.type);
     list.append(region.address, region.size, device, std::string(region.metadata));
     return list;
 }
 
-RegistrationList registrationOf(const Place& place) {
-    return registrationOf(place, place.region().deviceId);
+RegistrationList registrationOf(const Buffer& buffer) {
+    return registrationOf(buffer, buffer.region().deviceId);
 }
 
-// Two places and the agents that hold them: one and the same for storage.
+// Two buffers and the agents that hold them: one and the same for storage.
 class Ends {
   public:
     Ends(Bench& bench, uint64_t size, bool slow)
@@ -82,16 +82,16 @@ class Ends {
         return here->prepareTransfer(op, part(*local, offset, size), part(*remote, offset, size),
                                      target().name());
     }
-    static DescriptorList part(const Place& place, uint64_t offset, uint64_t size) {
-        const MemoryRegion region = place.region();
+    static DescriptorList part(const Buffer& buffer, uint64_t offset, uint64_t size) {
+        const MemoryRegion region = buffer.region();
         DescriptorList list(region.type);
         list.append(region.address + offset, size, region.deviceId);
         return list;
     }
 
-    // The places outlive the agents.
-    const std::unique_ptr<Place> local;
-    const std::unique_ptr<Place> remote;
+    // The buffers outlive the agents.
+    const std::unique_ptr<Buffer> local;
+    const std::unique_ptr<Buffer> remote;
     std::unique_ptr<Agent> here;
     std::unique_ptr<Agent> there;
     bool ok = false;
@@ -181,29 +181,29 @@ void agentEndsWithWorkInFlight(Bench& bench) {
     }
 }
 
-// One of three places is too short: only its descriptor failed, the others' bytes are there.
+// One of three buffers is too short: only its descriptor failed, the others' bytes are there.
 void failuresNameDescriptors(Bench& bench) {
     const uint64_t size = bench.rounded(50'000);
     const uint64_t left = bench.rounded(20'000);
     const auto local = bench.subject().local(3 * size);
-    std::vector<std::unique_ptr<Place>> places;
+    std::vector<std::unique_ptr<Buffer>> buffers;
     for (uint64_t i = 0; i < 3; ++i) {
-        places.push_back(bench.subject().remote(size));
-        places.back()->fill(i);
+        buffers.push_back(bench.subject().remote(size));
+        buffers.back()->fill(i);
     }
-    if (!places[1]->truncate(left)) {
-        GTEST_SKIP() << "the place cannot be made shorter";
+    if (!buffers[1]->truncate(left)) {
+        GTEST_SKIP() << "the buffer cannot be made shorter";
     }
     const auto agent = makeAgent(bench, "here");
     ASSERT_NE(agent, nullptr);
     agent->registerMemory(registrationOf(*local), {});
     DescriptorList near(local->region().type);
-    DescriptorList far(places[0]->region().type);
+    DescriptorList far(buffers[0]->region().type);
     for (uint64_t i = 0; i < 3; ++i) {
-        const MemoryRegion region = places[i]->region();
+        const MemoryRegion region = buffers[i]->region();
         // What is found by name needs a device of its own to be told apart.
         const uint64_t device = region.metadata.empty() ? region.deviceId : i + 1;
-        agent->registerMemory(registrationOf(*places[i], device), {});
+        agent->registerMemory(registrationOf(*buffers[i], device), {});
         near.append(local->region().address + i * size, size, local->region().deviceId);
         far.append(region.address, size, device);
     }

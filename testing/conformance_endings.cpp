@@ -23,7 +23,7 @@ uint64_t missing(const std::vector<SegmentFailure>& failures) {
     return bytes;
 }
 
-// Segments of a storage place that ends too early, and one transfer beside it that fits.
+// Segments of a storage buffer that ends too early, and one transfer beside it that fits.
 void shortRead(Bench& bench) {
     Side* const side = bench.side();
     const uint64_t block = bench.rounded(16384);
@@ -31,11 +31,11 @@ void shortRead(Bench& bench) {
     const auto local = bench.local(*side, 8 * block);
     const auto remote = bench.remote(*side, 4 * block);
     const auto whole = bench.remote(*side, 4 * block);
-    remote->place().fill(1);
-    whole->place().fill(2);
-    local->place().fill(3);
-    if (!remote->place().truncate(there)) {
-        GTEST_SKIP() << "the place cannot be made shorter";
+    remote->buffer().fill(1);
+    whole->buffer().fill(2);
+    local->buffer().fill(3);
+    if (!remote->buffer().truncate(there)) {
+        GTEST_SKIP() << "the buffer cannot be made shorter";
     }
     Job bad(OpType::READ, local->region(), remote->region(), side->peer(true));
     Job good(OpType::READ, local->region(), whole->region(), side->peer(true));
@@ -52,18 +52,18 @@ void shortRead(Bench& bench) {
     ASSERT_TRUE(bad.wait(side->backend(), *bad_end));
     EXPECT_EQ(good_end->state(), XferState::DONE)
         << "a failing neighbour must not show: " << good_end->status().message();
-    EXPECT_EQ(local->place().bytes(4 * block, 4 * block), pattern(2, 0, 4 * block));
+    EXPECT_EQ(local->buffer().bytes(4 * block, 4 * block), pattern(2, 0, 4 * block));
     ASSERT_EQ(bad_end->state(), XferState::FAILED);
     EXPECT_EQ(bad_end->status().code(), ErrorCode::BACKEND);
     EXPECT_EQ(missing(bad_end->failures()), 4 * block - there);
     EXPECT_THAT(bad_end->status().message(), HasSubstr("of "));
     EXPECT_THAT(bad_end->status().message(), HasSubstr("bytes"));
-    EXPECT_EQ(local->place().bytes(0, there), pattern(1, 0, there)) << "what was there is valid";
+    EXPECT_EQ(local->buffer().bytes(0, there), pattern(1, 0, there)) << "what was there is valid";
     // The next post of the same transfer knows nothing of the failure.
-    remote->place().truncate(4 * block);
-    remote->place().fill(4);
+    remote->buffer().truncate(4 * block);
+    remote->buffer().fill(4);
     EXPECT_TRUE(bad.run(side->backend()));
-    EXPECT_EQ(local->place().bytes(0, 4 * block), pattern(4, 0, 4 * block));
+    EXPECT_EQ(local->buffer().bytes(0, 4 * block), pattern(4, 0, 4 * block));
 }
 
 void cancelBeforeAndAfter(Bench& bench) {
@@ -71,7 +71,7 @@ void cancelBeforeAndAfter(Bench& bench) {
     const uint64_t size = bench.rounded(4096);
     const auto local = bench.local(*side, size);
     const auto remote = bench.remote(*side, size);
-    local->place().fill(5);
+    local->buffer().fill(5);
     Job job(OpType::WRITE, local->region(), remote->region(), side->peer(true));
     ASSERT_TRUE(job.add({0, 0, size}).prepare(side->backend()).ok());
     job.transfer().cancel();  // nothing is posted: no effect
@@ -83,7 +83,7 @@ void cancelBeforeAndAfter(Bench& bench) {
     EXPECT_EQ(end->state(), XferState::DONE);
     EXPECT_EQ(end->ends(), 1);
     EXPECT_TRUE(job.run(side->backend()));
-    EXPECT_EQ(remote->place().bytes(0, size), pattern(5, 0, size));
+    EXPECT_EQ(remote->buffer().bytes(0, size), pattern(5, 0, size));
 }
 
 // Ends soon, as DONE or CANCELED; afterwards no byte of the local side changes, and the transfer
@@ -94,12 +94,12 @@ void cancelDuring(Bench& bench) {
     const uint64_t size = bench.rounded(bench.subject().largest);
     const auto local = bench.local(*side, size);
     const auto remote = bench.remote(*side, size);
-    remote->place().fill(6);
+    remote->buffer().fill(6);
     Job job(OpType::READ, local->region(), remote->region(), side->peer(true));
     ASSERT_TRUE(job.add({0, 0, size}).prepare(side->backend()).ok());
     int canceled = 0;
     for (int round = 0; round < 5; ++round) {
-        local->place().clear();
+        local->buffer().clear();
         const auto end = job.post();
         ASSERT_TRUE(end);
         // sleeps: so that the cancel meets the transfer at another moment in each round
@@ -111,18 +111,18 @@ void cancelDuring(Bench& bench) {
         if (end->state() == XferState::CANCELED) {
             ++canceled;
             EXPECT_EQ(end->status().code(), ErrorCode::CANCELED);
-            const auto before = local->place().bytes(0, size);
+            const auto before = local->buffer().bytes(0, size);
             // sleeps: for a byte that came late
             std::this_thread::sleep_for(std::chrono::milliseconds(20));
-            EXPECT_TRUE(before == local->place().bytes(0, size)) << "bytes came after the end";
+            EXPECT_TRUE(before == local->buffer().bytes(0, size)) << "bytes came after the end";
         } else {
-            EXPECT_TRUE(local->place().bytes(0, size) == pattern(6, 0, size))
+            EXPECT_TRUE(local->buffer().bytes(0, size) == pattern(6, 0, size))
                 << "DONE, but not all bytes are there";
         }
     }
     std::printf("canceled in flight: %d of 5\n", canceled);
     ASSERT_TRUE(job.run(side->backend()));
-    EXPECT_TRUE(local->place().bytes(0, size) == pattern(6, 0, size));
+    EXPECT_TRUE(local->buffer().bytes(0, size) == pattern(6, 0, size));
 }
 
 // cancel() from another thread while post() runs: the only two calls that may meet.
@@ -183,7 +183,7 @@ std::string faultySequence(Bench& bench, const backend::FaultPlan& plan) {
         return "prepare failed";
     }
     for (uint64_t i = 0; i < 60; ++i) {
-        local->place().fill(100 + i);
+        local->buffer().fill(100 + i);
         const auto end = std::make_shared<TestCompletion>();
         const Status posted = job.transfer().post(end, {}, false);
         if (!posted.ok()) {
@@ -196,12 +196,12 @@ std::string faultySequence(Bench& bench, const backend::FaultPlan& plan) {
             return "pending for ever";
         }
         if (end->state() == XferState::DONE) {
-            EXPECT_EQ(remote->place().bytes(0, size), pattern(100 + i, 0, size)) << "post " << i;
+            EXPECT_EQ(remote->buffer().bytes(0, size), pattern(100 + i, 0, size)) << "post " << i;
             ends += 'D';
         } else {
             EXPECT_THAT(end->status().message(), HasSubstr("injected fault (seed 7)"));
             const uint64_t moved = size - missing(end->failures());
-            EXPECT_EQ(remote->place().bytes(0, moved), pattern(100 + i, 0, moved)) << "post " << i;
+            EXPECT_EQ(remote->buffer().bytes(0, moved), pattern(100 + i, 0, moved)) << "post " << i;
             ends += moved == 0 ? 'F' : 'S';
         }
     }
@@ -251,7 +251,7 @@ void tryRegistrations(Bench& bench, Side& side, const Limit& limit) {
     }
     kept.pop_front();
     EXPECT_TRUE(Registered(side, bench.subject().local(bench.rounded(4096))).ok())
-        << "the place that became free cannot be used";
+        << "the buffer that became free cannot be used";
 }
 
 void tryPending(Bench& bench, Side& side, const Limit& limit) {

@@ -81,14 +81,14 @@ void registersTheSameAgain(Bench& bench) {
     const uint64_t size = bench.rounded(65536);
     const auto local = bench.local(*side, size);
     const auto remote = bench.remote(*side, size);
-    local->place().fill(1);
-    MemoryRegion part = local->place().region();
+    local->buffer().fill(1);
+    MemoryRegion part = local->buffer().region();
     part.address += size / 2;
     part.size -= size / 2;
     for (int round = 0; round < 200; ++round) {
-        auto again = side->backend().registerMemory(local->place().region());
+        auto again = side->backend().registerMemory(local->buffer().region());
         auto half = side->backend().registerMemory(part);
-        auto there = side->backend().registerMemory(remote->place().region());
+        auto there = side->backend().registerMemory(remote->buffer().region());
         ASSERT_TRUE(again.ok()) << again.status().message();
         ASSERT_TRUE(half.ok()) << half.status().message();
         ASSERT_TRUE(there.ok()) << there.status().message();
@@ -98,7 +98,7 @@ void registersTheSameAgain(Bench& bench) {
     }
     Job job(OpType::WRITE, local->region(), remote->region(), side->peer(true));
     EXPECT_TRUE(job.add({0, 0, size}).run(side->backend()));
-    EXPECT_EQ(remote->place().bytes(0, size), pattern(1, 0, size));
+    EXPECT_EQ(remote->buffer().bytes(0, size), pattern(1, 0, size));
 }
 
 // Names of what is in a folder of /proc, such as the open descriptors.
@@ -208,7 +208,7 @@ Result<Linked> link(Side& from, Side& to, Registered& there) {
     if (!blob.ok()) {
         return blob.status();
     }
-    auto memory = remote->importMemory(to.peer(false), there.place().region(), blob.value());
+    auto memory = remote->importMemory(to.peer(false), there.buffer().region(), blob.value());
     if (!memory.ok()) {
         return memory.status();
     }
@@ -227,10 +227,10 @@ void peerRemovedAndAddedAgain(Bench& bench) {
         const auto remote = bench.remote(*peer, size);
         auto linked = link(*side, *peer, *remote);
         ASSERT_TRUE(linked.ok()) << linked.status().message();
-        local->place().fill(round);
+        local->buffer().fill(round);
         Job job(OpType::WRITE, local->region(), linked.value().region, peer->peer(false));
         ASSERT_TRUE(job.add({0, 0, size}).run(side->backend()));
-        EXPECT_EQ(remote->place().bytes(0, size), pattern(round, 0, size));
+        EXPECT_EQ(remote->buffer().bytes(0, size), pattern(round, 0, size));
         job.release();
         // On the project's lanes the core knows the peers, and the backend only some more keys.
         RemoteSupport* const known = side->backend().remote();
@@ -259,19 +259,19 @@ void notificationAfterData(Bench& bench) {
     Job job(OpType::WRITE, local->region(), linked.value().region, peer->peer(false));
     ASSERT_TRUE(job.add({0, 0, size}).prepare(side->backend()).ok());
     for (uint64_t round = 0; round < 50; ++round) {
-        local->place().fill(round);
+        local->buffer().fill(round);
         const std::string message = std::string("round\0", 6) + std::to_string(round);
         const auto end = job.post(message, true);
         ASSERT_TRUE(end);
         std::vector<std::pair<std::string, std::string>> seen;
         while (seen.empty() && !end->final()) {
             seen = peer->services().takeNotifications();
-            job.help(side->backend());
+            job.progress(side->backend());
         }
         if (seen.empty()) {
             seen = peer->services().takeNotifications();
         }
-        EXPECT_EQ(remote->place().bytes(0, size), pattern(round, 0, size));
+        EXPECT_EQ(remote->buffer().bytes(0, size), pattern(round, 0, size));
         ASSERT_TRUE(job.wait(side->backend(), *end));
         ASSERT_EQ(end->state(), XferState::DONE) << end->status().message();
         ASSERT_EQ(seen.size(), 1U) << "round " << round;

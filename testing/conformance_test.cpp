@@ -240,7 +240,7 @@ struct Case {
 
 const Case kCases[] = {
     {Defect::LAST_BYTE_LOST, "RoundTripSizes"},
-    {Defect::LAST_BYTE_LOST, "RoundTripOddPlaces"},
+    {Defect::LAST_BYTE_LOST, "RoundTripOddBuffers"},
     {Defect::LAST_BYTE_LOST, "RoundTripLargest"},
     {Defect::LAST_BYTE_LOST, "ScatteredSegments"},
     {Defect::LAST_BYTE_LOST, "ManyPending"},

@@ -26,7 +26,7 @@ constexpr uint64_t kMargin = 8192;  // bytes around a transfer that must not cha
            << ") is " << (a == got.end() ? -1 : *a) << ", not " << (b == wanted.end() ? -1 : *b);
 }
 
-// Writes `size` bytes from one place to the other and reads them back into a third.
+// Writes `size` bytes from one buffer to the other and reads them back into a third.
 void roundTrip(Bench& bench, uint64_t size, uint64_t local_shift, uint64_t remote_shift) {
     SCOPED_TRACE("size " + std::to_string(size) + ", local +" + std::to_string(local_shift) +
                  ", remote +" + std::to_string(remote_shift));
@@ -38,9 +38,9 @@ void roundTrip(Bench& bench, uint64_t size, uint64_t local_shift, uint64_t remot
     if (!from->ok() || !there->ok() || !back->ok()) {
         return;
     }
-    from->place().fill(1);
-    there->place().fill(2);
-    back->place().fill(3);
+    from->buffer().fill(1);
+    there->buffer().fill(2);
+    back->buffer().fill(3);
     const uint64_t local = kMargin + local_shift;
     const uint64_t remote = kMargin + remote_shift;
     Job write(OpType::WRITE, from->region(), there->region(), side->peer(true));
@@ -48,17 +48,18 @@ void roundTrip(Bench& bench, uint64_t size, uint64_t local_shift, uint64_t remot
     if (!write.add({local, remote, size}).run(side->backend())) {
         return;
     }
-    EXPECT_TRUE(same(there->place().bytes(0, remote), pattern(2, 0, remote)));
-    EXPECT_TRUE(same(there->place().bytes(remote, size), pattern(1, local, size)));
+    EXPECT_TRUE(same(there->buffer().bytes(0, remote), pattern(2, 0, remote)));
+    EXPECT_TRUE(same(there->buffer().bytes(remote, size), pattern(1, local, size)));
     const uint64_t after = remote + size;
-    EXPECT_TRUE(same(there->place().bytes(after, whole - after), pattern(2, after, whole - after)));
+    EXPECT_TRUE(
+        same(there->buffer().bytes(after, whole - after), pattern(2, after, whole - after)));
     if (!read.add({local, remote, size}).run(side->backend())) {
         return;
     }
-    EXPECT_TRUE(same(back->place().bytes(0, local), pattern(3, 0, local)));
-    EXPECT_TRUE(same(back->place().bytes(local, size), pattern(1, local, size)));
+    EXPECT_TRUE(same(back->buffer().bytes(0, local), pattern(3, 0, local)));
+    EXPECT_TRUE(same(back->buffer().bytes(local, size), pattern(1, local, size)));
     const uint64_t end = local + size;
-    EXPECT_TRUE(same(back->place().bytes(end, whole - end), pattern(3, end, whole - end)));
+    EXPECT_TRUE(same(back->buffer().bytes(end, whole - end), pattern(3, end, whole - end)));
 }
 
 void roundTripSizes(Bench& bench) {
@@ -75,7 +76,7 @@ void roundTripSizes(Bench& bench) {
     }
 }
 
-void roundTripOddPlaces(Bench& bench) {
+void roundTripOddBuffers(Bench& bench) {
     const uint64_t step = bench.subject().granularity;
     for (const uint64_t size : {1, 513, 4096, 100'000}) {
         for (const auto& [local, remote] :
@@ -95,25 +96,25 @@ void scatteredSegments(Bench& bench) {
     Side* const side = bench.side();
     std::mt19937_64 random(7);
     const uint64_t step = bench.subject().granularity;
-    const uint64_t slot = 4 * std::max<uint64_t>(step, 512);
-    constexpr uint64_t kSlots = 2000;
-    const auto local = bench.local(*side, kSlots * slot);
-    const auto remote = bench.remote(*side, kSlots * slot);
+    const uint64_t cell = 4 * std::max<uint64_t>(step, 512);
+    constexpr uint64_t kCells = 2000;
+    const auto local = bench.local(*side, kCells * cell);
+    const auto remote = bench.remote(*side, kCells * cell);
     if (!local->ok() || !remote->ok()) {
         return;
     }
     for (const OpType op : {OpType::WRITE, OpType::READ}) {
-        local->place().fill(10);
-        remote->place().fill(11);
-        std::vector<uint64_t> order(kSlots);
+        local->buffer().fill(10);
+        remote->buffer().fill(11);
+        std::vector<uint64_t> order(kCells);
         std::iota(order.begin(), order.end(), 0);
         std::shuffle(order.begin(), order.end(), random);
         Job job(op, local->region(), remote->region(), side->peer(true));
-        const uint64_t whole = kSlots * slot;
+        const uint64_t whole = kCells * cell;
         std::vector<uint8_t> wanted = pattern(op == OpType::WRITE ? 11 : 10, 0, whole);
-        for (uint64_t i = 0; i < kSlots; ++i) {
-            const uint64_t size = bench.rounded(1 + random() % (slot - step));
-            const Piece piece{i * slot, order[i] * slot, std::min(size, slot)};
+        for (uint64_t i = 0; i < kCells; ++i) {
+            const uint64_t size = bench.rounded(1 + random() % (cell - step));
+            const Piece piece{i * cell, order[i] * cell, std::min(size, cell)};
             job.add(piece);
             const bool write = op == OpType::WRITE;
             const auto bytes =
@@ -124,7 +125,7 @@ void scatteredSegments(Bench& bench) {
         if (!job.run(side->backend())) {
             return;
         }
-        Place& target = op == OpType::WRITE ? remote->place() : local->place();
+        Buffer& target = op == OpType::WRITE ? remote->buffer() : local->buffer();
         EXPECT_TRUE(same(target.bytes(0, whole), wanted)) << opName(op);
     }
 }
@@ -138,8 +139,8 @@ void regularRuns(Bench& bench) {
     if (!local->ok() || !remote->ok()) {
         return;
     }
-    local->place().fill(20);
-    remote->place().fill(21);
+    local->buffer().fill(20);
+    remote->buffer().fill(21);
     Job job(OpType::WRITE, local->region(), remote->region(), side->peer(true));
     std::vector<uint8_t> wanted = pattern(21, 0, 4000 * block);
     const auto add = [&](const PlanRun& run) {
@@ -166,7 +167,7 @@ void regularRuns(Bench& bench) {
          .remoteStride = 5 * block,
          .count = 50});
     if (job.run(side->backend())) {
-        EXPECT_TRUE(same(remote->place().bytes(0, 4000 * block), wanted));
+        EXPECT_TRUE(same(remote->buffer().bytes(0, 4000 * block), wanted));
     }
 }
 
@@ -178,11 +179,11 @@ void rePost(Bench& bench) {
     Job job(OpType::WRITE, local->region(), remote->region(), side->peer(true));
     job.add({0, 0, size});
     for (unsigned round = 0; round < bench.subject().reposts; ++round) {
-        local->place().fill(round);
+        local->buffer().fill(round);
         if (!job.run(side->backend())) {
             return;
         }
-        ASSERT_TRUE(same(remote->place().bytes(0, size), pattern(round, 0, size)))
+        ASSERT_TRUE(same(remote->buffer().bytes(0, size), pattern(round, 0, size)))
             << "round " << round;
     }
 }
@@ -194,7 +195,7 @@ void manyPending(Bench& bench) {
     constexpr uint64_t kJobs = 32;
     const auto local = bench.local(*side, kJobs * size);
     const auto remote = bench.remote(*side, kJobs * size);
-    local->place().fill(30);
+    local->buffer().fill(30);
     std::deque<Job> jobs;
     std::vector<std::shared_ptr<TestCompletion>> ends;
     for (uint64_t i = 0; i < kJobs; ++i) {
@@ -209,8 +210,8 @@ void manyPending(Bench& bench) {
     for (uint64_t i = kJobs; i-- > 0;) {
         ASSERT_TRUE(ends[i] && jobs[i].wait(side->backend(), *ends[i]));
         EXPECT_EQ(ends[i]->state(), XferState::DONE) << ends[i]->status().message();
-        EXPECT_TRUE(
-            same(remote->place().bytes((kJobs - 1 - i) * size, size), pattern(30, i * size, size)));
+        EXPECT_TRUE(same(remote->buffer().bytes((kJobs - 1 - i) * size, size),
+                         pattern(30, i * size, size)));
     }
 }
 
@@ -221,12 +222,12 @@ void threadRounds(Bench& bench, Side& side, unsigned number) {
     for (int round = 0; round < kRounds && !::testing::Test::HasFailure(); ++round) {
         const auto local = bench.local(side, 2 * size);
         const auto remote = bench.remote(side, 2 * size);
-        local->place().fill(number);
+        local->buffer().fill(number);
         Job write(OpType::WRITE, local->region(), remote->region(), side.peer(true));
         Job read(OpType::READ, local->region(), remote->region(), side.peer(true));
         if (write.add({0, size, size}).run(side.backend()) &&
             read.add({size, size, size}).run(side.backend())) {
-            EXPECT_TRUE(same(local->place().bytes(size, size), pattern(number, 0, size)));
+            EXPECT_TRUE(same(local->buffer().bytes(size, size), pattern(number, 0, size)));
         }
     }
 }
@@ -261,7 +262,7 @@ void nothingToMove(Bench& bench) {
 std::vector<Check> transferChecks() {
     using For = Check::For;
     return {{"RoundTripSizes", For::ALL, roundTripSizes},
-            {"RoundTripOddPlaces", For::ALL, roundTripOddPlaces},
+            {"RoundTripOddBuffers", For::ALL, roundTripOddBuffers},
             {"RoundTripLargest", For::ALL, roundTripLargest},
             {"ScatteredSegments", For::ALL, scatteredSegments},
             {"RegularRuns", For::ALL, regularRuns},

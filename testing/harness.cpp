@@ -49,8 +49,8 @@ PlanPeer Side::peer(bool self) const {
     return {services_->agentName(), services_->incarnation(), self};
 }
 
-Registered::Registered(Side& side, std::unique_ptr<Place> place)
-    : place_(std::move(place)), region_(place_->region()) {
+Registered::Registered(Side& side, std::unique_ptr<Buffer> buffer)
+    : buffer_(std::move(buffer)), region_(buffer_->region()) {
     auto memory = side.backend().registerMemory(region_);
     if (!memory.ok()) {
         status_ = memory.status();
@@ -110,7 +110,7 @@ std::shared_ptr<TestCompletion> Job::post(std::string_view notification, bool no
     return completion;
 }
 
-void Job::help(Backend& backend) {
+void Job::progress(Backend& backend) {
     if (backend.needsProgress()) {
         backend.progress();
     }
@@ -125,7 +125,7 @@ bool Job::wait(Backend& backend, TestCompletion& completion) {
                           << " segments is pending after " << kPatience.count() << " ms";
             return false;
         }
-        help(backend);
+        progress(backend);
         completion.waitFor(std::chrono::milliseconds(backend.needsProgress() ? 0 : 1));
     }
     EXPECT_EQ(completion.ends(), 1);

@@ -36,18 +36,18 @@ class Side {
     std::unique_ptr<Backend> backend_;
 };
 
-// A place registered with a side.
+// A buffer registered with a side.
 class Registered {
   public:
-    Registered(Side& side, std::unique_ptr<Place> place);
-    Place& place() { return *place_; }
+    Registered(Side& side, std::unique_ptr<Buffer> buffer);
+    Buffer& buffer() { return *buffer_; }
     const Status& status() const { return status_; }
     bool ok() const { return status_.ok(); }
     PlanRegion region() const;
     BackendMemory* memory() { return memory_.get(); }
 
   private:
-    std::unique_ptr<Place> place_;
+    std::unique_ptr<Buffer> buffer_;
     MemoryRegion region_;
     std::unique_ptr<BackendMemory> memory_;
     Status status_;
@@ -55,7 +55,7 @@ class Registered {
 };
 
 struct Piece {
-    uint64_t local = 0;  // offsets in the places
+    uint64_t local = 0;  // offsets in the buffers
     uint64_t remote = 0;
     uint64_t size = 0;
 };
@@ -78,7 +78,7 @@ class Job {
     // Posts, and gives the completion; null and a failed test where post refuses.
     std::shared_ptr<TestCompletion> post(std::string_view notification = {}, bool notify = false);
     // What a polling caller does for a pending transfer.
-    void help(Backend& backend);
+    void progress(Backend& backend);
     // Until final, helping as a polling caller would; a failed test when it takes for ever.
     bool wait(Backend& backend, TestCompletion& completion);
     // All three; true where it ended DONE, else the test has failed.
@@ -93,7 +93,7 @@ class Job {
     std::unique_ptr<BackendTransfer> transfer_;
 };
 
-// What a check works with: the subject, one side, and its two places where it wants them.
+// What a check works with: the subject, one side, and its two buffers where it wants them.
 class Bench {
   public:
     explicit Bench(const Subject& subject) : subject_(subject) {}

@@ -99,7 +99,7 @@ class ManualQueue {
     std::vector<std::function<void()>> tasks_ NIXL_GUARDED_BY(mutex_);
 };
 
-// Takes one of so many places, gives it back when destroyed.
+// Takes one of so many buffers, gives it back when destroyed.
 class Ticket {
   public:
     static std::unique_ptr<Ticket> take(std::atomic<int64_t>& used, int64_t limit) {
@@ -119,8 +119,8 @@ class Ticket {
 };
 
 struct HostMemory final : BackendMemory {
-    HostMemory(uint64_t start, uint64_t bytes, std::unique_ptr<Ticket> place)
-        : address(start), size(bytes), ticket(std::move(place)) {}
+    HostMemory(uint64_t start, uint64_t bytes, std::unique_ptr<Ticket> buffer)
+        : address(start), size(bytes), ticket(std::move(buffer)) {}
     const uint64_t address;
     const uint64_t size;
     const std::unique_ptr<Ticket> ticket;  // none for imported memory

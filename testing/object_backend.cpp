@@ -185,13 +185,13 @@ const ParameterSpec kParameters[] = {
     {"use_pool", ParameterType::BOOL, "true", "on the copy pool, else inside post"},
 };
 
-class ObjectPlace final : public Place {
+class ObjectBuffer final : public Buffer {
   public:
-    ObjectPlace(const std::string& bucket, std::string key, uint64_t size)
-        : Place(size), store_(ObjectStore::open(bucket)), key_(std::move(key)) {
+    ObjectBuffer(const std::string& bucket, std::string key, uint64_t size)
+        : Buffer(size), store_(ObjectStore::open(bucket)), key_(std::move(key)) {
         store_->resize(key_, size);
     }
-    ~ObjectPlace() override { store_->remove(key_); }
+    ~ObjectBuffer() override { store_->remove(key_); }
 
     MemoryRegion region() const override { return {MemType::OBJECT, 0, size(), 0, key_}; }
     void write(uint64_t offset, std::span<const uint8_t> bytes) override {
@@ -309,10 +309,10 @@ const PluginTable& objectBackendTable() {
     return table;
 }
 
-std::unique_ptr<Place> makeObjectPlace(const std::string& bucket,
-                                       const std::string& key,
-                                       uint64_t size) {
-    return std::make_unique<ObjectPlace>(bucket, key, size);
+std::unique_ptr<Buffer> makeObjectBuffer(const std::string& bucket,
+                                         const std::string& key,
+                                         uint64_t size) {
+    return std::make_unique<ObjectBuffer>(bucket, key, size);
 }
 
 }  // namespace nixl::testkit

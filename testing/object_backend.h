@@ -15,7 +15,7 @@
 #include "nixl/plugin.h"
 
 #include "base/mutex.h"
-#include "testing/places.h"
+#include "testing/buffers.h"
 
 namespace nixl::testkit {
 
@@ -41,9 +41,9 @@ class ObjectStore {
 // Parameters: bucket, max_object (limit of an object's size), use_pool (else inside post).
 const PluginTable& objectBackendTable();
 
-// An object of `size` bytes in `bucket`, removed with the place.
-std::unique_ptr<Place> makeObjectPlace(const std::string& bucket,
-                                       const std::string& key,
-                                       uint64_t size);
+// An object of `size` bytes in `bucket`, removed with the buffer.
+std::unique_ptr<Buffer> makeObjectBuffer(const std::string& bucket,
+                                         const std::string& key,
+                                         uint64_t size);
 
 }  // namespace nixl::testkit

@@ -60,7 +60,7 @@ Subject objects() {
     subject.table = &objectBackendTable();
     subject.remote = [](uint64_t size) {
         static std::atomic<int> number{0};
-        return makeObjectPlace("test", "key" + std::to_string(++number), size);
+        return makeObjectBuffer("test", "key" + std::to_string(++number), size);
     };
     subject.limits = {{"max_object", Limit::What::TRANSFER_BYTES, {{"max_object", "1M"}}, 1 << 20}};
     return subject;

@@ -38,9 +38,9 @@ class PosixStorage(Benchmark):
         self.agent.create_backend("POSIX", API_TYPES[options.api_type])
 
     def head(self) -> dict[str, str]:
-        way = "O_DIRECT" if self.options.direct_io else "page cache"
+        path = "O_DIRECT" if self.options.direct_io else "page cache"
         return {
-            "Backend": f"POSIX ({self.options.api_type}, {way})",
+            "Backend": f"POSIX ({self.options.api_type}, {path})",
             "Memory Type": f"DRAM -> FILE ({self.options.file_path})",
         }
 

@@ -36,7 +36,7 @@ class NixlEnd:
             "address": self.memory.ctypes.data,
         }
 
-    def know(self, invitation: dict[str, Any]) -> None:
+    def set_metadata(self, invitation: dict[str, Any]) -> None:
         name = self.agent.add_remote_agent(base64.b64decode(invitation["metadata"]))
         self.other = name.decode() if isinstance(name, bytes) else name
 
@@ -81,7 +81,7 @@ class MooncakeEnd:
         name = f"{self.host}:{self.engine.get_rpc_port()}"
         return {"metadata": name, "address": self.memory.ctypes.data}
 
-    def know(self, invitation: dict[str, Any]) -> None:
+    def set_metadata(self, invitation: dict[str, Any]) -> None:
         self.other = invitation["metadata"]
 
     def prepare(self, operation: str, near: Any, far: Any, size: int) -> Any:

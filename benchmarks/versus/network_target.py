@@ -34,7 +34,7 @@ def make_memory(side: str, kind: str, nbytes: int) -> Any:
 
 def answer_of(end: Any, message: dict[str, Any]) -> dict[str, Any]:
     if message["do"] == "know":
-        end.know(message)
+        end.set_metadata(message)
         return {"known": True}
     if message["do"] == "sum":
         return {"sum": int(end.memory.view(np.uint64).sum())}

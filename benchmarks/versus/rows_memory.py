@@ -238,11 +238,11 @@ class Register(Row):
         import numpy as np
         from nixl._api import nixl_agent, nixl_agent_config
 
-        page, slots = 4096, 40_000
-        self.memory = np.zeros(slots * page, dtype=np.uint8)
+        page, pages = 4096, 40_000
+        self.memory = np.zeros(pages * page, dtype=np.uint8)
         base = self.memory.ctypes.data
         rng = np.random.default_rng(4)
-        places = np.sort(rng.permutation(slots)[:BLOCKS])
+        places = np.sort(rng.permutation(pages)[:BLOCKS])
         sizes = rng.integers(1, page + 1, BLOCKS)
         starts = rng.integers(0, page, BLOCKS) % (page + 1 - sizes)
         self.random = [

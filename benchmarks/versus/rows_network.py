@@ -69,7 +69,7 @@ class TwoProcesses(Row):
         self.source = np.random.default_rng(1).integers(0, 256, self.size, dtype=np.uint8)
         self.end = make_end(self.side, "near", self.source, addresses()[0], self.silent_for)
         if self.acquainted:
-            self.end.know(self.far.invitation)
+            self.end.set_metadata(self.far.invitation)
             self.far.ask(do="know", **self.end.invitation())
         self.address, self.pid = self.far.address, self.far.pid
         self.prepare()

@@ -130,7 +130,7 @@ class FirstTransfer(TwoProcesses):
 
     def measure(self) -> None:
         start = time.perf_counter()
-        self.end.know(self.far.invitation)
+        self.end.set_metadata(self.far.invitation)
         self.end.move(self.transfer("WRITE", 4096))
         self.note("add_remote_agent until DONE", (time.perf_counter() - start) * 1e3)
 
@@ -194,7 +194,7 @@ class Loss(TwoProcesses):
     def measure(self) -> None:
         for metric, number in zip(self.metrics, (signal.SIGKILL, signal.SIGSTOP), strict=True):
             far = self.make_far(f"far{number}")
-            self.end.know(far.invitation)
+            self.end.set_metadata(far.invitation)
             self.address = far.address
             handle = self.transfer("WRITE", LARGE)
             self.move(handle)

@@ -62,12 +62,12 @@ class AioEngine final : public LoopEngine {
         }
     }
 
-    void enqueue(Slot& slot) override {
-        const IoRequest& request = slot.request;
-        iocb& block = blocks_[slot.index];
+    void enqueue(Entry& entry) override {
+        const IoRequest& request = entry.request;
+        iocb& block = blocks_[entry.index];
         std::memset(&block, 0, sizeof(block));
         const bool write = request.op == IoOp::WRITE;
-        block.aio_data = slot.index;
+        block.aio_data = entry.index;
         block.aio_fildes = static_cast<uint32_t>(request.fd);
         block.aio_offset = static_cast<int64_t>(request.offset);
         if (request.vectorCount == 1) {
@@ -86,7 +86,7 @@ class AioEngine final : public LoopEngine {
         submit();
         const bool failed_at_once = !failures_.empty();
         for (const auto& [index, error] : failures_) {
-            finished(slot(index), -error);
+            finished(entryAt(index), -error);
         }
         failures_.clear();
         if (wait || submitted_ > 0) {
@@ -143,7 +143,7 @@ class AioEngine final : public LoopEngine {
                 drainWake();
                 armWake();
             } else {
-                finished(slot(events_[i].data), events_[i].res);
+                finished(entryAt(events_[i].data), events_[i].res);
             }
         }
     }
@@ -153,7 +153,7 @@ class AioEngine final : public LoopEngine {
     iocb wakeBlock_{};
     std::vector<io_event> events_;
     std::vector<iocb*> pending_;                      // to submit
-    std::vector<std::pair<uint64_t, int>> failures_;  // slot and errno of refused ones
+    std::vector<std::pair<uint64_t, int>> failures_;  // entry and errno of refused ones
     size_t submitted_ = 1;                            // in the kernel, the wake block included
 };
 

@@ -1,5 +1,5 @@
 // The engines that carry I/O to the kernel, and what they ask of their owner. An engine pulls
-// requests from a RequestSource whenever it has a free slot, so no queue of it can run dry or
+// requests from a RequestSource whenever it has a free entry, so no queue of it can run dry or
 // overflow however many transfers are posted. Nothing here knows the core.
 //
 // Threads: kick() may be called from any thread and never blocks; the RequestSource is called on
@@ -66,9 +66,9 @@ struct IoRequest {
 class RequestSource {
   public:
     virtual ~RequestSource() = default;
-    // Fills up to slots.size() requests, stopping after the one that reaches `byte_budget`;
+    // Fills up to entries.size() requests, stopping after the one that reaches `byte_budget`;
     // returns how many. May open files and copy into bounce buffers.
-    virtual size_t draw(std::span<IoRequest*> slots, uint64_t byte_budget) = 0;
+    virtual size_t draw(std::span<IoRequest*> entries, uint64_t byte_budget) = 0;
     // Takes the bytes moved or -errno. True: `request` holds what is left, submit it again.
     virtual bool complete(IoRequest& request, int64_t result) = 0;
     // True when draw() may give something.

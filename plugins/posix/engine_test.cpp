@@ -23,11 +23,11 @@ class ReadSource final : public RequestSource {
         const std::lock_guard lock(mutex_);
         waiting_.push_back(fd);
     }
-    size_t draw(std::span<IoRequest*> slots, uint64_t /*byte_budget*/) override {
+    size_t draw(std::span<IoRequest*> entries, uint64_t /*byte_budget*/) override {
         const std::lock_guard lock(mutex_);
         size_t count = 0;
-        for (; count < slots.size() && !waiting_.empty(); ++count) {
-            IoRequest& request = *slots[count];
+        for (; count < entries.size() && !waiting_.empty(); ++count) {
+            IoRequest& request = *entries[count];
             request.reset();
             request.fd = waiting_.front();
             request.user.push_back({&byte_, 1});
@@ -118,8 +118,8 @@ class SchedulerTest : public testing::Test {
 
     // Draws one request of 4 KiB, as one thread of the pool does.
     size_t draw(IoRequest& request) {
-        std::array<IoRequest*, 1> slots{&request};
-        return scheduler_.draw(slots, 4096);
+        std::array<IoRequest*, 1> entries{&request};
+        return scheduler_.draw(entries, 4096);
     }
 
     std::shared_ptr<TestCompletion> start(Job& job) {
@@ -177,7 +177,7 @@ TEST_F(SchedulerTest, ManyThreadsReadOneFileAndWriteTwo) {
     }
 }
 
-TEST_F(SchedulerTest, CanceledWriterGivesItsPlaceBack) {
+TEST_F(SchedulerTest, CanceledWriterGivesItsBufferBack) {
     auto file = open("f");
     TestPlan plan(OpType::WRITE);
     plan.add(memory_.data(), 4096, file.get(), 0);

@@ -32,10 +32,11 @@ class AioQueue final : public KernelQueue {
     AioQueue(const AioQueue&) = delete;
     AioQueue& operator=(const AioQueue&) = delete;
 
-    size_t submit(std::span<IoRequest* const> requests, std::span<const unsigned> slots) override {
+    size_t submit(std::span<IoRequest* const> requests,
+                  std::span<const unsigned> entries) override {
         pending_.clear();
         for (size_t i = 0; i < requests.size(); ++i) {
-            pending_.push_back(&fill(*requests[i], slots[i]));
+            pending_.push_back(&fill(*requests[i], entries[i]));
         }
         long taken = 0;
         do {
@@ -65,11 +66,11 @@ class AioQueue final : public KernelQueue {
     }
 
   private:
-    iocb& fill(const IoRequest& request, unsigned slot) {
-        iocb& block = blocks_[slot];
+    iocb& fill(const IoRequest& request, unsigned entry) {
+        iocb& block = blocks_[entry];
         std::memset(&block, 0, sizeof(block));
         const bool write = request.op == IoOp::WRITE;
-        block.aio_data = slot;
+        block.aio_data = entry;
         block.aio_fildes = static_cast<uint32_t>(request.fd);
         block.aio_offset = static_cast<int64_t>(request.offset);
         block.aio_rw_flags = RWF_NOWAIT;

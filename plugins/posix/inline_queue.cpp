@@ -33,11 +33,11 @@ void InlineQueue::open(Engine::OpenInline open) {
         return;
     }
     event_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    queue_ = event_ < 0 ? nullptr : open(kSlots, event_);
+    queue_ = event_ < 0 ? nullptr : open(kEntries, event_);
     if (queue_ == nullptr) {
         return;
     }
-    for (unsigned i = kSlots; i > 0; --i) {
+    for (unsigned i = kEntries; i > 0; --i) {
         free_.push_back(i - 1);
     }
     ended_ = startThread("nixl-posix-look", [this] { watch(); }, thread_) != 0;
@@ -65,27 +65,27 @@ bool InlineQueue::post(Part& part) {
 // True where the kernel took something. REQUIRES: queueMutex_ is held.
 bool InlineQueue::submit(Part& part) {
     std::array<IoRequest*, kRequests> requests{};
-    std::array<unsigned, kRequests> slots{};
+    std::array<unsigned, kRequests> entries{};
     for (size_t i = 0; i < kRequests; ++i) {
-        slots[i] = free_[free_.size() - 1 - i];
-        requests[i] = &requests_[slots[i]];
+        entries[i] = free_[free_.size() - 1 - i];
+        requests[i] = &requests_[entries[i]];
     }
     size_t taken = 0;
     part.begin(requests, [&](size_t count) {
         // Counted first: who takes the ends may be faster than this thread.
         inFlight_.fetch_add(static_cast<unsigned>(count));
-        taken = queue_->submit({requests.data(), count}, {slots.data(), count});
+        taken = queue_->submit({requests.data(), count}, {entries.data(), count});
         inFlight_.fetch_sub(static_cast<unsigned>(count - taken));
         free_.resize(free_.size() - count);
         for (size_t i = taken; i < count; ++i) {
             scheduler_.handBack(*requests[i]);
-            free_.push_back(slots[i]);
+            free_.push_back(entries[i]);
         }
     });
     return taken > 0;
 }
 
-bool InlineQueue::help() {
+bool InlineQueue::progress() {
     if (!busy()) {
         return false;
     }
@@ -104,17 +104,17 @@ bool InlineQueue::take(bool try_only) {
         count = queue_->reap(ends);
     }
     for (size_t i = 0; i < count; ++i) {
-        settle(requests_[ends[i].slot], ends[i].result);
+        finish(requests_[ends[i].entry], ends[i].result);
         {
             const std::lock_guard lock(queueMutex_);
-            free_.push_back(ends[i].slot);
+            free_.push_back(ends[i].entry);
         }
         inFlight_.fetch_sub(1);
     }
     return count > 0;
 }
 
-void InlineQueue::settle(IoRequest& request, int64_t result) {
+void InlineQueue::finish(IoRequest& request, int64_t result) {
     // What the kernel would have to wait for, or gave up since the poster's thread has ended.
     const bool later = result == -EAGAIN || result == -EOPNOTSUPP ||
                        (result == -ECANCELED && !scheduler_.abandoned(request));

@@ -2,7 +2,7 @@
 // queue of their own, and whoever polls takes their ends. A watcher takes those that nobody polls
 // for; it sleeps in the kernel, and where callers poll it only looks after them now and then.
 //
-// Threads: post() and help() from any thread; the rest as said.
+// Threads: post() and progress() from any thread; the rest as said.
 #pragma once
 
 #include <array>
@@ -26,7 +26,7 @@ class Scheduler;
 
 // The end of one request of a KernelQueue.
 struct KernelEnd {
-    unsigned slot = 0;
+    unsigned entry = 0;
     int64_t result = 0;
 };
 
@@ -37,7 +37,7 @@ class KernelQueue {
     // Hands requests to the kernel, which holds their files from then on; never waits for a device.
     // How many were taken, from the first on.
     virtual size_t submit(std::span<IoRequest* const> requests,
-                          std::span<const unsigned> slots) = 0;
+                          std::span<const unsigned> entries) = 0;
     // Whether something may have ended: cheap.
     virtual bool ended() const = 0;
     // A descriptor that is readable when something has ended; what there is to read is drained.
@@ -52,7 +52,7 @@ std::unique_ptr<KernelQueue> openUringQueue(unsigned depth, int event);
 
 class InlineQueue {
   public:
-    static constexpr unsigned kSlots = 64;
+    static constexpr unsigned kEntries = 64;
     static constexpr size_t kRequests = 8;  // of one post
 
     explicit InlineQueue(Scheduler& scheduler) : scheduler_(scheduler) {}
@@ -66,7 +66,7 @@ class InlineQueue {
     // kernel cannot take without waiting, goes to the scheduler. False: nothing was begun.
     bool post(Part& part);
     // Takes what has ended; true if that was something.
-    bool help();
+    bool progress();
     bool busy() const { return inFlight_.load(std::memory_order_relaxed) > 0; }
     // Ends the watcher. False where that took longer than `seconds`: see Engine::stop.
     bool stop(double seconds);
@@ -76,7 +76,7 @@ class InlineQueue {
 
     bool submit(Part& part);
     bool take(bool try_only);
-    void settle(IoRequest& request, int64_t result);
+    void finish(IoRequest& request, int64_t result);
     void wakeWatcher();
     void ring() const;
     void watch();
@@ -92,7 +92,7 @@ class InlineQueue {
 
     std::mutex queueMutex_;  // guards queue_ and free_
     std::vector<unsigned> free_;
-    std::array<IoRequest, kSlots> requests_;
+    std::array<IoRequest, kEntries> requests_;
 
     std::atomic<Watch> state_{Watch::SLEEPS};
     std::mutex mutex_;  // guards what follows

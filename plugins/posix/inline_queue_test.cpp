@@ -41,11 +41,12 @@ Kernel* kernel = nullptr;
 
 class FakeQueue final : public KernelQueue {
   public:
-    size_t submit(std::span<IoRequest* const> requests, std::span<const unsigned> slots) override {
+    size_t submit(std::span<IoRequest* const> requests,
+                  std::span<const unsigned> entries) override {
         const std::lock_guard lock(kernel->mutex);
         const size_t taken = std::min(requests.size(), kernel->room);
-        kernel->held.insert(kernel->held.end(), slots.begin(),
-                            slots.begin() + static_cast<ptrdiff_t>(taken));
+        kernel->held.insert(kernel->held.end(), entries.begin(),
+                            entries.begin() + static_cast<ptrdiff_t>(taken));
         return taken;
     }
     bool ended() const override {
@@ -115,12 +116,12 @@ class InlineQueueTest : public testing::Test {
     // What the engine would draw, at most `count`.
     std::vector<std::unique_ptr<IoRequest>> draw(size_t count) {
         std::vector<std::unique_ptr<IoRequest>> requests;
-        std::vector<IoRequest*> slots;
+        std::vector<IoRequest*> entries;
         for (size_t i = 0; i < count; ++i) {
             requests.push_back(std::make_unique<IoRequest>());
-            slots.push_back(requests.back().get());
+            entries.push_back(requests.back().get());
         }
-        requests.resize(scheduler_.draw(slots, UINT64_MAX));
+        requests.resize(scheduler_.draw(entries, UINT64_MAX));
         return requests;
     }
 
@@ -148,7 +149,7 @@ TEST_F(InlineQueueTest, ThePosterSubmitsAndThePollerTakesTheEnds) {
             kernel_.end(4096);
         }
         while (!end->final()) {
-            queue_.help();  // or the watcher was faster
+            queue_.progress();  // or the watcher was faster
         }
         EXPECT_EQ(end->wait(), XferState::DONE);
     }
@@ -159,13 +160,13 @@ TEST_F(InlineQueueTest, WhatNobodyPollsForEndsToo) {
         if (polled_before) {  // long enough for the watcher to expect it
             auto end = start();
             for (int i = 0; i < 100'000; ++i) {
-                EXPECT_FALSE(queue_.help());
+                EXPECT_FALSE(queue_.progress());
             }
             for (int i = 0; i < 3; ++i) {
                 kernel_.end(4096);
             }
             while (!end->final()) {
-                queue_.help();
+                queue_.progress();
             }
         }
         auto end = start();
@@ -183,7 +184,7 @@ TEST_F(InlineQueueTest, WhatWouldHaveToWaitIsLeftToTheEngine) {
     kernel_.end(-ECANCELED);
     std::vector<std::unique_ptr<IoRequest>> drawn;
     while (drawn.size() < 3) {
-        queue_.help();
+        queue_.progress();
         for (auto& one : draw(8)) {
             drawn.push_back(std::move(one));
         }
@@ -210,7 +211,7 @@ TEST_F(InlineQueueTest, TheEngineGoesOnWithTheSameFile) {
     kernel_.end(4096);
     std::vector<std::unique_ptr<IoRequest>> drawn;
     while (drawn.empty()) {
-        queue_.help();
+        queue_.progress();
         drawn = draw(8);
     }
     struct stat now {};
@@ -246,12 +247,12 @@ TEST_F(InlineQueueTest, AFailureIsNamed) {
 TEST_F(InlineQueueTest, PostsBeyondItsRoomGoToTheEngine) {
     std::vector<std::unique_ptr<Job>> jobs;
     std::vector<std::shared_ptr<TestCompletion>> ends;
-    for (unsigned i = 0; i < 2 * InlineQueue::kSlots / 3; ++i) {
+    for (unsigned i = 0; i < 2 * InlineQueue::kEntries / 3; ++i) {
         jobs.push_back(std::make_unique<Job>(plan_.get(), limits_, limits_, shared_));
         ends.push_back(std::make_shared<TestCompletion>());
         jobs.back()->start(ends.back());
     }
-    EXPECT_LE(kernel_.count(), InlineQueue::kSlots);
+    EXPECT_LE(kernel_.count(), InlineQueue::kEntries);
     while (kernel_.count() > 0) {
         kernel_.end(4096);
     }

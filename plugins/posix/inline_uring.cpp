@@ -34,12 +34,13 @@ class UringQueue final : public KernelQueue {
         return open_;
     }
 
-    size_t submit(std::span<IoRequest* const> requests, std::span<const unsigned> slots) override {
+    size_t submit(std::span<IoRequest* const> requests,
+                  std::span<const unsigned> entries) override {
         for (size_t i = 0; i < requests.size(); ++i) {
             const IoRequest& request = *requests[i];
             io_uring_sqe* sqe = io_uring_get_sqe(&ring_);  // never more than its entries
             prepareEntry(sqe, request);
-            sqe->user_data = slots[i];
+            sqe->user_data = entries[i];
         }
         const int taken = io_uring_submit(&ring_);
         const size_t count = taken < 0 ? 0 : static_cast<size_t>(taken);

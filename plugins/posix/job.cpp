@@ -81,10 +81,10 @@ void Part::start() {
     scheduler_.add(*this);
 }
 
-void Part::begin(std::span<IoRequest*> slots, const std::function<void(size_t)>& submit) {
+void Part::begin(std::span<IoRequest*> entries, const std::function<void(size_t)>& submit) {
     size_t count = 0;
     uint64_t bytes = 0;
-    const Filled filled = fill(slots, count, slots.size(), bytes, UINT64_MAX);
+    const Filled filled = fill(entries, count, entries.size(), bytes, UINT64_MAX);
     if (count > 0) {
         submit(count);
     }
@@ -171,13 +171,13 @@ bool Part::gather(IoRequest& request) {
 }
 
 Part::Filled Part::fill(
-    std::span<IoRequest*> slots, size_t& count, size_t limit, uint64_t& bytes, uint64_t budget) {
+    std::span<IoRequest*> entries, size_t& count, size_t limit, uint64_t& bytes, uint64_t budget) {
     while (count < limit && bytes < budget) {
         if (job_.canceled()) {
             job_.dropped();
             return Filled::END;
         }
-        IoRequest& request = *slots[count];
+        IoRequest& request = *entries[count];
         int error = 0;
         switch (builder_.next(request, error)) {
             case RequestBuilder::Outcome::END:

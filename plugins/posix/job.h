@@ -54,11 +54,14 @@ class Part {
     void rewind(uint64_t epoch);
     void start();  // leaves it to the scheduler
     // The same for one who submits the first requests at once: `submit(count)` hands as many of
-    // `slots` to the kernel. The scheduler gets what is left.
-    void begin(std::span<IoRequest*> slots, const std::function<void(size_t)>& submit);
-    // Fills slots[count…limit) up to `budget` bytes in all.
-    Filled fill(
-        std::span<IoRequest*> slots, size_t& count, size_t limit, uint64_t& bytes, uint64_t budget);
+    // `entries` to the kernel. The scheduler gets what is left.
+    void begin(std::span<IoRequest*> entries, const std::function<void(size_t)>& submit);
+    // Fills entries[count…limit) up to `budget` bytes in all.
+    Filled fill(std::span<IoRequest*> entries,
+                size_t& count,
+                size_t limit,
+                uint64_t& bytes,
+                uint64_t budget);
     void drop();  // one request, or the place in the scheduler, is finished; may destroy the job
     // True where a second thread would only wait for the first.
     bool single() const { return single_; }
@@ -143,7 +146,7 @@ class Scheduler final : public RequestSource {
     // Makes parked parts try again, and the engine look.
     void wake();
 
-    size_t draw(std::span<IoRequest*> slots, uint64_t byte_budget) override;
+    size_t draw(std::span<IoRequest*> entries, uint64_t byte_budget) override;
     bool complete(IoRequest& request, int64_t result) override;
     bool hasWork() const override { return activeCount_.load() > 0; }
     bool abandoned(const IoRequest& request) const override;
@@ -154,10 +157,10 @@ class Scheduler final : public RequestSource {
 
   private:
     bool takeReturned(IoRequest& request);
-    size_t drawReturned(std::span<IoRequest*> slots, uint64_t byte_budget, uint64_t& bytes);
+    size_t drawReturned(std::span<IoRequest*> entries, uint64_t byte_budget, uint64_t& bytes);
     Part* pop(bool& others);
     void park(Part& part);
-    bool settle(IoRequest& request, int64_t result);
+    bool finish(IoRequest& request, int64_t result);
     bool useTwin(IoRequest& request);
     bool useBounce(IoRequest& request);
     static void scatterCarefully(const IoRequest& request);

@@ -49,9 +49,9 @@ int startThread(const char* name, std::function<void()> body, pthread_t& thread)
 LoopEngine::LoopEngine(const EngineOptions& options, RequestSource& source)
     : options_(options), source_(source) {
     for (unsigned i = 0; i < options.depth; ++i) {
-        slots_.push_back(std::make_unique<Slot>());
-        slots_.back()->index = i;
-        free_.push_back(slots_.back().get());
+        entries_.push_back(std::make_unique<Entry>());
+        entries_.back()->index = i;
+        free_.push_back(entries_.back().get());
     }
     drawn_.resize(options.depth);
 }
@@ -123,15 +123,15 @@ void LoopEngine::drainWake() {
     }
 }
 
-void LoopEngine::finished(Slot& slot, int64_t result) {
-    const uint64_t before = slot.request.length;
-    if (source_.complete(slot.request, result)) {
-        bytesInFlight_ -= before - slot.request.length;
-        again_.push_back(&slot);
+void LoopEngine::finished(Entry& entry, int64_t result) {
+    const uint64_t before = entry.request.length;
+    if (source_.complete(entry.request, result)) {
+        bytesInFlight_ -= before - entry.request.length;
+        again_.push_back(&entry);
         return;
     }
     bytesInFlight_ -= before;
-    free_.push_back(&slot);
+    free_.push_back(&entry);
 }
 
 void LoopEngine::runOnThread(const std::function<void()>& task) {
@@ -173,8 +173,8 @@ bool LoopEngine::stopping() {
 
 void LoopEngine::fill() {
     taken_.swap(again_);
-    for (Slot* slot : taken_) {
-        enqueue(*slot);
+    for (Entry* entry : taken_) {
+        enqueue(*entry);
     }
     taken_.clear();
     while (!free_.empty() && bytesInFlight_ < options_.maxBytesInFlight) {
@@ -189,9 +189,9 @@ void LoopEngine::fill() {
         }
         taken_.assign(free_.rbegin(), free_.rbegin() + static_cast<ptrdiff_t>(count));
         free_.resize(wanted - count);
-        for (Slot* slot : taken_) {  // a request that fails at once is back in free_ already
-            bytesInFlight_ += slot->request.length;
-            enqueue(*slot);
+        for (Entry* entry : taken_) {  // a request that fails at once is back in free_ already
+            bytesInFlight_ += entry->request.length;
+            enqueue(*entry);
         }
         taken_.clear();
     }

@@ -1,4 +1,4 @@
-// What the queue-based engines share: one thread that draws requests into slots, submits them,
+// What the queue-based engines share: one thread that draws requests into entries, submits them,
 // and sleeps in the kernel until something ends or a kick comes. Owned by the backend.
 //
 // Threads: everything but kick, stop and the buffer calls runs on the engine's thread.
@@ -32,7 +32,7 @@ class LoopEngine : public Engine {
     bool stop(double seconds) override;
 
   protected:
-    struct Slot {
+    struct Entry {
         IoRequest request;
         unsigned index = 0;
     };
@@ -41,12 +41,12 @@ class LoopEngine : public Engine {
     virtual std::string openQueue() = 0;
     virtual void closeQueue() = 0;
     // Takes over one request; its end is told to finished(), at once or later.
-    virtual void enqueue(Slot& slot) = 0;
+    virtual void enqueue(Entry& entry) = 0;
     // Submits what was enqueued, reports what has ended; with `wait` sleeps until at least one
     // request ended or the wake descriptor became readable.
     virtual void step(bool wait) = 0;
 
-    void finished(Slot& slot, int64_t result);
+    void finished(Entry& entry, int64_t result);
     // Runs `task` on the engine's thread and waits for it.
     void runOnThread(const std::function<void()>& task);
     void drainWake();
@@ -54,8 +54,8 @@ class LoopEngine : public Engine {
     void ring();
     int wakeFd() const { return wakeFd_; }
     const EngineOptions& options() const { return options_; }
-    Slot& slot(size_t index) { return *slots_[index]; }
-    size_t inFlight() const { return slots_.size() - free_.size(); }
+    Entry& entryAt(size_t index) { return *entries_[index]; }
+    size_t inFlight() const { return entries_.size() - free_.size(); }
 
   private:
     void run();
@@ -68,10 +68,10 @@ class LoopEngine : public Engine {
     RequestSource& source_;
     int wakeFd_ = -1;
     std::atomic<bool> asleep_{false};
-    std::vector<std::unique_ptr<Slot>> slots_;
-    std::vector<Slot*> free_;
-    std::vector<Slot*> again_;  // partial I/O to submit once more
-    std::vector<Slot*> taken_;  // being handed to enqueue()
+    std::vector<std::unique_ptr<Entry>> entries_;
+    std::vector<Entry*> free_;
+    std::vector<Entry*> again_;  // partial I/O to submit once more
+    std::vector<Entry*> taken_;  // being handed to enqueue()
     std::vector<IoRequest*> drawn_;
     uint64_t bytesInFlight_ = 0;
 

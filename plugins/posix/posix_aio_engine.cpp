@@ -132,9 +132,9 @@ class PosixAioEngine final : public LoopEngine {
 
     void closeQueue() override { watcher_.stop(); }
 
-    void enqueue(Slot& slot) override {
-        const IoRequest& request = slot.request;
-        Block& block = blocks_[slot.index];
+    void enqueue(Entry& entry) override {
+        const IoRequest& request = entry.request;
+        Block& block = blocks_[entry.index];
         const int duplicate = fcntl(request.fd, F_DUPFD_CLOEXEC, 0);
         block.duplicate = duplicate;
         std::memset(&block.control, 0, sizeof(block.control));
@@ -146,22 +146,22 @@ class PosixAioEngine final : public LoopEngine {
         const int result =
             request.op == IoOp::WRITE ? aio_write(&block.control) : aio_read(&block.control);
         if (result == 0) {
-            active_.push_back(&slot);
+            active_.push_back(&entry);
             changed_ = true;
         } else {
-            refused_.emplace_back(&slot, errno);
+            refused_.emplace_back(&entry, errno);
         }
     }
 
     void step(bool wait) override {
         const auto refused = std::exchange(refused_, {});
-        for (const auto& [slot, error] : refused) {
-            end(*slot, error == EAGAIN ? -ENOMEM : -error);
+        for (const auto& [entry, error] : refused) {
+            end(*entry, error == EAGAIN ? -ENOMEM : -error);
         }
         if (std::exchange(changed_, false)) {
             watched_.clear();
-            for (const Slot* slot : active_) {
-                watched_.push_back(&blocks_[slot->index].control);
+            for (const Entry* entry : active_) {
+                watched_.push_back(&blocks_[entry->index].control);
             }
             watcher_.watch(watched_);
         }
@@ -181,8 +181,8 @@ class PosixAioEngine final : public LoopEngine {
 
     void sweep() {
         for (size_t i = 0; i < active_.size();) {
-            Slot& slot = *active_[i];
-            aiocb& control = blocks_[slot.index].control;
+            Entry& entry = *active_[i];
+            aiocb& control = blocks_[entry.index].control;
             const int error = aio_error(&control);
             if (error == EINPROGRESS) {
                 ++i;
@@ -192,22 +192,22 @@ class PosixAioEngine final : public LoopEngine {
             active_.pop_back();
             changed_ = true;
             const ssize_t result = aio_return(&control);
-            end(slot, error != 0 ? -error : result);
+            end(entry, error != 0 ? -error : result);
         }
     }
 
-    void end(Slot& slot, int64_t result) {
-        if (int& duplicate = blocks_[slot.index].duplicate; duplicate >= 0) {
+    void end(Entry& entry, int64_t result) {
+        if (int& duplicate = blocks_[entry.index].duplicate; duplicate >= 0) {
             close(duplicate);
             duplicate = -1;
         }
-        finished(slot, result);
+        finished(entry, result);
     }
 
     std::vector<Block> blocks_;
-    std::vector<Slot*> active_;
+    std::vector<Entry*> active_;
     bool changed_ = false;  // active_, since the watcher was told
-    std::vector<std::pair<Slot*, int>> refused_;
+    std::vector<std::pair<Entry*, int>> refused_;
     std::vector<const aiocb*> watched_;
     Watcher watcher_;
 };

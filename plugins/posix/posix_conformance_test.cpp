@@ -15,7 +15,7 @@ Subject subject(const std::string& name, const std::string& engine, int open_fla
     made.table = &kPluginTable;
     made.parameters = {{engine, "true"}};
     made.remote = [open_flags](uint64_t size) {
-        return testkit::makeFilePlace(size, FileMode::DESCRIPTOR, {}, open_flags);
+        return testkit::makeFileBuffer(size, FileMode::DESCRIPTOR, {}, open_flags);
     };
     made.reposts = 200;
     made.largest = 16 << 20;
@@ -24,7 +24,7 @@ Subject subject(const std::string& name, const std::string& engine, int open_fla
 
 Subject byPath() {
     Subject made = subject("Path", "use_threads", 0);
-    made.remote = [](uint64_t size) { return testkit::makeFilePlace(size, FileMode::PATH); };
+    made.remote = [](uint64_t size) { return testkit::makeFileBuffer(size, FileMode::PATH); };
     made.largest = 64 << 20;
     made.reposts = 1000;
     return made;

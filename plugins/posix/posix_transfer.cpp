@@ -88,7 +88,7 @@ Status PosixTransfer::post(CompletionPtr completion,
 // where that thread was last seen here, else after some time.
 void PosixTransfer::help() {
     if (job_.light() && job_.sharedState().small->busy()) {
-        job_.sharedState().small->help();
+        job_.sharedState().small->progress();
         return;
     }
     const Engine& pool = *job_.sharedState().pool->engine();

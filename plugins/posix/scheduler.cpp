@@ -114,25 +114,27 @@ bool Scheduler::takeReturned(IoRequest& request) {
 }
 
 // Gives requests that were handed back; how many.
-size_t Scheduler::drawReturned(std::span<IoRequest*> slots, uint64_t byte_budget, uint64_t& bytes) {
+size_t Scheduler::drawReturned(std::span<IoRequest*> entries,
+                               uint64_t byte_budget,
+                               uint64_t& bytes) {
     size_t count = 0;
-    while (count < slots.size() && bytes < byte_budget && takeReturned(*slots[count])) {
-        bytes += slots[count++]->length;
+    while (count < entries.size() && bytes < byte_budget && takeReturned(*entries[count])) {
+        bytes += entries[count++]->length;
     }
     return count;
 }
 
-size_t Scheduler::draw(std::span<IoRequest*> slots, uint64_t byte_budget) {
+size_t Scheduler::draw(std::span<IoRequest*> entries, uint64_t byte_budget) {
     uint64_t bytes = 0;
-    size_t count = drawReturned(slots, byte_budget, bytes);
-    while (count < slots.size() && bytes < byte_budget) {
+    size_t count = drawReturned(entries, byte_budget, bytes);
+    while (count < entries.size() && bytes < byte_budget) {
         bool others = false;
         Part* part = pop(others);
         if (part == nullptr) {
             break;
         }
-        const size_t limit = others ? std::min(slots.size(), count + kTurn) : slots.size();
-        switch (part->fill(slots, count, limit, bytes, byte_budget)) {
+        const size_t limit = others ? std::min(entries.size(), count + kTurn) : entries.size();
+        switch (part->fill(entries, count, limit, bytes, byte_budget)) {
             case Part::Filled::MORE:
                 if (part->single()) {
                     part->hold();
@@ -183,11 +185,11 @@ bool Scheduler::complete(IoRequest& request, int64_t result) {
         finish(request);
         return false;
     }
-    return settle(request, result);
+    return finish(request, result);
 }
 
 // Everything but complete success. True: submit what is left.
-bool Scheduler::settle(IoRequest& request, int64_t result) {
+bool Scheduler::finish(IoRequest& request, int64_t result) {
     Job& job = request.part->job();
     const bool direct = !request.twin;
     int error = 0;

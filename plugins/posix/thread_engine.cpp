@@ -94,15 +94,15 @@ class ThreadEngine final : public Engine {
   private:
     void run() {
         std::array<IoRequest, kBatch> requests;
-        std::array<IoRequest*, kBatch> slots{};
+        std::array<IoRequest*, kBatch> entries{};
         for (size_t i = 0; i < kBatch; ++i) {
-            slots[i] = &requests[i];
+            entries[i] = &requests[i];
         }
         uint64_t seen = 0;
         for (;;) {
-            const size_t count = source_.draw(slots, kBatchBytes);
+            const size_t count = source_.draw(entries, kBatchBytes);
             for (size_t i = 0; i < count; ++i) {
-                perform(*slots[i]);
+                perform(*entries[i]);
             }
             if (count == 0 && !spin(seen) && !sleep(seen)) {
                 return;

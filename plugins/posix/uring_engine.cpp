@@ -27,7 +27,7 @@ namespace nixl::posix {
 namespace {
 
 constexpr uint64_t kWake = UINT64_MAX;
-constexpr unsigned kBufferSlots = 1024;          // sparse table; the kernel allows 16384
+constexpr unsigned kBufferEntries = 1024;        // sparse table; the kernel allows 16384
 constexpr uint64_t kMaxBufferSize = 1ULL << 30;  // the kernel's limit for one
 
 class UringEngine final : public LoopEngine {
@@ -77,8 +77,8 @@ class UringEngine final : public LoopEngine {
         if (!usable) {
             return "io_uring: the kernel is too old (needs 5.6)";
         }
-        if (io_uring_register_buffers_sparse(&ring_, kBufferSlots) == 0) {
-            usedBuffers_.assign(kBufferSlots, false);
+        if (io_uring_register_buffers_sparse(&ring_, kBufferEntries) == 0) {
+            usedBuffers_.assign(kBufferEntries, false);
             haveTable_ = true;
         }
         armWake();
@@ -91,9 +91,9 @@ class UringEngine final : public LoopEngine {
         }
     }
 
-    void enqueue(Slot& slot) override {
-        const IoRequest& request = slot.request;
-        io_uring_sqe* sqe = entry();
+    void enqueue(Entry& entry) override {
+        const IoRequest& request = entry.request;
+        io_uring_sqe* sqe = nextEntry();
         const auto* vectors = request.vectors;
         const bool write = request.op == IoOp::WRITE;
         if (request.fixedBuffer >= 0) {
@@ -105,7 +105,7 @@ class UringEngine final : public LoopEngine {
         } else {
             prepareEntry(sqe, request);
         }
-        sqe->user_data = slot.index;
+        sqe->user_data = entry.index;
     }
 
     void step(bool wait) override {
@@ -122,7 +122,7 @@ class UringEngine final : public LoopEngine {
             if (cqe->user_data == kWake) {
                 woken = true;
             } else {
-                finished(slot(cqe->user_data), cqe->res);
+                finished(entryAt(cqe->user_data), cqe->res);
             }
         }
         io_uring_cq_advance(&ring_, count);
@@ -144,9 +144,9 @@ class UringEngine final : public LoopEngine {
         return -result;
     }
 
-    io_uring_sqe* entry() {
+    io_uring_sqe* nextEntry() {
         io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
-        while (sqe == nullptr) {  // the ring holds every slot: only after a refused submission
+        while (sqe == nullptr) {  // the ring holds every entry: only after a refused submission
             io_uring_submit(&ring_);
             sqe = io_uring_get_sqe(&ring_);
         }
@@ -154,7 +154,7 @@ class UringEngine final : public LoopEngine {
     }
 
     void armWake() {
-        io_uring_sqe* sqe = entry();
+        io_uring_sqe* sqe = nextEntry();
         io_uring_prep_poll_add(sqe, wakeFd(), POLLIN);
         sqe->user_data = kWake;
     }

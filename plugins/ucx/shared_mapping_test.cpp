@@ -186,7 +186,7 @@ class SharedMappingTest : public testing::Test {
                                        DescriptorList{{remote, size}}, "bob");
     }
     // Prepares, and waits until the peer has answered what can be mapped.
-    TransferHandle settled(OpType op, uint64_t remote, uint64_t size) {
+    TransferHandle resolved(OpType op, uint64_t remote, uint64_t size) {
         TransferHandle handle = prepare(op, remote, size);
         eventually([&] {
             const std::string reason = agent_->explainTransfer(handle.id()).reason;
@@ -226,17 +226,17 @@ class SharedMappingTest : public testing::Test {
 TEST_F(SharedMappingTest, CopiesThroughOneMappingOfTheFile) {
     startBob();
     startAlice();
-    TransferHandle write = settled(OpType::WRITE, shared_, kShared);
+    TransferHandle write = resolved(OpType::WRITE, shared_, kShared);
     EXPECT_EQ(device(write), "shared mapping") << agent_->explainTransfer(write.id()).reason;
     EXPECT_EQ(mappedFiles("nixl"), 1U) << "both regions lie in one file";
     ASSERT_EQ(run(write), ErrorCode::OK) << message_;
     EXPECT_EQ(ask("a"), "yes");
     for (const uint64_t size : {1UL, 63UL, 4096UL, 300'001UL}) {
         std::memset(local_.data(), 'c', size);
-        TransferHandle some = settled(OpType::WRITE, shared_ + 77, size);
+        TransferHandle some = resolved(OpType::WRITE, shared_ + 77, size);
         ASSERT_EQ(run(some), ErrorCode::OK) << message_;
         std::memset(local_.data(), 'x', kShared);
-        TransferHandle back = settled(OpType::READ, shared_, size + 100);
+        TransferHandle back = resolved(OpType::READ, shared_, size + 100);
         ASSERT_EQ(run(back), ErrorCode::OK) << message_;
         EXPECT_TRUE(allOf(local_.data(), 77, 'a')) << size;
         EXPECT_TRUE(allOf(local_.data() + 77, size, 'c')) << size;
@@ -274,7 +274,7 @@ TEST_F(SharedMappingTest, MixedTransfersTellWhatIsMapped) {
 TEST_F(SharedMappingTest, FileThatItsOwnerTruncatesIsNotMapped) {
     startBob();
     startAlice();
-    TransferHandle write = settled(OpType::WRITE, unsealed_, kUnsealed);
+    TransferHandle write = resolved(OpType::WRITE, unsealed_, kUnsealed);
     EXPECT_EQ(device(write), "cross-memory attach");
     EXPECT_NE(agent_->explainTransfer(write.id()).reason.find("F_SEAL_SHRINK"), std::string::npos);
     EXPECT_EQ(mappedFiles("unsealed"), 0U);
@@ -288,7 +288,7 @@ TEST_F(SharedMappingTest, FileThatItsOwnerTruncatesIsNotMapped) {
 TEST_F(SharedMappingTest, DeregisteredInTheMiddleIsLeftAloneAndLetGo) {
     startBob();
     startAlice();
-    TransferHandle write = settled(OpType::WRITE, shared_, kShared);
+    TransferHandle write = resolved(OpType::WRITE, shared_, kShared);
     ASSERT_EQ(device(write), "shared mapping");
     ErrorCode code = ErrorCode::OK;
     std::atomic<int> rounds{0};
@@ -311,8 +311,8 @@ TEST_F(SharedMappingTest, DeregisteredInTheMiddleIsLeftAloneAndLetGo) {
 TEST_F(SharedMappingTest, KilledInTheMiddleFails) {
     startBob();
     startAlice();
-    TransferHandle write = settled(OpType::WRITE, shared_, kShared);
-    TransferHandle small = settled(OpType::WRITE, shared_, 64);
+    TransferHandle write = resolved(OpType::WRITE, shared_, kShared);
+    TransferHandle small = resolved(OpType::WRITE, shared_, 64);
     ASSERT_EQ(device(write), "shared mapping");
     // A child of the killed process keeps the socket open, and the memory.
     const pid_t grandchild = std::stoi(ask("fork"));
@@ -341,7 +341,7 @@ TEST_F(SharedMappingTest, KilledInTheMiddleFails) {
 TEST_F(SharedMappingTest, ForkedChildHasNoneOfIt) {
     startBob();
     startAlice();
-    TransferHandle write = settled(OpType::WRITE, shared_, kShared);
+    TransferHandle write = resolved(OpType::WRITE, shared_, kShared);
     ASSERT_EQ(run(write), ErrorCode::OK) << message_;
     ASSERT_EQ(mappedFiles("nixl"), 1U);
     const pid_t child = fork();
@@ -376,8 +376,8 @@ TEST_F(SharedMappingTest, WorksWhereAttachingIsForbidden) {
             _exit(3);
         }
         startAlice("host,stream");
-        TransferHandle write = settled(OpType::WRITE, shared_, kShared);
-        TransferHandle other = settled(OpType::WRITE, private_, kPrivate);
+        TransferHandle write = resolved(OpType::WRITE, shared_, kShared);
+        TransferHandle other = resolved(OpType::WRITE, private_, kPrivate);
         const TransferExplanation how = agent_->explainTransfer(write.id());
         const TransferExplanation otherwise = agent_->explainTransfer(other.id());
         EXPECT_EQ(how.device, "shared mapping") << how.reason;

@@ -103,8 +103,8 @@ std::vector<PluginParameter> Agent::pluginParameters(const std::string& plugin) 
 
 std::vector<std::string> Agent::backends() const {
     std::vector<std::string> names;
-    for (const auto& slot : Use(impl_)->slots()) {
-        names.push_back(slot->name);
+    for (const auto& loaded : Use(impl_)->loadedBackends()) {
+        names.push_back(loaded->name);
     }
     return names;
 }
@@ -118,13 +118,13 @@ std::string Agent::createBackend(const std::string& plugin, const BackendParams&
 std::map<std::string, std::string> Agent::backendParameters(const std::string& backend) const {
     const Use use(impl_);
     AgentImpl& impl = *use;
-    return take(impl, impl.slot(backend))->parameters.values();
+    return take(impl, impl.loaded(backend))->parameters.values();
 }
 
 BackendCapabilities Agent::backendCapabilities(const std::string& backend) const {
     const Use use(impl_);
     AgentImpl& impl = *use;
-    Backend& one = *take(impl, impl.slot(backend))->backend;
+    Backend& one = *take(impl, impl.loaded(backend))->backend;
     return {one.supportsLocal(), one.supportsRemote(), one.supportsNotif(), one.getSupportedMems()};
 }
 
@@ -185,7 +185,7 @@ std::vector<Agent::QueryResult> Agent::queryMemory(const RegistrationList& list,
 namespace {
 
 QuerySupport& storageOf(AgentImpl& impl, const std::string& backend) {
-    QuerySupport* const support = take(impl, impl.slot(backend))->backend->query();
+    QuerySupport* const support = take(impl, impl.loaded(backend))->backend->query();
     if (support == nullptr) {
         raise(impl, Status::notSupported("backend " + backend + " keeps no storage"));
     }
@@ -287,7 +287,7 @@ XferState Agent::checkTransfer(HandleId id) {
     const auto held = take(impl, impl.transfer(id));
     uint32_t word = held->word();
     if (word == TransferState::PENDING) {
-        held->help();
+        held->progress();
         word = held->word();
     }
     if (word == TransferState::UNPOSTED) {
@@ -318,7 +318,7 @@ static void helpForAWhile(agent::Transfer& transfer, Deadline deadline) {
     using Clock = std::chrono::steady_clock;
     const Deadline end = std::min(deadline, Clock::now() + std::chrono::milliseconds(20));
     for (auto before = Clock::now();;) {
-        transfer.help();
+        transfer.progress();
         const auto now = Clock::now();
         if (transfer.word() != TransferState::PENDING || now >= end ||
             now - before < std::chrono::microseconds(10)) {
@@ -353,7 +353,7 @@ XferState Agent::waitTransfer(HandleId id,
     while (held->word() == TransferState::PENDING) {
         helpForAWhile(*held, deadline);
         const bool stop = spinBeforeSleep(impl, deadline, interrupted, [&] {
-            held->help();
+            held->progress();
             return held->word() != TransferState::PENDING;
         });
         if (stop) {
@@ -390,7 +390,7 @@ int64_t Agent::waitAny(std::span<const HandleId> ids,
         for (size_t i = 0; i < ids.size() && ended < 0; ++i) {
             const auto held = take(impl, impl.transfer(ids[i]));
             if (held->word() == TransferState::PENDING) {
-                held->help();
+                held->progress();
             }
             if (held->word() != TransferState::PENDING) {
                 ended = static_cast<int64_t>(i);
@@ -474,7 +474,7 @@ void Agent::sendNotification(const std::string& peer,
     const Use use(impl_);
     AgentImpl& impl = *use;
     if (!backend.empty()) {
-        take(impl, impl.slot(backend));
+        take(impl, impl.loaded(backend));
     }
     check(impl, impl.sendNotification(peer, message), peer);
 }

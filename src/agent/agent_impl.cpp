@@ -126,9 +126,9 @@ Status AgentImpl::start() {
     if (config_.enableProgThread) {
         progress_ = std::make_unique<agent::ProgressThread>([this] {
             bool needed = false;
-            for (const Slot& slot : slots()) {
-                if (slot->backend->needsProgress()) {
-                    slot->backend->progress();
+            for (const Loaded& loaded : loadedBackends()) {
+                if (loaded->backend->needsProgress()) {
+                    loaded->backend->progress();
                     needed = true;
                 }
             }
@@ -211,7 +211,7 @@ void AgentImpl::shutDown() {
         std::vector<std::shared_ptr<void>> rest(std::make_move_iterator(parked_.begin()),
                                                 std::make_move_iterator(parked_.end()));
         parked_.clear();
-        rest.push_back(std::make_shared<Slots>(backends_));
+        rest.push_back(std::make_shared<LoadedList>(backends_));
         rest.push_back(shared_);
         {
             MutexLock engine_lock(engineMutex_);
@@ -321,7 +321,7 @@ void AgentImpl::sweepParked() {
     std::vector<std::unique_ptr<Transfer>> finished;
     MutexLock lock(parkedMutex_);
     for (size_t i = 0; i < parked_.size();) {
-        parked_[i]->help();
+        parked_[i]->progress();
         if (parked_[i]->busy()) {
             ++i;
             continue;
@@ -428,11 +428,11 @@ std::map<std::string, uint64_t> AgentImpl::stats() const {
     if (const peer::Engine* const sessions = engine(); sessions != nullptr) {
         out.merge(sessions->stats());
     }
-    for (const Slot& slot : slots()) {
+    for (const Loaded& loaded : loadedBackends()) {
         const auto* const services =
-            static_cast<const agent::BackendServices*>(slot->services.get());
+            static_cast<const agent::BackendServices*>(loaded->services.get());
         for (const auto& [name, value] : services->counters()) {
-            out[slot->name + "." + name] = value;
+            out[loaded->name + "." + name] = value;
         }
     }
     return out;
@@ -440,8 +440,8 @@ std::map<std::string, uint64_t> AgentImpl::stats() const {
 
 std::string AgentImpl::dumpState() {
     std::string out = "agent " + self().name + " (process " + std::to_string(getpid()) + ")\n";
-    for (const Slot& slot : slots()) {
-        out += "  backend " + slot->name + "\n";
+    for (const Loaded& loaded : loadedBackends()) {
+        out += "  backend " + loaded->name + "\n";
     }
     for (const std::string& name : peerNames()) {
         out += "  peer " + name + "\n";

@@ -16,8 +16,8 @@
 #include "nixl/agent.h"
 #include "nixl/lane.h"
 
-#include "agent/backend_slot.h"
 #include "agent/call_gate.h"
+#include "agent/loaded_backend.h"
 #include "agent/peer.h"
 #include "agent/progress.h"
 #include "agent/shared.h"
@@ -35,7 +35,7 @@ struct PreparedSide {
     // same remote list needs no choice again.
     struct Pairing {
         HandleId remote = 0;
-        std::shared_ptr<BackendSlot> slot;
+        std::shared_ptr<LoadedBackend> loaded;
         std::shared_ptr<const SideResolution> near;
         std::weak_ptr<const SideResolution> far;  // the remote list's own
     };
@@ -61,8 +61,8 @@ namespace nixl::detail {
 
 class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
   public:
-    using Slot = std::shared_ptr<agent::BackendSlot>;
-    using Slots = std::vector<Slot>;
+    using Loaded = std::shared_ptr<agent::LoadedBackend>;
+    using LoadedList = std::vector<Loaded>;
     using Names = std::vector<std::string>;
 
     static Result<std::shared_ptr<AgentImpl>> create(std::string name, AgentConfig config);
@@ -85,10 +85,10 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
 
     // Backends (backends.cpp).
     Result<std::string> createBackend(const std::string& plugin, const BackendParams& params);
-    Slots slots() const;
-    Result<Slot> slot(const std::string& name) const;
+    LoadedList loadedBackends() const;
+    Result<Loaded> loaded(const std::string& name) const;
     // The backends of these names, or all.
-    Result<Slots> choose(const Names& names) const;
+    Result<LoadedList> choose(const Names& names) const;
 
     // Memory (registration.cpp).
     Status registerMemory(const RegistrationList& list, const Names& backends);
@@ -170,14 +170,14 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     Result<std::shared_ptr<agent::Peer>> findPeer(const std::string& name) const;
 
     using Side = std::shared_ptr<const agent::SideResolution>;
-    Result<Side> resolveOwn(const DescriptorList& list, const agent::BackendSlot& slot) const;
+    Result<Side> resolveOwn(const DescriptorList& list, const agent::LoadedBackend& loaded) const;
     Result<Side> resolvePeer(const DescriptorList& list,
-                             const agent::BackendSlot& slot,
+                             const agent::LoadedBackend& loaded,
                              const std::shared_ptr<agent::Peer>& peer) const;
     Status importKeys(agent::SideResolution& side,
-                      const agent::BackendSlot& slot,
+                      const agent::LoadedBackend& loaded,
                       const std::vector<const memory::RemoteRegion*>& used) const;
-    Result<Side> resolveSide(agent::PreparedSide& side, const agent::BackendSlot& slot) const;
+    Result<Side> resolveSide(agent::PreparedSide& side, const agent::LoadedBackend& loaded) const;
     Result<HandleId> enter(Result<std::unique_ptr<agent::Transfer>> made);
     template <typename Attempt>
     Result<HandleId> tryBackends(const TransferOptions& options,
@@ -187,13 +187,13 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
                                  const Attempt& attempt);
 
     Status registerAt(const RegistrationList& list,
-                      const agent::BackendSlot& slot,
+                      const agent::LoadedBackend& loaded,
                       std::vector<memory::RegionTable::Addition>& additions) const;
     // The identity and everything of the chosen backends; `only` (sorted region ids) limits it.
     Status fillBlob(metadata::Blob& blob,
-                    const Slots& slots,
+                    const LoadedList& loaded_list,
                     const std::vector<uint64_t>* only) const;
-    Status tellBackends(const agent::Peer& peer) const;
+    Status addToBackends(const agent::Peer& peer) const;
 
     void watchDeadline(HandleId id, const std::shared_ptr<agent::TransferState>& state);
     void armDeadline() NIXL_REQUIRES(deadlineMutex_);
@@ -220,7 +220,7 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     std::atomic<peer::Engine*> engineReady_{nullptr};
 
     mutable SharedMutex backendsMutex_;
-    Slots backends_ NIXL_GUARDED_BY(backendsMutex_);
+    LoadedList backends_ NIXL_GUARDED_BY(backendsMutex_);
 
     Mutex addPeerMutex_;  // one blob at a time, so that none is lost in a merge
     mutable SharedMutex peersMutex_;

@@ -15,7 +15,7 @@
 namespace nixl::detail {
 
 using agent::BackendServices;
-using agent::BackendSlot;
+using agent::LoadedBackend;
 
 Result<std::string> AgentImpl::createBackend(const std::string& plugin,
                                              const BackendParams& params) {
@@ -25,11 +25,11 @@ Result<std::string> AgentImpl::createBackend(const std::string& plugin,
         return table.status();
     }
     const PluginTable& found = *table.value();
-    if (slot(found.name).ok()) {
+    if (loaded(found.name).ok()) {
         return Status::notAllowed("agent \"" + self().name + "\" has a backend " + found.name +
                                   " already");
     }
-    auto made = std::make_shared<BackendSlot>();
+    auto made = std::make_shared<LoadedBackend>();
     made->name = found.name;
     BackendServices::Core core;
     core.shared = shared_;
@@ -68,7 +68,7 @@ Result<std::string> AgentImpl::createBackend(const std::string& plugin,
     }
     {
         WriteLock lock(backendsMutex_);
-        for (const Slot& other : backends_) {
+        for (const Loaded& other : backends_) {
             if (other->name == made->name) {
                 return Status::notAllowed("agent \"" + self().name + "\" has a backend " +
                                           made->name + " already");
@@ -135,14 +135,14 @@ Status AgentImpl::createConfigured() {
     return backends_.empty() ? first : Status();
 }
 
-AgentImpl::Slots AgentImpl::slots() const {
+AgentImpl::LoadedList AgentImpl::loadedBackends() const {
     ReadLock lock(backendsMutex_);
     return backends_;
 }
 
-Result<AgentImpl::Slot> AgentImpl::slot(const std::string& name) const {
+Result<AgentImpl::Loaded> AgentImpl::loaded(const std::string& name) const {
     std::string known;
-    for (const Slot& one : slots()) {
+    for (const Loaded& one : loadedBackends()) {
         if (strcasecmp(one->name.c_str(), name.c_str()) == 0) {
             return one;
         }
@@ -151,19 +151,19 @@ Result<AgentImpl::Slot> AgentImpl::slot(const std::string& name) const {
     // An alias counts as the name it stands for.
     Result<const PluginTable*> table = backend::PluginRegistry::instance().find(name);
     if (table.ok() && strcasecmp(table.value()->name, name.c_str()) != 0) {
-        return slot(table.value()->name);
+        return loaded(table.value()->name);
     }
     return Status::notFound("agent \"" + self().name + "\" has no backend \"" + name +
                             "\"; it has " + (known.empty() ? "none" : known));
 }
 
-Result<AgentImpl::Slots> AgentImpl::choose(const Names& names) const {
+Result<AgentImpl::LoadedList> AgentImpl::choose(const Names& names) const {
     if (names.empty()) {
-        return slots();
+        return loadedBackends();
     }
-    Slots chosen;
+    LoadedList chosen;
     for (const std::string& name : names) {
-        Result<Slot> one = slot(name);
+        Result<Loaded> one = loaded(name);
         if (!one.ok()) {
             return one.status();
         }

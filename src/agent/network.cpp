@@ -148,8 +148,8 @@ void AgentImpl::openSession(const peer::Identity& who, std::function<void(Status
 }
 
 void AgentImpl::sessionLost(const peer::Identity& who, const Status& why) {
-    for (const Slot& slot : slots()) {
-        if (RemoteSupport* const support = slot->backend->remote(); support != nullptr) {
+    for (const Loaded& loaded : loadedBackends()) {
+        if (RemoteSupport* const support = loaded->backend->remote(); support != nullptr) {
             support->peerLost({who.name, who.incarnation, false}, why);
         }
     }
@@ -176,7 +176,7 @@ Status AgentImpl::notifySession(const peer::Identity& who, std::string_view mess
             if (!status.ok() && shared_->addUndelivered(name, status)) {
                 // A lost session takes many with it: they are told together.
                 reactor_->startTimer(std::chrono::steady_clock::now() + kUndeliveredRest,
-                                     [shared = shared_] { shared->tellUndelivered(); });
+                                     [shared = shared_] { shared->reportUndelivered(); });
             }
         });
 }
@@ -191,7 +191,7 @@ std::vector<Notification> AgentImpl::takeNotifications() {
         shared_->forgetSenders([this](const peer::Identity& who) {
             const peer::Engine* const sessions = engine();
             return peer::findLocalAgent(who.incarnation) != nullptr ||
-                   (sessions != nullptr && sessions->knows(who));
+                   (sessions != nullptr && sessions->hasPeer(who));
         });
     }
     return taken;
@@ -200,7 +200,7 @@ std::vector<Notification> AgentImpl::takeNotifications() {
 void AgentImpl::endSessions() {
     if (peer::Engine* const sessions = engine(); sessions != nullptr) {
         sessions->stop();
-        shared_->tellUndelivered();
+        shared_->reportUndelivered();
     }
 }
 
@@ -218,7 +218,7 @@ void AgentImpl::sleepOnEvents() {
 
 void AgentImpl::helpSessions() {
     if (peer::Engine* const sessions = engine(); sessions != nullptr) {
-        sessions->help();
+        sessions->progress();
     }
 }
 

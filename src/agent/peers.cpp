@@ -72,20 +72,20 @@ void mergeInto(metadata::Blob& blob, const Peer& known) {
 }  // namespace
 
 Status AgentImpl::fillBlob(metadata::Blob& blob,
-                           const Slots& slots,
+                           const LoadedList& loaded_list,
                            const std::vector<uint64_t>* only) const {
     blob.name = self().name;
     blob.incarnation = self().incarnation;
     if (blob.connection && engine() != nullptr) {
         blob.session = engine()->connectionInfo();
     }
-    Slots remote;
-    for (const Slot& slot : slots) {
-        if (!slot->backend->supportsRemote()) {
+    LoadedList remote;
+    for (const Loaded& loaded : loaded_list) {
+        if (!loaded->backend->supportsRemote()) {
             continue;
         }
-        metadata::BackendSection section{slot->name, {}};
-        if (RemoteSupport* support = slot->backend->remote(); support != nullptr) {
+        metadata::BackendSection section{loaded->name, {}};
+        if (RemoteSupport* support = loaded->backend->remote(); support != nullptr) {
             Result<std::string> connection = support->connectionInfo();
             if (!connection.ok()) {
                 return connection.status();
@@ -93,7 +93,7 @@ Status AgentImpl::fillBlob(metadata::Blob& blob,
             section.connection = std::move(connection).value();
         }
         blob.backends.push_back(std::move(section));
-        remote.push_back(slot);
+        remote.push_back(loaded);
     }
     Status failed;
     shared_->regions().forEach([&](const memory::Region& region) {
@@ -133,14 +133,14 @@ Status AgentImpl::fillBlob(metadata::Blob& blob,
 Result<std::string> AgentImpl::metadata() {
     metadata::Blob blob;
     blob.grant = shared_->grant();
-    NIXL_RETURN_IF_ERROR(fillBlob(blob, slots(), nullptr));
+    NIXL_RETURN_IF_ERROR(fillBlob(blob, loadedBackends(), nullptr));
     return metadata::encodeBlob(blob);
 }
 
 Result<std::string> AgentImpl::partialMetadata(const DescriptorList& list,
                                                bool connection_info,
                                                const Names& backends) {
-    Result<Slots> chosen = choose(backends);
+    Result<LoadedList> chosen = choose(backends);
     if (!chosen.ok()) {
         return chosen.status();
     }
@@ -148,11 +148,11 @@ Result<std::string> AgentImpl::partialMetadata(const DescriptorList& list,
     Status first = Status::notFound("no backend of agent \"" + self().name +
                                     "\" that reaches peers has these descriptors registered");
     bool found = list.empty();
-    for (const Slot& slot : chosen.value()) {
-        if (!slot->backend->supportsRemote() || list.empty()) {
+    for (const Loaded& loaded : chosen.value()) {
+        if (!loaded->backend->supportsRemote() || list.empty()) {
             continue;
         }
-        Result<Side> side = resolveOwn(list, *slot);
+        Result<Side> side = resolveOwn(list, *loaded);
         if (!side.ok()) {
             first = found ? first : side.status();
             continue;
@@ -175,10 +175,10 @@ Result<std::string> AgentImpl::partialMetadata(const DescriptorList& list,
     return metadata::encodeBlob(blob);
 }
 
-Status AgentImpl::tellBackends(const Peer& peer) const {
+Status AgentImpl::addToBackends(const Peer& peer) const {
     const PlanPeer who{peer.identity.name, peer.identity.incarnation, false};
     for (const metadata::BackendSection& section : peer.backends) {
-        Result<Slot> mine = slot(section.name);
+        Result<Loaded> mine = loaded(section.name);
         if (!mine.ok() || mine.value()->backend->remote() == nullptr) {
             continue;
         }
@@ -220,7 +220,7 @@ Result<std::string> AgentImpl::addPeer(std::string_view bytes) {
     for (metadata::RegionKey& key : blob.keys) {
         fresh->keys[{key.backend, key.region}] = std::move(key.key);
     }
-    NIXL_RETURN_IF_ERROR(tellBackends(*fresh));
+    NIXL_RETURN_IF_ERROR(addToBackends(*fresh));
     if (peer::Engine* const sessions = engine(); sessions != nullptr) {
         NIXL_RETURN_IF_ERROR(sessions->addPeer(fresh->identity, fresh->session, fresh->grants));
     }
@@ -261,8 +261,8 @@ void AgentImpl::dropConnections(const peer::Identity& who) {
     if (peer::Engine* const sessions = engine(); sessions != nullptr) {
         sessions->removePeer(who);
     }
-    for (const Slot& slot : slots()) {
-        if (RemoteSupport* support = slot->backend->remote(); support != nullptr) {
+    for (const Loaded& loaded : loadedBackends()) {
+        if (RemoteSupport* support = loaded->backend->remote(); support != nullptr) {
             support->removePeer({who.name, who.incarnation, false});
         }
     }
@@ -306,7 +306,7 @@ Status AgentImpl::connect(const std::string& name, const Names& backends) {
     if (!found.ok()) {
         return found.status();
     }
-    Result<Slots> chosen = choose(backends);
+    Result<LoadedList> chosen = choose(backends);
     if (!chosen.ok()) {
         return chosen.status();
     }
@@ -314,8 +314,8 @@ Status AgentImpl::connect(const std::string& name, const Names& backends) {
         return {};
     }
     const peer::Identity& who = found.value()->identity;
-    for (const Slot& slot : chosen.value()) {
-        if (RemoteSupport* support = slot->backend->remote(); support != nullptr) {
+    for (const Loaded& loaded : chosen.value()) {
+        if (RemoteSupport* support = loaded->backend->remote(); support != nullptr) {
             NIXL_RETURN_IF_ERROR(support->connect({who.name, who.incarnation, false}));
         }
     }
@@ -337,7 +337,7 @@ Status AgentImpl::sendNotification(const std::string& name, std::string_view mes
     peer::Identity who;
     if (const std::shared_ptr<Peer> known = peer(name); known != nullptr) {
         who = known->identity;
-    } else if (const auto heard = shared_->heardFrom(name); heard.has_value()) {
+    } else if (const auto heard = shared_->lastSender(name); heard.has_value()) {
         who = *heard;  // whoever wrote to us can be answered
     } else {
         return findPeer(name).status();
@@ -348,8 +348,8 @@ Status AgentImpl::sendNotification(const std::string& name, std::string_view mes
     if (engine() != nullptr) {
         return notifySession(who, message);
     }
-    for (const Slot& slot : slots()) {
-        if (NotificationSupport* support = slot->backend->notifications(); support != nullptr) {
+    for (const Loaded& loaded : loadedBackends()) {
+        if (NotificationSupport* support = loaded->backend->notifications(); support != nullptr) {
             return support->sendNotification({who.name, who.incarnation, false}, message);
         }
     }

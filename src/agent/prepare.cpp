@@ -4,7 +4,7 @@
 
 namespace nixl::detail {
 
-using agent::BackendSlot;
+using agent::LoadedBackend;
 using agent::Peer;
 using agent::PreparedSide;
 using agent::SideResolution;
@@ -17,17 +17,20 @@ bool isMemory(MemType type) {
 }
 
 // Why a backend cannot serve a pair of memory types; empty where it can.
-std::string unfit(const BackendSlot& slot, MemType local, MemType remote, bool self) {
+std::string reasonUnsupported(const LoadedBackend& loaded,
+                              MemType local,
+                              MemType remote,
+                              bool self) {
     for (const MemType type : {local, remote}) {
-        if (!slot.holds(type)) {
-            return slot.name + " does not take " + memTypeName(type);
+        if (!loaded.holds(type)) {
+            return loaded.name + " does not take " + memTypeName(type);
         }
     }
-    if (slot.storage() && !self) {
-        return slot.name + " reaches storage of this agent only";
+    if (loaded.storage() && !self) {
+        return loaded.name + " reaches storage of this agent only";
     }
-    if (slot.storage() && isMemory(remote)) {
-        return slot.name + " moves bytes between memory and storage only";
+    if (loaded.storage() && isMemory(remote)) {
+        return loaded.name + " moves bytes between memory and storage only";
     }
     if (!isMemory(local)) {
         return std::string("the local side must be memory, not ") + memTypeName(local);
@@ -38,13 +41,13 @@ std::string unfit(const BackendSlot& slot, MemType local, MemType remote, bool s
 }  // namespace
 
 Result<AgentImpl::Side> AgentImpl::resolveOwn(const DescriptorList& list,
-                                              const BackendSlot& slot) const {
+                                              const LoadedBackend& loaded) const {
     auto side = std::make_shared<SideResolution>();
-    Status status = shared_->regions().resolve(list, slot.index, side->side, side->uses);
+    Status status = shared_->regions().resolve(list, loaded.index, side->side, side->uses);
     if (!status.ok()) {
         return Status(
             status.code(),
-            status.message() + " with backend " + slot.name + " at agent \"" + self().name + "\"",
+            status.message() + " with backend " + loaded.name + " at agent \"" + self().name + "\"",
             0, status.descriptorIndex());
     }
     side->regions.reserve(side->uses.size());
@@ -57,15 +60,15 @@ Result<AgentImpl::Side> AgentImpl::resolveOwn(const DescriptorList& list,
 }
 
 Status AgentImpl::importKeys(SideResolution& side,
-                             const BackendSlot& slot,
+                             const LoadedBackend& loaded,
                              const std::vector<const memory::RemoteRegion*>& used) const {
-    RemoteSupport* const remote = slot.backend->remote();
+    RemoteSupport* const remote = loaded.backend->remote();
     Peer& peer = *side.peer;
     if (remote == nullptr || peer.keys.empty()) {
         return {};  // nothing was exported for this backend
     }
     uint32_t backend = 0;
-    while (peer.backends[backend].name != slot.name) {
+    while (peer.backends[backend].name != loaded.name) {
         ++backend;
     }
     const PlanPeer who{peer.identity.name, peer.identity.incarnation, false};
@@ -75,7 +78,7 @@ Status AgentImpl::importKeys(SideResolution& side,
         if (key == peer.keys.end()) {
             continue;
         }
-        auto& memory = peer.imports[{slot.name, used[i]->id}];
+        auto& memory = peer.imports[{loaded.name, used[i]->id}];
         if (memory == nullptr) {
             Result<std::unique_ptr<BackendMemory>> made = remote->importMemory(
                 who, {used[i]->type, used[i]->address, used[i]->size, used[i]->deviceId, {}},
@@ -91,12 +94,12 @@ Status AgentImpl::importKeys(SideResolution& side,
 }
 
 Result<AgentImpl::Side> AgentImpl::resolvePeer(const DescriptorList& list,
-                                               const BackendSlot& slot,
+                                               const LoadedBackend& loaded,
                                                const std::shared_ptr<Peer>& peer) const {
-    const uint32_t bit = peer->backendBit(slot.name);
+    const uint32_t bit = peer->backendBit(loaded.name);
     if (bit == 0) {
         return Status::notFound("agent \"" + peer->identity.name +
-                                "\" has no memory registered with a backend " + slot.name);
+                                "\" has no memory registered with a backend " + loaded.name);
     }
     auto side = std::make_shared<SideResolution>();
     side->peer = peer;
@@ -113,7 +116,7 @@ Result<AgentImpl::Side> AgentImpl::resolvePeer(const DescriptorList& list,
                                  region->id,
                                  region->generation});
     }
-    NIXL_RETURN_IF_ERROR(importKeys(*side, slot, used));
+    NIXL_RETURN_IF_ERROR(importKeys(*side, loaded, used));
     return Side(std::move(side));
 }
 
@@ -132,25 +135,25 @@ Result<std::shared_ptr<Peer>> AgentImpl::findPeer(const std::string& name) const
                             "\"; it knows" + (known.empty() ? " nobody" : known));
 }
 
-// Tries the candidates in order; `attempt(slot)` gives a transfer or why not.
+// Tries the candidates in order; `attempt(loaded)` gives a transfer or why not.
 template <typename Attempt>
 Result<HandleId> AgentImpl::tryBackends(const TransferOptions& options,
                                         MemType local,
                                         MemType remote,
                                         bool self_side,
                                         const Attempt& attempt) {
-    Result<Slots> chosen = choose(options.backends);
+    Result<LoadedList> chosen = choose(options.backends);
     if (!chosen.ok()) {
         return chosen.status();
     }
     Status first;
-    std::string unfit_ones;
-    for (const Slot& slot : chosen.value()) {
-        if (std::string why = unfit(*slot, local, remote, self_side); !why.empty()) {
-            unfit_ones += (unfit_ones.empty() ? "" : "; ") + why;
+    std::string unsupported;
+    for (const Loaded& loaded : chosen.value()) {
+        if (std::string why = reasonUnsupported(*loaded, local, remote, self_side); !why.empty()) {
+            unsupported += (unsupported.empty() ? "" : "; ") + why;
             continue;
         }
-        Result<std::unique_ptr<Transfer>> made = attempt(slot);
+        Result<std::unique_ptr<Transfer>> made = attempt(loaded);
         if (made.ok()) {
             return enter(std::move(made));
         }
@@ -167,7 +170,7 @@ Result<HandleId> AgentImpl::tryBackends(const TransferOptions& options,
     return Status::notSupported(std::string("no backend moves bytes between ") +
                                 memTypeName(local) + " and " + memTypeName(remote) +
                                 " at agent \"" + self().name +
-                                "\": " + (unfit_ones.empty() ? "it has none" : unfit_ones));
+                                "\": " + (unsupported.empty() ? "it has none" : unsupported));
 }
 
 Result<HandleId> AgentImpl::enter(Result<std::unique_ptr<Transfer>> made) {
@@ -201,13 +204,13 @@ Result<HandleId> AgentImpl::prepareTransfer(OpType op,
     if (swap) {
         op = op == OpType::READ ? OpType::WRITE : OpType::READ;
     }
-    const auto attempt = [&](const Slot& slot) -> Result<std::unique_ptr<Transfer>> {
-        Result<Side> near = resolveOwn(local, *slot);
+    const auto attempt = [&](const Loaded& loaded) -> Result<std::unique_ptr<Transfer>> {
+        Result<Side> near = resolveOwn(local, *loaded);
         if (!near.ok()) {
             return near.status();
         }
         Result<Side> far =
-            other == nullptr ? resolveOwn(remote, *slot) : resolvePeer(remote, *slot, other);
+            other == nullptr ? resolveOwn(remote, *loaded) : resolvePeer(remote, *loaded, other);
         if (!far.ok()) {
             return far.status();
         }
@@ -217,7 +220,7 @@ Result<HandleId> AgentImpl::prepareTransfer(OpType op,
             return runs.status();
         }
         return Transfer::create(
-            {op, std::move(runs).value(), near.value(), far.value(), slot, options.notification},
+            {op, std::move(runs).value(), near.value(), far.value(), loaded, options.notification},
             shared_);
     };
     return tryBackends(options, local.type(), remote.type(), other == nullptr, attempt);
@@ -239,7 +242,7 @@ Result<HandleId> AgentImpl::prepareList(const std::string& peer_name,
     const MemType type = list.type();
     prepared->list = std::move(list);
     prepared->list.compress();
-    Result<Slots> chosen = choose(backends);
+    Result<LoadedList> chosen = choose(backends);
     if (!chosen.ok()) {
         return chosen.status();
     }
@@ -247,11 +250,11 @@ Result<HandleId> AgentImpl::prepareList(const std::string& peer_name,
     Status first = Status::notSupported("no backend of agent \"" + self().name + "\" takes " +
                                         memTypeName(type));
     bool tried = false;
-    for (const Slot& slot : chosen.value()) {
-        if (!slot->holds(type)) {
+    for (const Loaded& loaded : chosen.value()) {
+        if (!loaded->holds(type)) {
             continue;
         }
-        Result<Side> side = resolveSide(*prepared, *slot);
+        Result<Side> side = resolveSide(*prepared, *loaded);
         if (side.ok()) {
             return lists_.insert(std::move(prepared));
         }
@@ -261,18 +264,19 @@ Result<HandleId> AgentImpl::prepareList(const std::string& peer_name,
     return first;
 }
 
-Result<AgentImpl::Side> AgentImpl::resolveSide(PreparedSide& side, const BackendSlot& slot) const {
+Result<AgentImpl::Side> AgentImpl::resolveSide(PreparedSide& side,
+                                               const LoadedBackend& loaded) const {
     {
         MutexLock lock(side.mutex);
-        if (const auto found = side.resolved.find(slot.index); found != side.resolved.end()) {
+        if (const auto found = side.resolved.find(loaded.index); found != side.resolved.end()) {
             return found->second;
         }
     }
-    Result<Side> made = side.peer == nullptr ? resolveOwn(side.list, slot)
-                                             : resolvePeer(side.list, slot, side.peer);
+    Result<Side> made = side.peer == nullptr ? resolveOwn(side.list, loaded)
+                                             : resolvePeer(side.list, loaded, side.peer);
     if (made.ok()) {
         MutexLock lock(side.mutex);
-        side.resolved.emplace(slot.index, made.value());
+        side.resolved.emplace(loaded.index, made.value());
     }
     return made;
 }
@@ -299,7 +303,7 @@ Result<HandleId> AgentImpl::prepareTransfer(OpType op,
                                 "\" was removed or restarted since the list was prepared");
     }
     const bool all = local_indices.empty() && remote_indices.empty();
-    const auto pair = [&](const Slot& slot, Side near,
+    const auto pair = [&](const Loaded& loaded, Side near,
                           Side far) -> Result<std::unique_ptr<Transfer>> {
         const bool merge = !options.skipDescMerge;
         Result<memory::PlanRuns> runs =
@@ -309,33 +313,33 @@ Result<HandleId> AgentImpl::prepareTransfer(OpType op,
         if (!runs.ok()) {
             return runs.status();
         }
-        return Transfer::create({op, std::move(runs).value(), std::move(near), std::move(far), slot,
-                                 options.notification},
+        return Transfer::create({op, std::move(runs).value(), std::move(near), std::move(far),
+                                 loaded, options.notification},
                                 shared_);
     };
     const bool free_choice = options.backends.empty();
     if (free_choice) {
         const PreparedSide::Pairing last = local->pairedWith(remote_id);
         if (Side far = last.far.lock(); far != nullptr) {
-            Result<std::unique_ptr<Transfer>> made = pair(last.slot, last.near, std::move(far));
+            Result<std::unique_ptr<Transfer>> made = pair(last.loaded, last.near, std::move(far));
             if (made.ok()) {
                 return enter(std::move(made));
             }
         }
     }
-    const auto attempt = [&](const Slot& slot) -> Result<std::unique_ptr<Transfer>> {
-        Result<Side> near = resolveSide(*local, *slot);
+    const auto attempt = [&](const Loaded& loaded) -> Result<std::unique_ptr<Transfer>> {
+        Result<Side> near = resolveSide(*local, *loaded);
         if (!near.ok()) {
             return near.status();
         }
-        Result<Side> far = resolveSide(*remote, *slot);
+        Result<Side> far = resolveSide(*remote, *loaded);
         if (!far.ok()) {
             return far.status();
         }
-        Result<std::unique_ptr<Transfer>> made = pair(slot, near.value(), far.value());
+        Result<std::unique_ptr<Transfer>> made = pair(loaded, near.value(), far.value());
         if (made.ok() && free_choice) {
             MutexLock lock(local->mutex);
-            local->last = {remote_id, slot, near.value(), far.value()};
+            local->last = {remote_id, loaded, near.value(), far.value()};
         }
         return made;
     };

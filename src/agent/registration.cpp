@@ -59,34 +59,35 @@ void warnOfNothing(const RegistrationList& list, const std::string& agent) {
 }  // namespace
 
 Status AgentImpl::registerAt(const RegistrationList& list,
-                             const agent::BackendSlot& slot,
+                             const agent::LoadedBackend& loaded,
                              std::vector<memory::RegionTable::Addition>& additions) const {
     for (size_t i = 0; i < list.entries.size(); ++i) {
         if (isNothing(list.type(), list.entries[i])) {
             continue;
         }
         Result<std::unique_ptr<BackendMemory>> memory =
-            slot.backend->registerMemory(regionOf(list.type(), list.entries[i]));
+            loaded.backend->registerMemory(regionOf(list.type(), list.entries[i]));
         if (!memory.ok()) {
             const Status& why = memory.status();
             for (auto& addition : additions) {
-                while (!addition.memories.empty() && addition.memories.back().first == slot.index) {
+                while (!addition.memories.empty() &&
+                       addition.memories.back().first == loaded.index) {
                     addition.memories.pop_back();
                 }
             }
             return {why.code(),
-                    "backend " + slot.name + " cannot register " + place(i, list.type()) + ": " +
+                    "backend " + loaded.name + " cannot register " + place(i, list.type()) + ": " +
                         why.message(),
                     why.systemErrno(), static_cast<int64_t>(i)};
         }
-        additions[i].memories.emplace_back(slot.index, std::move(memory).value());
+        additions[i].memories.emplace_back(loaded.index, std::move(memory).value());
     }
     return {};
 }
 
 Status AgentImpl::registerMemory(const RegistrationList& list, const Names& backends) {
     NIXL_RETURN_IF_ERROR(checkEntries(list));
-    Result<Slots> chosen = choose(backends);
+    Result<LoadedList> chosen = choose(backends);
     if (!chosen.ok()) {
         return chosen.status();
     }
@@ -97,16 +98,16 @@ Status AgentImpl::registerMemory(const RegistrationList& list, const Names& back
     Status first;
     size_t taken = 0;
     std::string names;
-    for (const Slot& slot : chosen.value()) {
-        names += (names.empty() ? "" : " ") + slot->name;
-        if (!slot->holds(list.type())) {
+    for (const Loaded& loaded : chosen.value()) {
+        names += (names.empty() ? "" : " ") + loaded->name;
+        if (!loaded->holds(list.type())) {
             if (!backends.empty()) {
-                return Status::notSupported("backend " + slot->name + " does not take " +
+                return Status::notSupported("backend " + loaded->name + " does not take " +
                                             memTypeName(list.type()) + " memory");
             }
             continue;
         }
-        Status status = registerAt(list, *slot, additions);
+        Status status = registerAt(list, *loaded, additions);
         if (status.ok()) {
             ++taken;
             continue;
@@ -134,13 +135,13 @@ Status AgentImpl::deregisterMemory(const RegistrationList& list, const Names& ba
     if (list.entries.empty()) {
         return {};
     }
-    Result<Slots> chosen = choose(backends);
+    Result<LoadedList> chosen = choose(backends);
     if (!chosen.ok()) {
         return chosen.status();
     }
     std::vector<unsigned> indices;
-    for (const Slot& slot : chosen.value()) {
-        indices.push_back(slot->index);
+    for (const Loaded& loaded : chosen.value()) {
+        indices.push_back(loaded->index);
     }
     sweepParked();
     return deregisterFenced(list, indices, std::chrono::steady_clock::now() + config_.peerTimeout);
@@ -148,7 +149,7 @@ Status AgentImpl::deregisterMemory(const RegistrationList& list, const Names& ba
 
 Result<std::vector<Agent::QueryResult>> AgentImpl::query(const RegistrationList& list,
                                                          const std::string& backend) {
-    Result<Slot> chosen = slot(backend);
+    Result<Loaded> chosen = loaded(backend);
     if (!chosen.ok()) {
         return chosen.status();
     }

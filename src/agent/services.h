@@ -1,4 +1,4 @@
-// What one backend of an agent is given of the core. Owned by the backend's slot; thread-safe.
+// What one backend of an agent is given of the core. Owned by the LoadedBackend; thread-safe.
 #pragma once
 
 #include <functional>

@@ -151,7 +151,7 @@ bool AgentShared::hasNotifications() const {
     return !queue_.empty();
 }
 
-std::optional<peer::Identity> AgentShared::heardFrom(const std::string& name) const {
+std::optional<peer::Identity> AgentShared::lastSender(const std::string& name) const {
     MutexLock lock(mutex_);
     const auto found = heard_.find(name);
     return found == heard_.end() ? std::nullopt : std::optional(found->second.who);
@@ -198,7 +198,7 @@ bool AgentShared::addUndelivered(const std::string& peer, const Status& why) {
     return first;
 }
 
-void AgentShared::tellUndelivered() {
+void AgentShared::reportUndelivered() {
     std::map<std::string, Undelivered> all;
     {
         MutexLock lock(mutex_);

@@ -62,7 +62,7 @@ class AgentShared final : public peer::TargetAccess, public peer::NetworkAccess 
     std::vector<Notification> takeNotifications();
     bool hasNotifications() const;
     // Who sent us something last under this name. Of senders that are gone some are forgotten.
-    std::optional<peer::Identity> heardFrom(const std::string& name) const;
+    std::optional<peer::Identity> lastSender(const std::string& name) const;
     // For those who take notifications: forgets senders where there are many, but none of those
     // that are `alive`.
     void forgetSenders(const std::function<bool(const peer::Identity&)>& alive);
@@ -70,10 +70,10 @@ class AgentShared final : public peer::TargetAccess, public peer::NetworkAccess 
     size_t senders() const;
 
     // A notification of this agent to `peer` will never arrive. True: nothing has been told since
-    // the last tellUndelivered(), so that one must be called.
+    // the last reportUndelivered(), so that one must be called.
     bool addUndelivered(const std::string& peer, const Status& why);
     // Says so in the log, in one line for each peer.
-    void tellUndelivered();
+    void reportUndelivered();
 
     // From here on everything is refused.
     void close() { closed_.store(true, std::memory_order_release); }

@@ -58,9 +58,9 @@ TEST(AgentShared, SendersThatAreGoneAreForgotten) {
         shared.forgetSenders(alive);
         ASSERT_LE(shared.senders(), AgentShared::kManySenders + 8);
     }
-    EXPECT_TRUE(shared.heardFrom("friend").has_value());
-    EXPECT_TRUE(shared.heardFrom("sender " + std::to_string(5 * AgentShared::kManySenders - 1)));
-    EXPECT_FALSE(shared.heardFrom("sender 0"));
+    EXPECT_TRUE(shared.lastSender("friend").has_value());
+    EXPECT_TRUE(shared.lastSender("sender " + std::to_string(5 * AgentShared::kManySenders - 1)));
+    EXPECT_FALSE(shared.lastSender("sender 0"));
 }
 
 // As many as there are: nobody who is there is forgotten.
@@ -89,8 +89,8 @@ TEST(AgentShared, UndeliveredNotificationsAreToldOnce) {
         EXPECT_FALSE(shared.addUndelivered("alice", gone));
     }
     EXPECT_FALSE(shared.addUndelivered("carol", gone));
-    shared.tellUndelivered();
-    shared.tellUndelivered();
+    shared.reportUndelivered();
+    shared.reportUndelivered();
     base::setLogSink(nullptr);
     EXPECT_EQ(logged(), (std::vector<std::string>{
                             "20000 notifications to agent \"alice\" were not delivered: it is gone",

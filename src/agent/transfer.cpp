@@ -308,13 +308,13 @@ void Transfer::cancel(uint64_t post, base::Deadline limit, Status reason) {
                              {});
             return;
         }
-        help();
+        progress();
         const base::Deadline soon = Clock::now() + std::chrono::milliseconds(2);
         state_->wait(std::min(limit, parts_.backend->backend->needsProgress() ? soon : limit));
     }
 }
 
-void Transfer::help() {
+void Transfer::progress() {
     Backend& backend = *parts_.backend->backend;
     if (backend.needsProgress()) {
         backend.progress();

@@ -13,7 +13,7 @@
 
 #include "nixl/backend.h"
 
-#include "agent/backend_slot.h"
+#include "agent/loaded_backend.h"
 #include "agent/peer.h"
 #include "agent/shared.h"
 #include "base/mutex.h"
@@ -73,7 +73,7 @@ class Transfer {
         memory::PlanRuns runs;
         std::shared_ptr<const SideResolution> local;
         std::shared_ptr<const SideResolution> remote;
-        std::shared_ptr<BackendSlot> backend;
+        std::shared_ptr<LoadedBackend> backend;
         std::optional<std::string> notification;
     };
     static Result<std::unique_ptr<Transfer>> create(Parts parts,
@@ -95,7 +95,7 @@ class Transfer {
         cancel(state_->pendingPost(), limit, std::move(reason));
     }
     // Lets the backend advance (backends without a thread of their own).
-    void help();
+    void progress();
     bool needsProgress() const { return parts_.backend->backend->needsProgress(); }
 
     const std::shared_ptr<TransferState>& state() const noexcept { return state_; }

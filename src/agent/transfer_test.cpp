@@ -51,13 +51,13 @@ class SeenBackend final : public Backend {
 class TransferTest : public ::testing::Test {
   protected:
     TransferTest() {
-        auto slot = std::make_shared<BackendSlot>();
-        slot->name = "SEEN";
-        slot->backend = std::make_unique<SeenBackend>(seen_);
+        auto loaded = std::make_shared<LoadedBackend>();
+        loaded->name = "SEEN";
+        loaded->backend = std::make_unique<SeenBackend>(seen_);
         Transfer::Parts parts;
         parts.local = std::make_shared<SideResolution>();
         parts.remote = std::make_shared<SideResolution>();
-        parts.backend = std::move(slot);
+        parts.backend = std::move(loaded);
         transfer_ = std::move(Transfer::create(std::move(parts), shared_)).value();
     }
     // Posts; its number.

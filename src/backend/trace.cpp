@@ -153,10 +153,10 @@ class TracedBackend final : public WrappedBackend, public QuerySupport {
         auto transfer = inner().prepareTransfer(plan);
         const std::string name = std::to_string(tracer_.nextTransfer());
         if (tracer_.on()) {
-            const char* const way = plan.op == OpType::READ ? " from \"" : " to \"";
+            const char* const direction = plan.op == OpType::READ ? " from \"" : " to \"";
             tracer_.line(name + " prepare " + opName(plan.op) + " " +
                          std::to_string(plan.segments) + " segments " + std::to_string(plan.bytes) +
-                         " bytes" + way + std::string(plan.peer.name) +
+                         " bytes" + direction + std::string(plan.peer.name) +
                          "\": " + outcome(transfer.status()) + " in " + since(start));
         }
         if (!transfer.ok()) {

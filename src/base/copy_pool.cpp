@@ -27,12 +27,12 @@ void ChunkedJob::start(WorkPool& pool, unsigned workers, bool bulk) {
             self->start(pool, left, bulk);
         }
         const BulkScope scope(bulk);
-        while (self->help()) {
+        while (self->progress()) {
         }
     });
 }
 
-bool ChunkedJob::help() {
+bool ChunkedJob::progress() {
     // Compare-and-swap instead of an addition: nothing may count past the end while a stop
     // computes how much was left.
     uint64_t index = next_.load(std::memory_order_relaxed);

@@ -27,7 +27,7 @@ class ChunkedJob : public std::enable_shared_from_this<ChunkedJob> {
     // Lets up to `workers` threads of the pool work on it; as bulk work where it is long.
     void start(WorkPool& pool, unsigned workers, bool bulk);
     // Does one chunk in the caller; false where none is left to begin.
-    bool help();
+    bool progress();
     // Drops the chunks nobody has begun; those that run go on to their end.
     void stop();
     bool finished() const { return left_.load(std::memory_order_acquire) == 0; }

@@ -80,12 +80,12 @@ void PollSet::countLook(Clock::time_point begin) {
     inRow_.store(soon ? std::min(in_row + 1, kPolling) : 0, std::memory_order_relaxed);
 }
 
-void PollSet::helped(Clock::time_point begin) {
+void PollSet::progressed(Clock::time_point begin) {
     countLook(begin);
     lastEnd_.store(Clock::now(), std::memory_order_relaxed);
 }
 
-void PollSet::help() {
+void PollSet::progress() {
     const int epoll_fd = epollFd_.load(std::memory_order_acquire);
     if (epoll_fd < 0) {
         return;
@@ -93,7 +93,7 @@ void PollSet::help() {
     const auto now = Clock::now();
     lastBegin_.store(now, std::memory_order_relaxed);
     countLook(now);
-    helping_.fetch_add(1, std::memory_order_relaxed);
+    progressing_.fetch_add(1, std::memory_order_relaxed);
     std::array<epoll_event, kServedAtOnce> events{};
     const int count = epoll_wait(epoll_fd, events.data(), kServedAtOnce, 0);
     for (int i = 0; i < count; ++i) {
@@ -110,7 +110,7 @@ void PollSet::help() {
             member->pollReady();
         }
     }
-    helping_.fetch_sub(1, std::memory_order_relaxed);
+    progressing_.fetch_sub(1, std::memory_order_relaxed);
     lastEnd_.store(count > 0 ? Clock::now() : now, std::memory_order_relaxed);
 }
 
@@ -123,8 +123,8 @@ bool PollSet::polled() const {
     }
     const auto now = Clock::now();
     return now - lastEnd_.load(std::memory_order_relaxed) < distance_ ||
-           // Who moves much is not away; who has lost his processor is.
-           (helping_.load(std::memory_order_relaxed) > 0 &&
+           // Who moves much is not away; who has lost its processor is.
+           (progressing_.load(std::memory_order_relaxed) > 0 &&
             now - lastBegin_.load(std::memory_order_relaxed) < kLongHelp);
 }
 
@@ -161,7 +161,7 @@ void PollSet::giveBackBrief() {
     }
     for (const auto& weak : brief) {
         if (const auto work = weak.lock()) {
-            work->watchAgain();
+            work->resumeReads();
         }
     }
     brief.clear();
@@ -182,7 +182,7 @@ void PollSet::onGuard() {
 void PollSet::giveBack() {
     giveBackBrief();
     for (const auto& member : members()) {
-        member->watchAgain();
+        member->resumeReads();
     }
 }
 

@@ -26,7 +26,7 @@ class PollSet {
         // where another thread is at it, nothing is done.
         virtual void pollReady() = 0;
         // Nobody polls any more: what was left to callers is watched by threads again.
-        virtual void watchAgain() = 0;
+        virtual void resumeReads() = 0;
     };
 
     // How often it is looked whether somebody still does, so at most how late the threads are.
@@ -49,9 +49,9 @@ class PollSet {
     void remove(uint64_t id, int fd);
 
     // A caller polls: serves what is ready.
-    void help();
+    void progress();
     // A caller polls, and has done something else for it since `begin`.
-    void helped(std::chrono::steady_clock::time_point begin);
+    void progressed(std::chrono::steady_clock::time_point begin);
     // A caller looks no more, but sleeps until it is woken: from now on that is the threads' work.
     void aboutToSleep();
     // Callers sleep on a descriptor between their looks, where nobody is told of it: they never
@@ -62,7 +62,7 @@ class PollSet {
     // Something has been left to callers: from now on it is looked whether they still poll.
     void guard();
     // Work that callers do as they poll, but that nobody may poll for: after a guard's period at
-    // most it is told to `watchAgain`, whoever polls.
+    // most it is told to `resumeReads`, whoever polls.
     void leaveBriefly(std::weak_ptr<Member> work);
     // Nobody is called any more when this returns. Not inside a callback of the reactor's other
     // threads.
@@ -83,11 +83,11 @@ class PollSet {
     // So many looks one after the other are polling; one or two are a look before going to sleep.
     static constexpr int kPolling = 4;
 
-    // When callers last began and ended to help, how many are at it, and how many times in a row
-    // one came a moment after the one before.
+    // When callers last began and ended to progress, how many are at it, and how many times in a
+    // row one came a moment after the one before.
     std::atomic<Clock::time_point> lastBegin_{Clock::time_point()};
     std::atomic<Clock::time_point> lastEnd_{Clock::time_point()};
-    std::atomic<int> helping_{0};
+    std::atomic<int> progressing_{0};
     std::atomic<int> inRow_{0};
     std::atomic<bool> eventDriven_{false};
     std::atomic<int> epollFd_{-1};  // of epoll_, once there is one

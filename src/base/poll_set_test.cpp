@@ -25,7 +25,7 @@ class CountingMember final : public PollSet::Member {
         uint64_t value = 0;
         served_ += read(fd_.get(), &value, sizeof(value)) > 0 ? 1 : 0;
     }
-    void watchAgain() override {
+    void resumeReads() override {
         if (!again_.exchange(true)) {
             told_.set_value();
         }
@@ -36,7 +36,7 @@ class CountingMember final : public PollSet::Member {
     }
     int fd() const { return fd_.get(); }
     int served() const { return served_; }
-    bool toldToWatch() const { return again_.load(); }
+    bool resumed() const { return again_.load(); }
     bool awaitWatch() {
         return told_.get_future().wait_for(seconds(20)) == std::future_status::ready;
     }
@@ -59,20 +59,20 @@ class PollSetTest : public testing::Test {
 };
 
 TEST_F(PollSetTest, WhoPollsServesWhatIsReady) {
-    set_.help();  // nothing was added yet
+    set_.progress();  // nothing was added yet
     const uint64_t id = set_.add(one_->fd(), one_);
     ASSERT_NE(id, 0U);
     ASSERT_NE(set_.add(other_->fd(), other_), 0U);
-    set_.help();
+    set_.progress();
     EXPECT_EQ(one_->served() + other_->served(), 0);
     one_->makeReady();
-    set_.help();
-    set_.help();
+    set_.progress();
+    set_.progress();
     EXPECT_EQ(one_->served(), 1);
     EXPECT_EQ(other_->served(), 0);
     one_->makeReady();
     set_.remove(id, one_->fd());
-    set_.help();
+    set_.progress();
     EXPECT_EQ(one_->served(), 1);
 }
 
@@ -83,7 +83,7 @@ TEST_F(PollSetTest, RoomToSendIsLookedForWhenAsked) {
       public:
         explicit Room(int& calls) : calls_(calls) {}
         void pollReady() override { ++calls_; }
-        void watchAgain() override {}
+        void resumeReads() override {}
 
       private:
         int& calls_;
@@ -91,25 +91,25 @@ TEST_F(PollSetTest, RoomToSendIsLookedForWhenAsked) {
     const auto member = std::make_shared<Room>(calls);
     set_.remove(id, one_->fd());
     const uint64_t again = set_.add(one_->fd(), member);
-    set_.help();
+    set_.progress();
     EXPECT_EQ(calls, 0);
     set_.lookForRoom(again, one_->fd(), true);  // an eventfd has room always
-    set_.help();
+    set_.progress();
     EXPECT_EQ(calls, 1);
     set_.lookForRoom(again, one_->fd(), false);
-    set_.help();
+    set_.progress();
     EXPECT_EQ(calls, 1);
 }
 
 TEST_F(PollSetTest, OnlyWhoComesAgainPolls) {
     ASSERT_NE(set_.add(one_->fd(), one_), 0U);
     EXPECT_FALSE(set_.polled());
-    set_.help();
-    set_.help();
+    set_.progress();
+    set_.progress();
     EXPECT_FALSE(set_.polled()) << "a look or two before going to sleep is no polling";
     const auto until = Clock::now() + seconds(20);
     while (!set_.polled() && Clock::now() < until) {
-        set_.help();
+        set_.progress();
     }
     EXPECT_TRUE(set_.polled());
 }
@@ -117,7 +117,7 @@ TEST_F(PollSetTest, OnlyWhoComesAgainPolls) {
 TEST_F(PollSetTest, ThreadsWatchAgainWhenNobodyPolls) {
     ASSERT_NE(set_.add(one_->fd(), one_), 0U);
     for (const auto until = Clock::now() + seconds(20); !set_.polled() && Clock::now() < until;) {
-        set_.help();
+        set_.progress();
     }
     set_.guard();
     EXPECT_TRUE(one_->awaitWatch());  // nobody polls any more
@@ -128,13 +128,13 @@ TEST_F(PollSetTest, WhoGoesToSleepGivesBackAtOnce) {
     PollSet set(*reactor_, seconds(100));
     ASSERT_NE(set.add(one_->fd(), one_), 0U);
     for (int i = 0; i < 10; ++i) {
-        set.help();
+        set.progress();
     }
     ASSERT_TRUE(set.polled());
     set.guard();
-    EXPECT_FALSE(one_->toldToWatch());
+    EXPECT_FALSE(one_->resumed());
     set.aboutToSleep();
-    EXPECT_TRUE(one_->toldToWatch());
+    EXPECT_TRUE(one_->resumed());
     EXPECT_FALSE(set.polled());
     set.stop();
 }
@@ -143,12 +143,12 @@ TEST_F(PollSetTest, WhatIsLeftBrieflyComesBackAlsoWhileOthersPoll) {
     PollSet set(*reactor_, seconds(100));
     ASSERT_NE(set.add(other_->fd(), other_), 0U);
     for (int i = 0; i < 10; ++i) {
-        set.help();
+        set.progress();
     }
     ASSERT_TRUE(set.polled());
     set.leaveBriefly(one_);
     EXPECT_TRUE(one_->awaitWatch());
-    EXPECT_FALSE(other_->toldToWatch()) << "that is still polled";
+    EXPECT_FALSE(other_->resumed()) << "that is still polled";
     set.leaveBriefly(std::weak_ptr<PollSet::Member>());  // has ended meanwhile
     set.stop();
 }
@@ -156,7 +156,7 @@ TEST_F(PollSetTest, WhatIsLeftBrieflyComesBackAlsoWhileOthersPoll) {
 TEST_F(PollSetTest, NothingIsLeftWhereNothingCanBeLookedAfter) {
     PollSet set(*reactor_, seconds(100));
     for (int i = 0; i < 10; ++i) {
-        set.helped(Clock::now());
+        set.progressed(Clock::now());
     }
     EXPECT_FALSE(set.polled());
     ASSERT_NE(set.add(one_->fd(), one_), 0U);
@@ -169,7 +169,7 @@ TEST_F(PollSetTest, WhoSleepsOnADescriptorNeverPolls) {
     ASSERT_NE(set.add(one_->fd(), one_), 0U);
     set.sleepOnEvents();
     for (int i = 0; i < 10; ++i) {
-        set.help();
+        set.progress();
     }
     EXPECT_FALSE(set.polled());
     set.stop();
@@ -183,7 +183,7 @@ TEST_F(PollSetTest, NobodyIsToldAfterTheStop) {
     std::promise<void> later;
     reactor_->startTimer(Clock::now() + 10 * PollSet::kGuardPeriod, [&] { later.set_value(); });
     ASSERT_EQ(later.get_future().wait_for(seconds(20)), std::future_status::ready);
-    EXPECT_FALSE(one_->toldToWatch());
+    EXPECT_FALSE(one_->resumed());
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ class ReactorTest : public testing::Test {
         close(pipe_[0]);
         close(pipe_[1]);
     }
-    void settle() {
+    void drain() {
         std::promise<void> ran;
         reactor_->run([&ran] { ran.set_value(); });
         ran.get_future().wait();
@@ -56,7 +56,7 @@ TEST_F(ReactorTest, TasksRunInOrderOnTheThread) {
         reactor_->run([&, i] { order.push_back(i); });
     }
     reactor_->run([&] { on_thread = reactor_->onThread(); });
-    settle();
+    drain();
     ASSERT_EQ(order.size(), 100U);
     EXPECT_TRUE(std::is_sorted(order.begin(), order.end()));
     EXPECT_TRUE(on_thread);
@@ -102,7 +102,7 @@ TEST_F(ReactorTest, UnwatchWaitsForTheCallback) {
     reactor_->unwatch(id.value());
     EXPECT_TRUE(left);
     left = false;
-    settle();
+    drain();
     EXPECT_FALSE(left) << "called after unwatch";
 }
 
@@ -119,8 +119,8 @@ TEST_F(ReactorTest, CallbackMayUnwatchItself) {
     id = made.value();
     ASSERT_EQ(write(pipe_[1], "x", 1), 1);
     first.get_future().wait();
-    settle();
-    settle();
+    drain();
+    drain();
     EXPECT_EQ(calls, 1);
 }
 
@@ -132,7 +132,7 @@ TEST_F(ReactorTest, ModifyChangesInterest) {
                     ErrorCode::NOT_FOUND);
         writable.set_value();
     });
-    settle();
+    drain();
     ASSERT_TRUE(reactor_->modify(id.value(), EPOLLOUT | EPOLLONESHOT).ok());
     writable.get_future().wait();
     reactor_->unwatch(id.value());
@@ -179,12 +179,12 @@ TEST_F(ReactorTest, EndlessTimerDoesNotStarveTasks) {
         }
     };
     reactor_->startTimer(Clock::now(), again);
-    settle();
+    drain();
     go_on = false;
-    settle();
+    drain();
 }
 
-// Whoever closes what is not his: the reactor goes on with another set, and tells those whose
+// Who closes a descriptor of another's: the reactor goes on with another set, and tells those whose
 // descriptors are gone too.
 TEST_F(ReactorTest, GoesOnWhenItsSetWasClosed) {
     std::promise<uint32_t> told;
@@ -203,7 +203,7 @@ TEST_F(ReactorTest, GoesOnWhenItsSetWasClosed) {
     ASSERT_GE(found, 0);
     close(pipe_[0]);
     close(found);
-    settle();
+    drain();
     auto answer = told.get_future();
     ASSERT_EQ(answer.wait_for(std::chrono::seconds(20)), std::future_status::ready);
     EXPECT_EQ(answer.get(), static_cast<uint32_t>(EPOLLERR | EPOLLHUP));
@@ -244,11 +244,11 @@ TEST_F(ReactorTest, ADescriptorClosedBeforeItIsUnwatchedIsNoticed) {
     EXPECT_EQ(said().get_future().wait_for(std::chrono::seconds(20)), std::future_status::ready);
     base::setLogSink(nullptr);
     pipe_[0] = copy;
-    settle();
+    drain();
 }
 
 TEST_F(ReactorTest, SleepsWhenIdle) {
-    settle();
+    drain();
     clockid_t clock{};
     reactor_->startTimer(Clock::now() + std::chrono::hours(1), [] {});
     std::promise<void> got;
@@ -319,7 +319,7 @@ TEST_F(ReactorTest, ManyThreadsAtOnce) {
     for (auto& thread : threads) {
         thread.join();
     }
-    settle();
+    drain();
     EXPECT_GE(count, 800);
 }
 

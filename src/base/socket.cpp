@@ -353,7 +353,7 @@ void tuneSocket(int fd) {
     // Fails on unix sockets, which need none of it.
     const int on = 1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-    // Where nothing is asked for nobody notices that the way is gone, but the system.
+    // Where nothing is asked for nobody notices that the connection is gone, but the system.
     setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
     for (const auto& [option, value] :
          {std::pair(TCP_KEEPIDLE, 30), std::pair(TCP_KEEPINTVL, 10), std::pair(TCP_KEEPCNT, 3)}) {

@@ -51,7 +51,7 @@ std::array<uint8_t, 16> bootId();
 // At most so many addresses of this host's interfaces, loopback last, without link-local ones.
 std::vector<std::string> hostAddresses(size_t most);
 
-// One way to try.
+// One address to try.
 struct Target {
     sockaddr_storage address{};
     socklen_t length = 0;

@@ -105,7 +105,7 @@ TEST(ChunkedJob, EveryChunkOnceThenOneEnd) {
             },
             [&] { ends.fetch_add(1); });
         job->start(pool, 4, false);
-        while (job->help()) {
+        while (job->progress()) {
         }
         while (ends.load() == 0) {
             std::this_thread::yield();
@@ -127,7 +127,7 @@ TEST(ChunkedJob, FailureDropsTheRest) {
             return index < 3;
         },
         [&] { ++ends; });
-    while (job->help()) {
+    while (job->progress()) {
     }
     EXPECT_EQ(done, 4);
     EXPECT_EQ(ends, 1);
@@ -161,7 +161,7 @@ TEST(ChunkedJob, StopWaitsForTheChunkThatRuns) {
     while (ends.load() == 0) {
         std::this_thread::yield();
     }
-    EXPECT_FALSE(job->help());
+    EXPECT_FALSE(job->progress());
 }
 
 TEST(ChunkedJob, StopRacesWithWorkers) {

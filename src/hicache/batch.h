@@ -1,4 +1,4 @@
-// What one call works on: a slot per key, from look-up or reservation to its confirmed end, so
+// What one call works on: an item per key, from look-up or reservation to its confirmed end, so
 // that a thousand pages are one object. Owned by the caller; one thread at a time.
 #pragma once
 
@@ -12,12 +12,12 @@
 
 namespace nixl::hicache {
 
-enum class SlotState : uint8_t {
+enum class ItemState : uint8_t {
     MISS = 0,     // nothing is stored, or no longer
-    HIT = 1,      // stored; the place is known
-    NEW = 2,      // a place is reserved and waits for its payload
+    HIT = 1,      // stored; the extent is known
+    NEW = 2,      // an extent is reserved and waits for its payload
     STORED = 3,   // was there already; or is committed now
-    REFUSED = 4,  // no place: the cap, the disk, or a directory that cannot be written
+    REFUSED = 4,  // no extent: the cap, the disk, or a directory that cannot be written
     CORRUPT = 5,  // stored, but the bytes are not those that were set
     FAILED = 6,   // the payload could not be moved
     SIZE = 7,     // stored with another length than the caller expects
@@ -26,7 +26,7 @@ enum class SlotState : uint8_t {
 // The directory of a key that is too long to be stored.
 inline constexpr uint16_t kNoDirectory = UINT16_MAX;
 
-struct Slot {
+struct Item {
     Fingerprint key;
     uint64_t version = 0;
     uint64_t offset = 0;
@@ -36,8 +36,8 @@ struct Slot {
     uint32_t checksum = 0;
     uint32_t scope = 0;  // see scopeOf (reservations only)
     uint16_t directory = 0;
-    bool held = false;  // a reserved place that is neither stored nor given back yet
-    SlotState state = SlotState::MISS;
+    bool held = false;  // a reserved extent that is neither stored nor given back yet
+    ItemState state = ItemState::MISS;
 };
 
 // The contiguous bytes of one block in memory; several make up one block.
@@ -55,7 +55,7 @@ struct Row {
 };
 
 struct Batch {
-    std::vector<Slot> slots;
+    std::vector<Item> items;
     std::string names;               // the keys, one after the other (reservations only)
     std::vector<uint64_t> nameEnds;  // where each ends
 

@@ -11,7 +11,7 @@ namespace {
 class DamagedLog : public PackedStore {
   protected:
     // Two writers with replaced, erased and cleared keys; what each key is now in `truth_`.
-    void tellAStory() {
+    void writeHistory() {
         auto a = open();
         auto b = open();
         set(*a, "old");
@@ -40,10 +40,10 @@ class DamagedLog : public PackedStore {
         const std::string value = key + " " + std::to_string(++count_);
         Batch batch;
         store.addKey(batch, key, true, scope);
-        batch.slots[0].length = value.size();
+        batch.items[0].length = value.size();
         EXPECT_TRUE(store.reserve(batch, true).ok());
         const std::vector<Part> mine{{reinterpret_cast<uint64_t>(value.data()), value.size(), 0}};
-        EXPECT_TRUE(store.move(batch, SlotState::NEW, mine, 1, true, false).ok());
+        EXPECT_TRUE(store.move(batch, ItemState::NEW, mine, 1, true, false).ok());
         EXPECT_TRUE(store.commit(batch).ok());
         truth_[key] = value;
     }
@@ -53,7 +53,7 @@ class DamagedLog : public PackedStore {
         size_t count = 0;
         for (const auto& [key, wanted] : truth_) {
             std::string value;
-            if (get(store, key, &value) == SlotState::HIT) {
+            if (get(store, key, &value) == ItemState::HIT) {
                 EXPECT_EQ(value, wanted) << key << " " << where;
                 ++count;
             }
@@ -82,7 +82,7 @@ class DamagedLog : public PackedStore {
 };
 
 TEST_F(DamagedLog, noKeyHasAnOlderValueAndNothingComesBack) {
-    tellAStory();
+    writeHistory();
     EXPECT_EQ(hits(*open({.readOnly = true}), "whole"), alive());
     for (const fs::path& log : files("logs")) {
         const std::string whole = read(log);
@@ -112,7 +112,7 @@ TEST_F(DamagedLog, noKeyHasAnOlderValueAndNothingComesBack) {
 }
 
 TEST_F(DamagedLog, whatWasLostStaysLostOnceTheDamageIsRepaired) {
-    tellAStory();
+    writeHistory();
     const fs::path copy = dir_.string() + "-copy";
     fs::copy(dir_, copy, fs::copy_options::recursive);
     for (const fs::path& log : files("logs")) {
@@ -127,9 +127,9 @@ TEST_F(DamagedLog, whatWasLostStaysLostOnceTheDamageIsRepaired) {
             EXPECT_EQ(store->directory(0).stats().damagedLogBytes, 0U) << where;
             hits(*store, where + " again");
             const std::string value = "new " + where;
-            ASSERT_EQ(put(*store, {"k"}, {value}, true)[0], SlotState::STORED);
+            ASSERT_EQ(put(*store, {"k"}, {value}, true)[0], ItemState::STORED);
             std::string now;
-            EXPECT_EQ(get(*open({.readOnly = true}), "k", &now), SlotState::HIT) << where;
+            EXPECT_EQ(get(*open({.readOnly = true}), "k", &now), ItemState::HIT) << where;
             EXPECT_EQ(now, value);
             store.reset();
             fs::remove_all(dir_);

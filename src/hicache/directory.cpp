@@ -101,23 +101,23 @@ void Directory::touch(uint32_t id) {
 void Directory::find(Batch& batch, uint16_t self) {
     const MutexLock lock(mutex_);
     refresh();
-    for (Slot& slot : batch.slots) {
-        if (slot.directory != self) {
+    for (Item& item : batch.items) {
+        if (item.directory != self) {
             continue;
         }
-        slot.state = SlotState::MISS;
-        const uint32_t id = index_.find(slot.key);
+        item.state = ItemState::MISS;
+        const uint32_t id = index_.find(item.key);
         if (id == kNone || segments_[index_.at(id).segment].dropped) {
             continue;
         }
         const Entry& entry = index_.at(id);
-        slot.entry = id;
-        slot.version = entry.version;
-        slot.offset = entry.offset;
-        slot.length = entry.length;
-        slot.segment = entry.segment;
-        slot.checksum = entry.checksum;
-        slot.state = SlotState::HIT;
+        item.entry = id;
+        item.version = entry.version;
+        item.offset = entry.offset;
+        item.length = entry.length;
+        item.segment = entry.segment;
+        item.checksum = entry.checksum;
+        item.state = ItemState::HIT;
         touch(id);
     }
     if (writer_ != kNone && logs_[writer_].pending.size() > (64U << 10)) {
@@ -130,8 +130,8 @@ size_t Directory::containsPrefix(const Batch& batch) {
     const MutexLock lock(mutex_);
     refresh();
     size_t count = 0;
-    for (const Slot& slot : batch.slots) {
-        const uint32_t id = slot.directory == kNoDirectory ? kNone : index_.find(slot.key);
+    for (const Item& item : batch.items) {
+        const uint32_t id = item.directory == kNoDirectory ? kNone : index_.find(item.key);
         if (id == kNone || segments_[index_.at(id).segment].dropped) {
             break;
         }
@@ -143,17 +143,17 @@ size_t Directory::containsPrefix(const Batch& batch) {
 void Directory::confirm(Batch& batch, uint16_t self) {
     const MutexLock lock(mutex_);
     refresh();
-    for (Slot& slot : batch.slots) {
-        if (slot.directory != self || slot.state != SlotState::HIT) {
+    for (Item& item : batch.items) {
+        if (item.directory != self || item.state != ItemState::HIT) {
             continue;
         }
-        const bool there = slot.entry < index_.slots() && index_.at(slot.entry).used &&
-                           index_.at(slot.entry).key == slot.key &&
-                           index_.at(slot.entry).version == slot.version &&
-                           index_.at(slot.entry).segment == slot.segment &&
-                           index_.at(slot.entry).offset == slot.offset;
+        const bool there = item.entry < index_.capacity() && index_.at(item.entry).used &&
+                           index_.at(item.entry).key == item.key &&
+                           index_.at(item.entry).version == item.version &&
+                           index_.at(item.entry).segment == item.segment &&
+                           index_.at(item.entry).offset == item.offset;
         if (!there) {
-            slot.state = SlotState::MISS;
+            item.state = ItemState::MISS;
         }
     }
 }

@@ -76,27 +76,27 @@ class Directory {
     const std::string& path() const { return path_; }
     bool readOnly() const { return options_.readOnly; }
 
-    // The following work on the batch's slots whose directory is `self`.
+    // The following work on the batch's items whose directory is `self`.
     void find(Batch& batch, uint16_t self);
     // After reading: a hit whose entry has changed meanwhile becomes a miss.
     void confirm(Batch& batch, uint16_t self);
     // Hits that could not be read (FAILED): forgotten where their bytes are not there for anybody,
     // so that nothing is said to exist that cannot be fetched.
     void probe(Batch& batch, uint16_t self);
-    // Forgets CORRUPT slots; those of this process' writers for good.
+    // Forgets CORRUPT items; those of this process' writers for good.
     void forget(Batch& batch, uint16_t self);
-    // Gives every slot that is not stored yet a place (`replace`: also those that are).
+    // Gives every item that is not stored yet an extent (`replace`: also those that are).
     Status reserve(Batch& batch, uint16_t self, bool replace);
-    // NEW slots become STORED, all with one append; others that had a place give it back.
+    // NEW items become STORED, all with one append; others that had an extent give it back.
     Status commit(Batch& batch, uint16_t self);
-    // How many leading slots are stored.
+    // How many leading items are stored.
     size_t containsPrefix(const Batch& batch);
 
     Status erase(const std::vector<Fingerprint>& keys);
     Status clear();
     // Removes what these owners stored, whoever wrote it; owners are matched as a whole.
     Status clearOwners(const std::vector<std::string>& owners);
-    // Gives the room of every dead place back, for a disk that is full; how many bytes that was.
+    // Gives the room of every dead extent back, for a disk that is full; how many bytes that was.
     uint64_t reclaimDead();
     // Adopts logs of dead writers, trims to the cap, reclaims segments; true: call again soon.
     Result<bool> maintain(double dead_fraction);
@@ -121,7 +121,7 @@ class Directory {
         std::string path;
         uint32_t log = 0;
         uint32_t number = 0;
-        uint64_t size = 0;         // end of the last place given out
+        uint64_t size = 0;         // end of the last extent given out
         uint64_t live = 0;         // bytes of blocks in the index
         uint64_t punched = 0;      // bytes given back to the file system
         uint32_t pending = 0;      // reserved, not yet committed
@@ -180,18 +180,18 @@ class Directory {
     bool ownedEntry(const Entry& entry) const NIXL_REQUIRES(mutex_);
     uint64_t nextVersion() NIXL_REQUIRES(mutex_);
     Status ensureWriter() NIXL_REQUIRES(mutex_);
-    Status place(Slot& slot) NIXL_REQUIRES(mutex_);
-    void settle(Slot& slot) NIXL_REQUIRES(mutex_);
-    Status settleAll(Batch& batch, uint16_t self, const Status& status) NIXL_REQUIRES(mutex_);
+    Status allocate(Item& item) NIXL_REQUIRES(mutex_);
+    void release(Item& item) NIXL_REQUIRES(mutex_);
+    Status finishAll(Batch& batch, uint16_t self, const Status& status) NIXL_REQUIRES(mutex_);
     Status newSegment() NIXL_REQUIRES(mutex_);
-    // `reclaim_old`: the places of the values that are replaced are given back.
+    // `reclaim_old`: the extents of the values that are replaced are given back.
     Status insertStored(Batch& batch, uint16_t self, bool reclaim_old) NIXL_REQUIRES(mutex_);
-    // Appends; on a full disk once more, after the dead places were given back.
+    // Appends; on a full disk once more, after the dead extents were given back.
     Status append(Log& log, std::string_view records) NIXL_REQUIRES(mutex_);
     // Appends what waits for the logs of this process.
     Status flushLogs() NIXL_REQUIRES(mutex_);
-    // Drops the entry of this slot if it is still that version's.
-    bool forgetSlot(const Slot& slot) NIXL_REQUIRES(mutex_);
+    // Drops the entry of this item if it is still that version's.
+    bool forgetItem(const Item& item) NIXL_REQUIRES(mutex_);
     void eraseRecord(uint32_t id) NIXL_REQUIRES(mutex_);
     void touch(uint32_t id) NIXL_REQUIRES(mutex_);
     // Makes room under the cap for `bytes` that are to be stored.
@@ -210,8 +210,8 @@ class Directory {
     uint64_t reclaim(const Freed& freed);
     Result<bool> compactOne(double dead_fraction);
     uint32_t pickSegment(double dead_fraction) NIXL_REQUIRES(mutex_);
-    Status moveBlocks(uint32_t segment, const std::vector<Slot>& blocks);
-    bool unchanged(const Slot& block, uint32_t segment) const NIXL_REQUIRES(mutex_);
+    Status moveBlocks(uint32_t segment, const std::vector<Item>& blocks);
+    bool unchanged(const Item& block, uint32_t segment) const NIXL_REQUIRES(mutex_);
     Status rewriteLogs() NIXL_REQUIRES(mutex_);
     Status rewriteLog(uint32_t log) NIXL_REQUIRES(mutex_) NIXL_NO_TSA;
     Status copyLog(uint32_t log, LogFile& fresh, uint64_t& count) NIXL_REQUIRES(mutex_) NIXL_NO_TSA;
@@ -241,7 +241,7 @@ class Directory {
     DirectoryStats stats_ NIXL_GUARDED_BY(mutex_);
     uint32_t writer_ NIXL_GUARDED_BY(mutex_) = kNone;   // the log new blocks go to
     uint32_t current_ NIXL_GUARDED_BY(mutex_) = kNone;  // the segment new blocks go to
-    uint64_t reserved_ NIXL_GUARDED_BY(mutex_) = 0;     // bytes of held places
+    uint64_t reserved_ NIXL_GUARDED_BY(mutex_) = 0;     // bytes of held extents
     uint64_t lastVersion_ NIXL_GUARDED_BY(mutex_) = 0;
     uint64_t clearedUpTo_ NIXL_GUARDED_BY(mutex_) = 0;
     uint64_t collected_ NIXL_GUARDED_BY(mutex_) = 0;    // when collectStale was last at work

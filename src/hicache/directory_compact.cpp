@@ -40,7 +40,7 @@ Result<bool> Directory::maintain(double dead_fraction) {
         return first.ok() ? Result<bool>(false) : first;
     }
     auto moved = compactOne(dead_fraction);
-    // A disk without room for the copies: then the dead places go as they are.
+    // A disk without room for the copies: then the dead extents go as they are.
     if (!moved.ok() && moved.status().systemErrno() == ENOSPC && reclaimDead() != 0) {
         moved = true;
     }
@@ -81,29 +81,29 @@ uint32_t Directory::pickSegment(double dead_fraction) {
 
 Result<bool> Directory::compactOne(double dead_fraction) {
     uint32_t segment = kNone;
-    std::vector<Slot> blocks;
+    std::vector<Item> blocks;
     {
         const MutexLock lock(mutex_);
         segment = pickSegment(dead_fraction);
         if (segment == kNone) {
             return false;
         }
-        for (uint32_t id = 0; id < index_.slots(); ++id) {
+        for (uint32_t id = 0; id < index_.capacity(); ++id) {
             const Entry& entry = index_.at(id);
             if (entry.used && entry.segment == segment) {
-                Slot slot;
-                slot.key = entry.key;
-                slot.version = entry.version;
-                slot.offset = entry.offset;
-                slot.length = entry.length;
-                slot.checksum = entry.checksum;
-                slot.entry = id;
-                blocks.push_back(slot);
+                Item item;
+                item.key = entry.key;
+                item.version = entry.version;
+                item.offset = entry.offset;
+                item.length = entry.length;
+                item.checksum = entry.checksum;
+                item.entry = id;
+                blocks.push_back(item);
             }
         }
     }
     std::sort(blocks.begin(), blocks.end(),
-              [](const Slot& a, const Slot& b) { return a.offset < b.offset; });
+              [](const Item& a, const Item& b) { return a.offset < b.offset; });
     const Status moved = moveBlocks(segment, blocks);
     Freed freed;
     {
@@ -114,8 +114,8 @@ Result<bool> Directory::compactOne(double dead_fraction) {
     return moved.ok() ? Result<bool>(true) : moved;
 }
 
-bool Directory::unchanged(const Slot& block, uint32_t segment) const {
-    if (block.entry >= index_.slots()) {
+bool Directory::unchanged(const Item& block, uint32_t segment) const {
+    if (block.entry >= index_.capacity()) {
         return false;
     }
     const Entry& entry = index_.at(block.entry);
@@ -124,7 +124,7 @@ bool Directory::unchanged(const Slot& block, uint32_t segment) const {
 }
 
 // Copies whole blocks to the writer's current segment and logs them there as newer versions.
-Status Directory::moveBlocks(uint32_t segment, const std::vector<Slot>& blocks) {
+Status Directory::moveBlocks(uint32_t segment, const std::vector<Item>& blocks) {
     auto from = openFile(segmentPath(segment), O_RDONLY);
     if (!from.ok()) {
         return from.status();
@@ -133,7 +133,7 @@ Status Directory::moveBlocks(uint32_t segment, const std::vector<Slot>& blocks) 
     {
         std::vector<Fingerprint> keys;
         keys.reserve(blocks.size());
-        for (const Slot& block : blocks) {
+        for (const Item& block : blocks) {
             keys.push_back(block.key);
         }
         names = scopedNamesOf(keys);
@@ -144,14 +144,14 @@ Status Directory::moveBlocks(uint32_t segment, const std::vector<Slot>& blocks) 
         buffer.resize(blocks[i].length);
         auto got = readAll(from.value().get(), segmentPath(segment), buffer.data(), buffer.size(),
                            blocks[i].offset);
-        batch.slots.assign(1, blocks[i]);
+        batch.items.assign(1, blocks[i]);
         batch.names = names[i].text;
         batch.nameEnds.assign(1, names[i].text.size());
-        Slot& slot = batch.slots.front();
-        slot.scope = names[i].scope;
+        Item& item = batch.items.front();
+        item.scope = names[i].scope;
         if (!got.ok() || got.value() != buffer.size() ||
             base::crc32c(buffer) != blocks[i].checksum) {
-            slot.state = SlotState::CORRUPT;
+            item.state = ItemState::CORRUPT;
             forget(batch, 0);
             continue;
         }
@@ -159,27 +159,27 @@ Status Directory::moveBlocks(uint32_t segment, const std::vector<Slot>& blocks) 
         {
             const MutexLock lock(mutex_);
             NIXL_RETURN_IF_ERROR(ensureWriter());
-            NIXL_RETURN_IF_ERROR(place(slot));
-            path = segments_[slot.segment].path;
+            NIXL_RETURN_IF_ERROR(allocate(item));
+            path = segments_[item.segment].path;
         }
         auto to = openFile(path, O_WRONLY);
         Status written =
-            to.ok() ? writeAll(to.value().get(), path, buffer.data(), buffer.size(), slot.offset)
+            to.ok() ? writeAll(to.value().get(), path, buffer.data(), buffer.size(), item.offset)
                     : to.status();
         if (written.ok() && options_.durable) {
-            written = syncSegments(batch, slot.directory);
+            written = syncSegments(batch, item.directory);
         }
         const MutexLock lock(mutex_);
-        settle(slot);
+        release(item);
         const bool stay = written.ok() && unchanged(blocks[i], segment);
-        if (!stay && !segments_[slot.segment].dropped) {
-            release(slot.segment, slot.offset, slot.length);
+        if (!stay && !segments_[item.segment].dropped) {
+            release(item.segment, item.offset, item.length);
         }
         NIXL_RETURN_IF_ERROR(written);
         if (stay) {
-            slot.state = SlotState::NEW;
-            stats_.compactedBytes += alignUp(slot.length);
-            NIXL_RETURN_IF_ERROR(insertStored(batch, slot.directory, false));
+            item.state = ItemState::NEW;
+            stats_.compactedBytes += alignUp(item.length);
+            NIXL_RETURN_IF_ERROR(insertStored(batch, item.directory, false));
         }
     }
     return {};
@@ -258,38 +258,38 @@ Status Directory::copyLog(uint32_t log, LogFile& fresh, uint64_t& count) {
 
 CheckResult Directory::check(uint32_t from, uint64_t max_bytes) {
     CheckResult out;
-    std::vector<std::pair<Slot, std::string>> blocks;
+    std::vector<std::pair<Item, std::string>> blocks;
     {
         const MutexLock lock(mutex_);
         uint32_t id = from;
-        for (; id < index_.slots() && out.bytes < max_bytes; ++id) {
+        for (; id < index_.capacity() && out.bytes < max_bytes; ++id) {
             const Entry& entry = index_.at(id);
             if (entry.used && !segments_[entry.segment].dropped) {
-                Slot slot;
-                slot.key = entry.key;
-                slot.offset = entry.offset;
-                slot.length = entry.length;
-                slot.checksum = entry.checksum;
-                blocks.emplace_back(slot, segments_[entry.segment].path);
+                Item item;
+                item.key = entry.key;
+                item.offset = entry.offset;
+                item.length = entry.length;
+                item.checksum = entry.checksum;
+                blocks.emplace_back(item, segments_[entry.segment].path);
                 out.bytes += entry.length;
             }
         }
-        out.next = id < index_.slots() ? id : kNone;
+        out.next = id < index_.capacity() ? id : kNone;
     }
     out.blocks = blocks.size();
     std::string buffer;
     FileDescriptor fd;
     std::string opened;
-    for (const auto& [slot, path] : blocks) {
+    for (const auto& [item, path] : blocks) {
         if (opened != path) {
             auto file = openFile(path, O_RDONLY);
             fd = file.ok() ? std::move(file).value() : FileDescriptor();
             opened = path;
         }
-        buffer.resize(slot.length);
-        auto got = readAll(fd.get(), path, buffer.data(), buffer.size(), slot.offset);
-        if (!got.ok() || got.value() != buffer.size() || base::crc32c(buffer) != slot.checksum) {
-            out.bad.push_back(slot.key);
+        buffer.resize(item.length);
+        auto got = readAll(fd.get(), path, buffer.data(), buffer.size(), item.offset);
+        if (!got.ok() || got.value() != buffer.size() || base::crc32c(buffer) != item.checksum) {
+            out.bad.push_back(item.key);
         }
     }
     return out;

@@ -32,7 +32,7 @@ Status punch(const std::string& path, uint64_t offset, uint64_t length) {
 }
 
 // Whether a block can be read at all; what is only short of descriptors or memory counts as such.
-bool readable(const std::string& path, const Slot& slot) {
+bool readable(const std::string& path, const Item& item) {
     const auto passes = [](const Status& status) {
         const int error = status.systemErrno();
         return error == EMFILE || error == ENFILE || error == ENOMEM;
@@ -41,10 +41,10 @@ bool readable(const std::string& path, const Slot& slot) {
     if (!fd.ok()) {
         return passes(fd.status());
     }
-    std::string buffer(std::min<uint64_t>(slot.length, 1U << 20), '\0');
-    for (uint64_t done = 0; done < slot.length; done += buffer.size()) {
-        const size_t size = std::min<uint64_t>(buffer.size(), slot.length - done);
-        auto got = readAll(fd.value().get(), path, buffer.data(), size, slot.offset + done);
+    std::string buffer(std::min<uint64_t>(item.length, 1U << 20), '\0');
+    for (uint64_t done = 0; done < item.length; done += buffer.size()) {
+        const size_t size = std::min<uint64_t>(buffer.size(), item.length - done);
+        auto got = readAll(fd.value().get(), path, buffer.data(), size, item.offset + done);
         if (!got.ok() || got.value() != size) {
             return !got.ok() && passes(got.status());
         }
@@ -125,7 +125,7 @@ Directory::Freed Directory::takeFreed() {
     return freed;
 }
 
-// The gaps between live blocks, up to the first place that is being written.
+// The gaps between live blocks, up to the first extent that is being written.
 std::vector<Directory::Hole> Directory::deadPlaces() {
     std::vector<Hole> holes = std::exchange(freed_, {});
     if (options_.externalSegments || noHoles_.load(std::memory_order_relaxed)) {
@@ -139,21 +139,21 @@ std::vector<Directory::Hole> Directory::deadPlaces() {
             live[i];
         }
     }
-    for (uint32_t id = 0; !live.empty() && id < index_.slots(); ++id) {
+    for (uint32_t id = 0; !live.empty() && id < index_.capacity(); ++id) {
         const Entry& entry = index_.at(id);
         const auto wanted = entry.used ? live.find(entry.segment) : live.end();
         if (wanted != live.end()) {
             wanted->second.emplace_back(entry.offset, entry.offset + alignUp(entry.length));
         }
     }
-    for (auto& [index, places] : live) {
+    for (auto& [index, extents] : live) {
         Segment& segment = segments_[index];
         const uint64_t end = segment.pending != 0 ? segment.pendingFrom : segment.size;
-        std::sort(places.begin(), places.end());
-        places.emplace_back(end, end);
+        std::sort(extents.begin(), extents.end());
+        extents.emplace_back(end, end);
         uint64_t at = 0;
         uint64_t gaps = 0;
-        for (const auto& [from, to] : places) {
+        for (const auto& [from, to] : extents) {
             if (from > at && at < end) {
                 holes.push_back({segment.path, at, std::min(from, end) - at});
                 gaps += std::min(from, end) - at;
@@ -227,9 +227,9 @@ std::vector<std::string> Directory::takeDroppedSegments() {
     return std::exchange(droppedSegments_, {});
 }
 
-bool Directory::forgetSlot(const Slot& slot) {
-    const uint32_t id = index_.find(slot.key);
-    if (id == kNone || index_.at(id).version != slot.version) {
+bool Directory::forgetItem(const Item& item) {
+    const uint32_t id = index_.find(item.key);
+    if (id == kNone || index_.at(id).version != item.version) {
         return false;
     }
     if (ownedEntry(index_.at(id))) {
@@ -241,10 +241,10 @@ bool Directory::forgetSlot(const Slot& slot) {
 
 void Directory::forget(Batch& batch, uint16_t self) {
     const MutexLock lock(mutex_);
-    for (const Slot& slot : batch.slots) {
-        if (slot.directory == self && slot.state == SlotState::CORRUPT) {
+    for (const Item& item : batch.items) {
+        if (item.directory == self && item.state == ItemState::CORRUPT) {
             ++stats_.corruptBlocks;
-            forgetSlot(slot);
+            forgetItem(item);
         }
     }
     const Status status = flushLogs();
@@ -255,20 +255,20 @@ void Directory::probe(Batch& batch, uint16_t self) {
     if (options_.externalSegments) {
         return;  // what an object store fails today it may give tomorrow
     }
-    std::vector<Slot*> lost;
-    for (Slot& slot : batch.slots) {
-        if (slot.directory == self && slot.state == SlotState::FAILED && !slot.held &&
-            !readable(segmentPath(slot.segment), slot)) {
-            lost.push_back(&slot);
+    std::vector<Item*> lost;
+    for (Item& item : batch.items) {
+        if (item.directory == self && item.state == ItemState::FAILED && !item.held &&
+            !readable(segmentPath(item.segment), item)) {
+            lost.push_back(&item);
         }
     }
     if (lost.empty()) {
         return;
     }
     const MutexLock lock(mutex_);
-    for (Slot* slot : lost) {
-        forgetSlot(*slot);
-        slot->state = SlotState::MISS;
+    for (Item* item : lost) {
+        forgetItem(*item);
+        item->state = ItemState::MISS;
     }
     const Status status = flushLogs();
     static_cast<void>(status);

@@ -76,33 +76,33 @@ Status Directory::newSegment() {
     return {};
 }
 
-Status Directory::place(Slot& slot) {
-    const uint64_t bytes = alignUp(slot.length);
+Status Directory::allocate(Item& item) {
+    const uint64_t bytes = alignUp(item.length);
     if (current_ == kNone || segments_[current_].sealed ||
         (segments_[current_].size != 0 &&
          segments_[current_].size + bytes > options_.segmentBytes)) {
         NIXL_RETURN_IF_ERROR(newSegment());
     }
     Segment& segment = segments_[current_];
-    slot.segment = current_;
-    slot.offset = segment.size;
-    slot.version = 0;
-    slot.state = SlotState::NEW;
-    slot.held = true;
+    item.segment = current_;
+    item.offset = segment.size;
+    item.version = 0;
+    item.state = ItemState::NEW;
+    item.held = true;
     segment.size += bytes;
-    segment.pendingFrom = segment.pending == 0 ? slot.offset : segment.pendingFrom;
+    segment.pendingFrom = segment.pending == 0 ? item.offset : segment.pendingFrom;
     ++segment.pending;
     reserved_ += bytes;
     return {};
 }
 
-void Directory::settle(Slot& slot) {
-    if (slot.held) {
-        slot.held = false;
-        Segment& segment = segments_[slot.segment];
+void Directory::release(Item& item) {
+    if (item.held) {
+        item.held = false;
+        Segment& segment = segments_[item.segment];
         --segment.pending;
         emptied_ = emptied_ || (segment.pending == 0 && segment.live == 0);
-        reserved_ -= alignUp(slot.length);
+        reserved_ -= alignUp(item.length);
     }
 }
 
@@ -114,18 +114,18 @@ Status Directory::reserve(Batch& batch, uint16_t self, bool replace) {
         refresh();
         uint64_t wanted = 0;
         bool any = false;
-        for (Slot& slot : batch.slots) {
-            if (slot.directory != self) {
+        for (Item& item : batch.items) {
+            if (item.directory != self) {
                 continue;
             }
-            slot.state = SlotState::REFUSED;
-            const uint32_t id = replace ? kNone : index_.find(slot.key);
-            if (id != kNone && index_.at(id).length == slot.length &&
+            item.state = ItemState::REFUSED;
+            const uint32_t id = replace ? kNone : index_.find(item.key);
+            if (id != kNone && index_.at(id).length == item.length &&
                 !segments_[index_.at(id).segment].dropped) {
-                slot.state = SlotState::STORED;
+                item.state = ItemState::STORED;
                 touch(id);
             } else {
-                wanted += alignUp(slot.length);
+                wanted += alignUp(item.length);
                 any = true;
             }
         }
@@ -139,12 +139,12 @@ Status Directory::reserve(Batch& batch, uint16_t self, bool replace) {
         if (status.ok() && options_.segmentPerBatch) {
             status = newSegment();
         }
-        for (size_t i = 0; status.ok() && i < batch.slots.size(); ++i) {
-            if (batch.slots[i].directory == self && batch.slots[i].state == SlotState::REFUSED) {
-                status = place(batch.slots[i]);
+        for (size_t i = 0; status.ok() && i < batch.items.size(); ++i) {
+            if (batch.items[i].directory == self && batch.items[i].state == ItemState::REFUSED) {
+                status = allocate(batch.items[i]);
                 if (status.systemErrno() == ENOSPC &&
                     reclaim({.holes = deadPlaces(), .paths = {}}) != 0) {
-                    status = place(batch.slots[i]);
+                    status = allocate(batch.items[i]);
                 }
             }
         }
@@ -159,12 +159,12 @@ Status Directory::syncSegments(const Batch& batch, uint16_t self) {
     std::map<uint32_t, std::string> paths;
     {
         const MutexLock lock(mutex_);
-        for (const Slot& slot : batch.slots) {
-            if (slot.directory == self && slot.state == SlotState::NEW) {
-                const Segment& segment = segments_[slot.segment];
-                paths.emplace(slot.segment, segment.path);
+        for (const Item& item : batch.items) {
+            if (item.directory == self && item.state == ItemState::NEW) {
+                const Segment& segment = segments_[item.segment];
+                paths.emplace(item.segment, segment.path);
                 if (!segment.named) {
-                    unnamed.emplace(slot.segment, segment.path);
+                    unnamed.emplace(item.segment, segment.path);
                 }
             }
         }
@@ -196,7 +196,7 @@ Status Directory::commit(Batch& batch, uint16_t self) {
     Freed freed;
     {
         const MutexLock lock(mutex_);
-        const Status told = settleAll(batch, self, status);
+        const Status told = finishAll(batch, self, status);
         status = status.ok() ? told : status;
         if (status.ok()) {
             status = insertStored(batch, self, options_.maxBytes != 0);
@@ -209,26 +209,26 @@ Status Directory::commit(Batch& batch, uint16_t self) {
     return status;
 }
 
-// Ends the reservations; what was not written gives its place back. NEW slots become FAILED where
-// `status` is an error, or where they have no place any more.
-Status Directory::settleAll(Batch& batch, uint16_t self, const Status& status) {
+// Ends the reservations; what was not written gives its place back. NEW items become FAILED where
+// `status` is an error, or where they have no extent any more.
+Status Directory::finishAll(Batch& batch, uint16_t self, const Status& status) {
     Status first;
-    for (Slot& slot : batch.slots) {
-        if (slot.directory != self) {
+    for (Item& item : batch.items) {
+        if (item.directory != self) {
             continue;
         }
-        if (slot.state == SlotState::NEW && !status.ok()) {
-            slot.state = SlotState::FAILED;
+        if (item.state == ItemState::NEW && !status.ok()) {
+            item.state = ItemState::FAILED;
         }
         // The directory may have been removed, and its segments forgotten, since the reservation.
-        if (slot.state == SlotState::NEW && segments_[slot.segment].dropped) {
-            slot.state = SlotState::FAILED;
+        if (item.state == ItemState::NEW && segments_[item.segment].dropped) {
+            item.state = ItemState::FAILED;
             first = Status::notFound(path_ + ": removed while blocks were written to it");
         }
-        if (slot.held && slot.state != SlotState::NEW && !segments_[slot.segment].dropped) {
-            release(slot.segment, slot.offset, slot.length);
+        if (item.held && item.state != ItemState::NEW && !segments_[item.segment].dropped) {
+            release(item.segment, item.offset, item.length);
         }
-        settle(slot);
+        release(item);
     }
     return first;
 }
@@ -240,19 +240,19 @@ Status Directory::insertStored(Batch& batch, uint16_t self, bool reclaim_old) {
     Log& log = logs_[writer_];
     std::string records;
     size_t count = 0;
-    for (size_t i = 0; i < batch.slots.size(); ++i) {
-        Slot& slot = batch.slots[i];
-        if (slot.directory == self && slot.state == SlotState::NEW) {
-            slot.version = nextVersion();
+    for (size_t i = 0; i < batch.items.size(); ++i) {
+        Item& item = batch.items[i];
+        if (item.directory == self && item.state == ItemState::NEW) {
+            item.version = nextVersion();
             encode({.type = RecordType::PUT,
-                    .key = slot.key,
-                    .version = slot.version,
-                    .offset = slot.offset,
-                    .length = slot.length,
-                    .segment = segments_[slot.segment].number,
-                    .checksum = slot.checksum,
+                    .key = item.key,
+                    .version = item.version,
+                    .offset = item.offset,
+                    .length = item.length,
+                    .segment = segments_[item.segment].number,
+                    .checksum = item.checksum,
                     .name = batch.name(i),
-                    .scope = slot.scope},
+                    .scope = item.scope},
                    records);
             ++count;
         }
@@ -266,26 +266,26 @@ Status Directory::insertStored(Batch& batch, uint16_t self, bool reclaim_old) {
     if (status.ok() && options_.durable) {
         status = log.file->sync();
     }
-    for (size_t i = 0; i < batch.slots.size(); ++i) {
-        Slot& slot = batch.slots[i];
-        if (slot.directory != self || slot.state != SlotState::NEW) {
+    for (size_t i = 0; i < batch.items.size(); ++i) {
+        Item& item = batch.items[i];
+        if (item.directory != self || item.state != ItemState::NEW) {
             continue;
         }
-        slot.state = status.ok() ? SlotState::STORED : SlotState::FAILED;
+        item.state = status.ok() ? ItemState::STORED : ItemState::FAILED;
         if (status.ok()) {
             ++log.records;
-            const uint32_t old = reclaim_old ? index_.find(slot.key) : kNone;
+            const uint32_t old = reclaim_old ? index_.find(item.key) : kNone;
             if (old != kNone && ownedEntry(index_.at(old))) {
                 release(index_.at(old));
             }
-            applyPut(writer_, {.key = slot.key,
-                               .version = slot.version,
-                               .offset = slot.offset,
-                               .length = slot.length,
-                               .segment = segments_[slot.segment].number,
-                               .checksum = slot.checksum,
+            applyPut(writer_, {.key = item.key,
+                               .version = item.version,
+                               .offset = item.offset,
+                               .length = item.length,
+                               .segment = segments_[item.segment].number,
+                               .checksum = item.checksum,
                                .name = batch.name(i),
-                               .scope = slot.scope});
+                               .scope = item.scope});
         }
     }
     NIXL_RETURN_IF_ERROR(status);

@@ -52,15 +52,15 @@ TEST_F(Format, isRepairedFromItsCopyWhateverIsDamaged) {
             continue;
         }
         write(root_ / "format", text);
-        EXPECT_EQ(get(*open({.readOnly = true}), "k1"), SlotState::HIT) << text;
-        EXPECT_EQ(get(*open(), "k2"), SlotState::HIT) << text;
+        EXPECT_EQ(get(*open({.readOnly = true}), "k1"), ItemState::HIT) << text;
+        EXPECT_EQ(get(*open(), "k2"), ItemState::HIT) << text;
         EXPECT_EQ(read(root_ / "format"), whole);
         write(root_ / "format.copy", text);
-        EXPECT_EQ(get(*open(), "k2"), SlotState::HIT) << text;
+        EXPECT_EQ(get(*open(), "k2"), ItemState::HIT) << text;
         EXPECT_EQ(read(root_ / "format.copy"), whole);
     }
     fs::remove(root_ / "format");
-    EXPECT_EQ(get(*open(), "k0"), SlotState::HIT);
+    EXPECT_EQ(get(*open(), "k0"), ItemState::HIT);
 }
 
 TEST_F(Format, blankWithNothingStoredIsMadeAnewByAllAtOnce) {
@@ -85,7 +85,7 @@ TEST_F(Format, blankWithNothingStoredIsMadeAnewByAllAtOnce) {
             EXPECT_EQ(secret.high, secrets[0].high);
         }
         putAll(*open(), "k", 1);
-        EXPECT_EQ(get(*open(), "k0"), SlotState::HIT);
+        EXPECT_EQ(get(*open(), "k0"), ItemState::HIT);
     }
 }
 
@@ -166,7 +166,7 @@ TEST_F(Format, whatKilledWritersLeftIsRemovedOnceItIsOldAndNobodys) {
         EXPECT_TRUE(fs::exists(path)) << path;
     }
     EXPECT_TRUE(fs::exists(paths("held")[1]));
-    EXPECT_EQ(get(*store, "k1"), SlotState::HIT);
+    EXPECT_EQ(get(*store, "k1"), ItemState::HIT);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The in-memory index of one directory: fingerprint to place, in least-recently-used order.
+// The in-memory index of one directory: fingerprint to extent, in least-recently-used order.
 // Owned by a Directory and guarded by its mutex; not thread-safe by itself.
 #pragma once
 
@@ -39,7 +39,7 @@ class Index {
     Entry& at(uint32_t id) { return entries_[id]; }
     const Entry& at(uint32_t id) const { return entries_[id]; }
     size_t size() const noexcept { return count_; }
-    uint32_t slots() const noexcept { return static_cast<uint32_t>(entries_.size()); }
+    uint32_t capacity() const noexcept { return static_cast<uint32_t>(entries_.size()); }
     uint32_t oldest() const noexcept { return oldest_; }
 
   private:

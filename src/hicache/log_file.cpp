@@ -108,7 +108,7 @@ Status LogFile::readUpTo(uint64_t end, const std::function<void(const Record&)>&
         }
     }
     // Damage at the end: newer than all that was read, and no younger than now.
-    tellLost(std::max(newest_, wallClockNanoseconds()) + 1, apply);
+    reportLost(std::max(newest_, wallClockNanoseconds()) + 1, apply);
     buffer_.clear();
     buffer_.shrink_to_fit();
     return {};
@@ -126,7 +126,7 @@ size_t LogFile::readChunk(bool last, const std::function<void(const Record&)>& a
             // Only these have versions that grow from one to the next.
             if (record.type == RecordType::PUT) {
                 newest_ = std::max(newest_, record.version);
-                tellLost(record.version, apply);
+                reportLost(record.version, apply);
             }
             apply(record);
             at += size;
@@ -164,7 +164,7 @@ void LogFile::lose(std::string_view bytes) {
     }
 }
 
-void LogFile::tellLost(uint64_t version, const std::function<void(const Record&)>& apply) {
+void LogFile::reportLost(uint64_t version, const std::function<void(const Record&)>& apply) {
     for (const Lost& lost : std::exchange(lost_, {})) {
         const bool known = lost.key != Fingerprint() || !lost.name.empty();
         apply({.type = known ? RecordType::GONE : RecordType::CLEAR,

@@ -50,7 +50,7 @@ class LogFile {
     size_t readChunk(bool last, const std::function<void(const Record&)>& apply);
     void lose(std::string_view bytes);
     // Says what was lost: everything before `version`.
-    void tellLost(uint64_t version, const std::function<void(const Record&)>& apply);
+    void reportLost(uint64_t version, const std::function<void(const Record&)>& apply);
 
     std::string path_;
     FileDescriptor fd_;

@@ -49,7 +49,7 @@ class Worker {
             }
             return;
         }
-        pieces[0].slot->state = SlotState::FAILED;
+        pieces[0].item->state = ItemState::FAILED;
         if (first_.ok()) {
             first_ = status;
         }
@@ -61,13 +61,13 @@ class Worker {
     Status attempt(std::span<Piece> pieces) {
         NIXL_RETURN_IF_ERROR(use(*pieces[0].path));
         sums_.assign(pieces.size(), 0);
-        offset_ = pieces[0].slot->offset;
+        offset_ = pieces[0].item->offset;
         clear();
         for (size_t i = 0; i < pieces.size(); ++i) {
-            const Slot& slot = *pieces[i].slot;
+            const Item& item = *pieces[i].item;
             const uint64_t here = offset_ + callBytes_;
-            if (slot.offset > here) {
-                NIXL_RETURN_IF_ERROR(pad(slot.offset - here));
+            if (item.offset > here) {
+                NIXL_RETURN_IF_ERROR(pad(item.offset - here));
             }
             for (const Part& part : pieces[i].parts) {
                 NIXL_RETURN_IF_ERROR(add(part, i));
@@ -75,11 +75,11 @@ class Worker {
         }
         NIXL_RETURN_IF_ERROR(flush());
         for (size_t i = 0; i < pieces.size(); ++i) {
-            Slot& slot = *pieces[i].slot;
+            Item& item = *pieces[i].item;
             if (options_.checksums && options_.write) {
-                slot.checksum = sums_[i];
-            } else if (options_.checksums && slot.checksum != sums_[i]) {
-                slot.state = SlotState::CORRUPT;
+                item.checksum = sums_[i];
+            } else if (options_.checksums && item.checksum != sums_[i]) {
+                item.state = ItemState::CORRUPT;
             }
         }
         return {};
@@ -198,15 +198,15 @@ class Worker {
 };
 
 bool follows(const Piece& piece, const Piece& before) {
-    const Slot& slot = *before.slot;
-    return piece.path == before.path && piece.slot->offset == slot.offset + alignUp(slot.length);
+    const Item& item = *before.item;
+    return piece.path == before.path && piece.item->offset == item.offset + alignUp(item.length);
 }
 
 std::vector<std::span<Piece>> jobsOf(std::vector<Piece>& pieces) {
-    const auto place = [](const Piece& piece) {
-        return std::tuple(piece.path, piece.slot->offset);
+    const auto extent = [](const Piece& piece) {
+        return std::tuple(piece.path, piece.item->offset);
     };
-    const auto before = [&](const Piece& a, const Piece& b) { return place(a) < place(b); };
+    const auto before = [&](const Piece& a, const Piece& b) { return extent(a) < extent(b); };
     if (!std::is_sorted(pieces.begin(), pieces.end(), before)) {
         std::sort(pieces.begin(), pieces.end(), before);
     }
@@ -219,7 +219,7 @@ std::vector<std::span<Piece>> jobsOf(std::vector<Piece>& pieces) {
             start = i;
             bytes = 0;
         }
-        bytes += pieces[i].slot->length;
+        bytes += pieces[i].item->length;
     }
     if (start < pieces.size()) {
         jobs.push_back(std::span(pieces).subspan(start));
@@ -232,7 +232,7 @@ std::vector<std::span<Piece>> jobsOf(std::vector<Piece>& pieces) {
 Status movePieces(std::vector<Piece> pieces, const MoveOptions& options) {
     uint64_t bytes = 0;
     for (const Piece& piece : pieces) {
-        bytes += piece.slot->length;
+        bytes += piece.item->length;
     }
     const std::vector<std::span<Piece>> jobs = jobsOf(pieces);
     std::atomic<size_t> next{0};

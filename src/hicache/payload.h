@@ -14,10 +14,10 @@
 
 namespace nixl::hicache {
 
-// One block and its place. Its slot becomes FAILED where the system refused; with `checksums` a
+// One block and its place. Its item becomes FAILED where the system refused; with `checksums` a
 // written one is given its checksum, and one that was read becomes CORRUPT where it differs.
 struct Piece {
-    Slot* slot = nullptr;
+    Item* item = nullptr;
     std::span<const Part> parts;
     const std::string* path = nullptr;
 };

@@ -30,23 +30,23 @@ class Payload : public testing::Test {
     }
     void TearDown() override { fs::remove(path_); }
 
-    // Blocks of random bytes, each in two parts, at aligned places one after the other.
+    // Blocks of random bytes, each in two parts, at aligned extents one after the other.
     void makeBlocks(const std::vector<size_t>& lengths) {
         std::mt19937_64 random(7);
         uint64_t offset = 0;
         blocks_.clear();
-        slots_.clear();
+        items_.clear();
         for (const size_t length : lengths) {
             std::string block(length, '\0');
             for (char& c : block) {
                 c = static_cast<char>(random());
             }
             blocks_.push_back(block);
-            Slot slot;
-            slot.offset = offset;
-            slot.length = length;
-            slot.state = SlotState::NEW;
-            slots_.push_back(slot);
+            Item item;
+            item.offset = offset;
+            item.length = length;
+            item.state = ItemState::NEW;
+            items_.push_back(item);
             offset += alignUp(length);
         }
     }
@@ -59,7 +59,7 @@ class Payload : public testing::Test {
             const size_t half = memory[i].size() / 3;
             parts_[2 * i] = {base, half, 0};
             parts_[2 * i + 1] = {base + half, memory[i].size() - half, 0};
-            out.push_back({&slots_[i], std::span(parts_).subspan(2 * i, 2), &path_});
+            out.push_back({&items_[i], std::span(parts_).subspan(2 * i, 2), &path_});
         }
         return out;
     }
@@ -68,9 +68,9 @@ class Payload : public testing::Test {
 
     Status read(bool backwards = false) {
         target_.clear();
-        for (Slot& slot : slots_) {
-            slot.state = SlotState::HIT;
-            target_.emplace_back(slot.length, '?');
+        for (Item& item : items_) {
+            item.state = ItemState::HIT;
+            target_.emplace_back(item.length, '?');
         }
         std::vector<Piece> wanted = pieces(target_);
         if (backwards) {
@@ -82,7 +82,7 @@ class Payload : public testing::Test {
     std::string path_;
     std::vector<std::string> blocks_;
     std::vector<std::string> target_;
-    std::vector<Slot> slots_;
+    std::vector<Item> items_;
     std::vector<Part> parts_;
 };
 
@@ -97,9 +97,9 @@ std::vector<size_t> oddLengths() {
 TEST_F(Payload, blocksOfAnyLengthComeBackInAnyOrder) {
     makeBlocks(oddLengths());
     ASSERT_TRUE(write().ok());
-    for (size_t i = 0; i < slots_.size(); ++i) {
-        EXPECT_EQ(slots_[i].state, SlotState::NEW);
-        EXPECT_EQ(slots_[i].checksum, base::crc32c(blocks_[i])) << i;
+    for (size_t i = 0; i < items_.size(); ++i) {
+        EXPECT_EQ(items_[i].state, ItemState::NEW);
+        EXPECT_EQ(items_[i].checksum, base::crc32c(blocks_[i])) << i;
     }
     for (const bool backwards : {false, true}) {
         ASSERT_TRUE(read(backwards).ok());
@@ -112,23 +112,23 @@ TEST_F(Payload, aChangedByteIsThatBlocksOnly) {
     ASSERT_TRUE(write().ok());
     auto fd = openFile(path_, O_WRONLY);
     const char other = static_cast<char>(blocks_[1][4500] + 1);
-    ASSERT_TRUE(writeAll(fd.value().get(), path_, &other, 1, slots_[1].offset + 4500).ok());
+    ASSERT_TRUE(writeAll(fd.value().get(), path_, &other, 1, items_[1].offset + 4500).ok());
     EXPECT_TRUE(read().ok());
-    EXPECT_EQ(slots_[0].state, SlotState::HIT);
-    EXPECT_EQ(slots_[1].state, SlotState::CORRUPT);
-    EXPECT_EQ(slots_[2].state, SlotState::HIT);
+    EXPECT_EQ(items_[0].state, ItemState::HIT);
+    EXPECT_EQ(items_[1].state, ItemState::CORRUPT);
+    EXPECT_EQ(items_[2].state, ItemState::HIT);
     EXPECT_EQ(target_[2], blocks_[2]);
 }
 
 TEST_F(Payload, aFileThatEndsEarlyFailsTheBlocksBehind) {
     makeBlocks(std::vector<size_t>(200, 5000));
     ASSERT_TRUE(write().ok());
-    fs::resize_file(path_, slots_[150].offset + 10);
+    fs::resize_file(path_, items_[150].offset + 10);
     const Status status = read();
     EXPECT_NE(status.message().find("ends at byte"), std::string::npos) << status.message();
     EXPECT_NE(status.message().find(path_), std::string::npos);
-    for (size_t i = 0; i < slots_.size(); ++i) {
-        EXPECT_EQ(slots_[i].state, i < 150 ? SlotState::HIT : SlotState::FAILED) << i;
+    for (size_t i = 0; i < items_.size(); ++i) {
+        EXPECT_EQ(items_[i].state, i < 150 ? ItemState::HIT : ItemState::FAILED) << i;
         EXPECT_TRUE(i >= 150 || target_[i] == blocks_[i]);
     }
 }
@@ -141,8 +141,8 @@ TEST_F(Payload, aMissingFileFailsWithItsNameAndTheOthersGoOn) {
     const Status status = movePieces(wanted, {.write = true});
     EXPECT_EQ(status.systemErrno(), ENOENT);
     EXPECT_NE(status.message().find(missing), std::string::npos);
-    EXPECT_EQ(slots_[0].state, SlotState::FAILED);
-    EXPECT_EQ(slots_[1].state, SlotState::NEW);
+    EXPECT_EQ(items_[0].state, ItemState::FAILED);
+    EXPECT_EQ(items_[1].state, ItemState::NEW);
 }
 
 TEST_F(Payload, aLimitInTheMiddleFailsOnlyWhatIsBeyondIt) {
@@ -156,8 +156,8 @@ TEST_F(Payload, aLimitInTheMiddleFailsOnlyWhatIsBeyondIt) {
     setrlimit(RLIMIT_FSIZE, &before);
     signal(SIGXFSZ, old);
     EXPECT_EQ(status.systemErrno(), EFBIG) << status.message();
-    for (size_t i = 0; i < slots_.size(); ++i) {
-        EXPECT_EQ(slots_[i].state, i < 40 ? SlotState::NEW : SlotState::FAILED) << i;
+    for (size_t i = 0; i < items_.size(); ++i) {
+        EXPECT_EQ(items_[i].state, i < 40 ? ItemState::NEW : ItemState::FAILED) << i;
     }
 }
 
@@ -166,11 +166,11 @@ TEST_F(Payload, filesThatExistAreNotMadeAgain) {
     const std::string fresh = path_ + ".new";
     auto wanted = pieces(blocks_);
     wanted[1].path = &fresh;
-    slots_[1].offset = 0;
+    items_[1].offset = 0;
     const Status status = movePieces(wanted, {.write = true, .create = true});
     EXPECT_EQ(status.systemErrno(), EEXIST) << status.message();
-    EXPECT_EQ(slots_[0].state, SlotState::FAILED);
-    EXPECT_EQ(slots_[1].state, SlotState::NEW);
+    EXPECT_EQ(items_[0].state, ItemState::FAILED);
+    EXPECT_EQ(items_[1].state, ItemState::NEW);
     EXPECT_EQ(fs::file_size(fresh), 200U);
     fs::remove(fresh);
 }

@@ -12,7 +12,7 @@
 namespace nixl::hicache {
 
 enum class RecordType : uint8_t {
-    PUT = 1,          // a block is stored: key, place, length, checksum of the payload
+    PUT = 1,          // a block is stored: key, extent, length, checksum of the payload
     ERASE = 2,        // the block of this fingerprint is gone from this writer
     DROP = 3,         // a whole segment is gone
     CLEAR = 4,        // every block up to `version`, of all writers, is gone

@@ -23,12 +23,12 @@ TEST_F(Room, replacingUnderTheCapTakesNoMoreThanTheCap) {
     auto store = open({.maxBytes = 2 * kMiB});
     uint64_t most = 0;
     for (int i = 0; i < 300; ++i) {
-        ASSERT_EQ(putMoved(*store, "k", payload(std::to_string(i), 128 << 10)), SlotState::STORED);
+        ASSERT_EQ(putMoved(*store, "k", payload(std::to_string(i), 128 << 10)), ItemState::STORED);
         most = std::max(most, onDisk());
     }
     EXPECT_LE(most, 2 * kMiB);
     std::string value;
-    EXPECT_EQ(get(*store, "k", &value), SlotState::HIT);
+    EXPECT_EQ(get(*store, "k", &value), ItemState::HIT);
     EXPECT_EQ(value, payload("299", 128 << 10));
 }
 
@@ -37,7 +37,7 @@ TEST_F(Room, whatAnotherWriterReplacesIsGivenBackByItsOwner) {
     auto b = open({.maxBytes = 2 * kMiB});
     for (int i = 0; i < 40; ++i) {
         Store& store = i % 2 == 0 ? *a : *b;
-        ASSERT_EQ(putMoved(store, "k", payload(std::to_string(i), 128 << 10)), SlotState::STORED);
+        ASSERT_EQ(putMoved(store, "k", payload(std::to_string(i), 128 << 10)), ItemState::STORED);
     }
     EXPECT_LE(onDisk(), kMiB);
 }
@@ -48,10 +48,10 @@ TEST_F(Room, aFullDiskIsNotFullWhileMostOfItIsDead) {
     }
     auto store = open();  // no cap: replaced blocks wait for compaction
     for (int i = 0; i < 40; ++i) {
-        ASSERT_EQ(putMoved(*store, "k", payload(std::to_string(i), kMiB)), SlotState::STORED) << i;
+        ASSERT_EQ(putMoved(*store, "k", payload(std::to_string(i), kMiB)), ItemState::STORED) << i;
     }
     std::string value;
-    EXPECT_EQ(get(*store, "k", &value), SlotState::HIT);
+    EXPECT_EQ(get(*store, "k", &value), ItemState::HIT);
     EXPECT_EQ(value, payload("39", kMiB));
 }
 
@@ -60,14 +60,14 @@ TEST_F(Room, whatCouldNotBeWrittenLeavesNothingOnTheDisk) {
         GTEST_SKIP() << "mounting a tmpfs needs root";
     }
     auto store = open();
-    ASSERT_EQ(putMoved(*store, "k", payload("k", 3 * kMiB)), SlotState::STORED);
+    ASSERT_EQ(putMoved(*store, "k", payload("k", 3 * kMiB)), ItemState::STORED);
     for (int i = 0; i < 3; ++i) {
-        EXPECT_EQ(putMoved(*store, "big", payload("big", 6 * kMiB)), SlotState::FAILED);
+        EXPECT_EQ(putMoved(*store, "big", payload("big", 6 * kMiB)), ItemState::FAILED);
     }
     EXPECT_LE(onDisk(), 3 * kMiB);
-    EXPECT_EQ(putMoved(*store, "fits", payload("fits", 4 * kMiB)), SlotState::STORED);
-    EXPECT_EQ(get(*store, "k"), SlotState::HIT);
-    EXPECT_EQ(get(*store, "fits"), SlotState::HIT);
+    EXPECT_EQ(putMoved(*store, "fits", payload("fits", 4 * kMiB)), ItemState::STORED);
+    EXPECT_EQ(get(*store, "k"), ItemState::HIT);
+    EXPECT_EQ(get(*store, "fits"), ItemState::HIT);
 }
 
 TEST_F(Room, compactionOnAFullDiskGivesTheHolesBack) {
@@ -77,8 +77,8 @@ TEST_F(Room, compactionOnAFullDiskGivesTheHolesBack) {
     auto store = open({.segmentBytes = 2 * kMiB});
     for (int i = 0; i < 6; ++i) {  // a segment has one block that stays, and one replaced later
         const std::string n = std::to_string(i);
-        ASSERT_EQ(putMoved(*store, "stay" + n, payload("stay" + n, kMiB / 2)), SlotState::STORED);
-        ASSERT_EQ(putMoved(*store, "k", payload(n, kMiB / 2)), SlotState::STORED);
+        ASSERT_EQ(putMoved(*store, "stay" + n, payload("stay" + n, kMiB / 2)), ItemState::STORED);
+        ASSERT_EQ(putMoved(*store, "k", payload(n, kMiB / 2)), ItemState::STORED);
     }
     fillUp();
     const uint64_t before = onDisk();
@@ -86,7 +86,7 @@ TEST_F(Room, compactionOnAFullDiskGivesTheHolesBack) {
     }
     EXPECT_LE(onDisk() + 2 * kMiB, before);
     for (int i = 0; i < 6; ++i) {
-        EXPECT_EQ(get(*store, "stay" + std::to_string(i)), SlotState::HIT);
+        EXPECT_EQ(get(*store, "stay" + std::to_string(i)), ItemState::HIT);
     }
 }
 
@@ -100,7 +100,7 @@ TEST_F(Room, trimmingOnAFullDiskGivesTheRoomBack) {
     const auto again = store->maintain(0.5);
     EXPECT_TRUE(again.ok()) << again.status().message();
     EXPECT_LE(onDisk(), kMiB);
-    EXPECT_EQ(get(*store, "k399"), SlotState::HIT);
+    EXPECT_EQ(get(*store, "k399"), ItemState::HIT);
     store = open({.readOnly = true});  // and the log says so
     EXPECT_LE(store->directory(0).stats().liveBytes, kMiB);
 }
@@ -112,14 +112,14 @@ TEST_F(Room, whereNoHolesAreKnownCompactionGivesTheRoomBack) {
     auto store = open({.maxBytes = 8 * kMiB});
     putAll(*store, "stay", 20);
     for (int i = 0; i < 100; ++i) {
-        ASSERT_EQ(putMoved(*store, "k", payload(std::to_string(i), 96 << 10)), SlotState::STORED);
+        ASSERT_EQ(putMoved(*store, "k", payload(std::to_string(i), 96 << 10)), ItemState::STORED);
         putAll(*store, "stay" + std::to_string(i) + "-", 1);
     }
     while (store->maintain(0.2).value()) {
     }
     EXPECT_LE(onDisk(), 3 * kMiB);
-    EXPECT_EQ(get(*store, "stay3"), SlotState::HIT);
-    EXPECT_EQ(get(*store, "stay77-0"), SlotState::HIT);
+    EXPECT_EQ(get(*store, "stay3"), ItemState::HIT);
+    EXPECT_EQ(get(*store, "stay77-0"), ItemState::HIT);
 }
 
 TEST_F(Room, twoBatchesAtOnceMayTogetherBeAboveTheCap) {
@@ -130,7 +130,7 @@ TEST_F(Room, twoBatchesAtOnceMayTogetherBeAboveTheCap) {
         for (int i = 0; i < 6; ++i) {
             const std::string key = std::to_string(n) + "-" + std::to_string(i);
             store->addKey(batches[n], key, true);
-            batches[n].slots.back().length = 8192;
+            batches[n].items.back().length = 8192;
             blocks.push_back(payload(key, 8192));
         }
         const Status status = store->reserve(batches[n], false);
@@ -139,15 +139,15 @@ TEST_F(Room, twoBatchesAtOnceMayTogetherBeAboveTheCap) {
     const auto parts = partsOf(blocks);
     for (int n = 0; n < 2; ++n) {
         const auto mine = std::span(parts).subspan(static_cast<size_t>(n) * 6, 6);
-        ASSERT_TRUE(store->move(batches[n], SlotState::NEW, mine, 1, true, false).ok());
+        ASSERT_TRUE(store->move(batches[n], ItemState::NEW, mine, 1, true, false).ok());
         ASSERT_TRUE(store->commit(batches[n]).ok());
-        for (const Slot& slot : batches[n].slots) {
-            EXPECT_EQ(slot.state, SlotState::STORED);
+        for (const Item& item : batches[n].items) {
+            EXPECT_EQ(item.state, ItemState::STORED);
         }
         EXPECT_LE(store->directory(0).stats().liveBytes, 10 * 8192U);
     }
-    EXPECT_EQ(get(*store, "1-5"), SlotState::HIT);
-    EXPECT_EQ(get(*store, "0-0"), SlotState::MISS);  // the oldest
+    EXPECT_EQ(get(*store, "1-5"), ItemState::HIT);
+    EXPECT_EQ(get(*store, "0-0"), ItemState::MISS);  // the oldest
 }
 
 // kEvictionSlack: a part of the cap more than is needed goes at once, so the next ones evict none.

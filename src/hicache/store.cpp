@@ -49,21 +49,21 @@ Status Store::checkProcess() const {
 }
 
 void Store::addKey(Batch& batch, std::string_view key, bool keep_names, uint32_t scope) const {
-    Slot slot;
-    slot.scope = scope;
+    Item item;
+    item.scope = scope;
     if (key.size() > kMaxKeyBytes) {  // a miss, and refused: at its place only
-        slot.directory = kNoDirectory;
-        batch.slots.push_back(slot);
+        item.directory = kNoDirectory;
+        batch.items.push_back(item);
         if (keep_names) {
             batch.nameEnds.push_back(batch.names.size());
         }
         return;
     }
     if (directories_.size() > 1) {
-        slot.directory = static_cast<uint16_t>(base::crc32c(key) % directories_.size());
+        item.directory = static_cast<uint16_t>(base::crc32c(key) % directories_.size());
     }
-    slot.key = fingerprint(directories_[slot.directory]->secret(), key);
-    batch.slots.push_back(slot);
+    item.key = fingerprint(directories_[item.directory]->secret(), key);
+    batch.items.push_back(item);
     if (keep_names) {
         batch.names.append(key);
         batch.nameEnds.push_back(batch.names.size());
@@ -93,17 +93,17 @@ Result<size_t> Store::containsPrefix(Batch& batch) {
         return directories_[0]->containsPrefix(batch);
     }
     NIXL_RETURN_IF_ERROR(find(batch));
-    const auto end = std::find_if(batch.slots.begin(), batch.slots.end(),
-                                  [](const Slot& slot) { return slot.state != SlotState::HIT; });
-    return static_cast<size_t>(end - batch.slots.begin());
+    const auto end = std::find_if(batch.items.begin(), batch.items.end(),
+                                  [](const Item& item) { return item.state != ItemState::HIT; });
+    return static_cast<size_t>(end - batch.items.begin());
 }
 
 Status Store::reserve(Batch& batch, bool replace) {
     NIXL_RETURN_IF_ERROR(checkProcess());
     Status first;
-    for (Slot& slot : batch.slots) {
-        if (slot.directory == kNoDirectory) {
-            slot.state = SlotState::REFUSED;
+    for (Item& item : batch.items) {
+        if (item.directory == kNoDirectory) {
+            item.state = ItemState::REFUSED;
             first = Status::invalidParam("a key of more than " + std::to_string(kMaxKeyBytes) +
                                          " bytes (with model, rank and format) is not stored");
         }
@@ -131,9 +131,9 @@ Status Store::commit(Batch& batch) {
 
 void Store::abandon(Batch& batch) {
     bool held = false;
-    for (Slot& slot : batch.slots) {
-        if (slot.held) {
-            slot.state = SlotState::FAILED;
+    for (Item& item : batch.items) {
+        if (item.held) {
+            item.state = ItemState::FAILED;
             held = true;
         }
     }
@@ -159,9 +159,9 @@ Status Store::erase(const std::vector<std::string>& keys) {
     }
     for (size_t i = 0; i < directories_.size(); ++i) {
         std::vector<Fingerprint> mine;
-        for (const Slot& slot : batch.slots) {
-            if (slot.directory == i) {
-                mine.push_back(slot.key);
+        for (const Item& item : batch.items) {
+            if (item.directory == i) {
+                mine.push_back(item.key);
             }
         }
         NIXL_RETURN_IF_ERROR(directories_[i]->erase(mine));
@@ -235,25 +235,25 @@ void join(std::vector<Row>& local, std::vector<Row>& remote, const Row& from, co
 }  // namespace
 
 void Store::describe(Batch& batch,
-                     SlotState wanted,
+                     ItemState wanted,
                      std::span<const Part> parts,
-                     size_t per_slot,
+                     size_t per_item,
                      std::vector<Row>& local,
                      std::vector<Row>& remote) const {
     local.reserve(parts.size());
     remote.reserve(parts.size());
-    for (size_t i = 0; i < batch.slots.size(); ++i) {
-        Slot& slot = batch.slots[i];
-        if (slot.state != wanted) {
+    for (size_t i = 0; i < batch.items.size(); ++i) {
+        Item& item = batch.items[i];
+        if (item.state != wanted) {
             continue;
         }
-        const auto mine = parts.subspan(i * per_slot, per_slot);
-        if (lengthOf(mine) != slot.length) {
-            slot.state = SlotState::SIZE;
+        const auto mine = parts.subspan(i * per_item, per_item);
+        if (lengthOf(mine) != item.length) {
+            item.state = ItemState::SIZE;
             continue;
         }
-        const uint64_t device = deviceOf(slot.directory, slot.segment);
-        uint64_t offset = slot.offset;
+        const uint64_t device = deviceOf(item.directory, item.segment);
+        uint64_t offset = item.offset;
         for (const Part& part : mine) {
             if (part.length == 0) {
                 continue;
@@ -265,57 +265,57 @@ void Store::describe(Batch& batch,
     }
 }
 
-void Store::checksum(Batch& batch, std::span<const Part> parts, size_t per_slot) const {
+void Store::checksum(Batch& batch, std::span<const Part> parts, size_t per_item) const {
     std::vector<Part> picked;
-    std::vector<size_t> slots;
+    std::vector<size_t> items;
     picked.reserve(parts.size());
-    for (size_t i = 0; i < batch.slots.size(); ++i) {
-        if (batch.slots[i].state == SlotState::NEW || batch.slots[i].state == SlotState::HIT) {
-            slots.push_back(i);
-            const auto mine = parts.subspan(i * per_slot, per_slot);
+    for (size_t i = 0; i < batch.items.size(); ++i) {
+        if (batch.items[i].state == ItemState::NEW || batch.items[i].state == ItemState::HIT) {
+            items.push_back(i);
+            const auto mine = parts.subspan(i * per_item, per_item);
             picked.insert(picked.end(), mine.begin(), mine.end());
         }
     }
-    std::vector<uint32_t> sums(slots.size());
-    checksumBlocks(picked, per_slot, sums);
-    for (size_t i = 0; i < slots.size(); ++i) {
-        Slot& slot = batch.slots[slots[i]];
-        if (slot.state == SlotState::NEW) {
-            slot.checksum = sums[i];
-        } else if (slot.checksum != sums[i]) {
-            slot.state = SlotState::CORRUPT;
+    std::vector<uint32_t> sums(items.size());
+    checksumBlocks(picked, per_item, sums);
+    for (size_t i = 0; i < items.size(); ++i) {
+        Item& item = batch.items[items[i]];
+        if (item.state == ItemState::NEW) {
+            item.checksum = sums[i];
+        } else if (item.checksum != sums[i]) {
+            item.state = ItemState::CORRUPT;
         }
     }
 }
 
 Status Store::move(Batch& batch,
-                   SlotState wanted,
+                   ItemState wanted,
                    std::span<const Part> parts,
-                   size_t per_slot,
+                   size_t per_item,
                    bool verify,
                    bool direct) {
     NIXL_RETURN_IF_ERROR(checkProcess());
     std::unordered_map<uint64_t, std::string> paths;
     std::vector<Piece> pieces;
-    pieces.reserve(batch.slots.size());
-    for (size_t i = 0; i < batch.slots.size(); ++i) {
-        Slot& slot = batch.slots[i];
-        if (slot.state != wanted) {
+    pieces.reserve(batch.items.size());
+    for (size_t i = 0; i < batch.items.size(); ++i) {
+        Item& item = batch.items[i];
+        if (item.state != wanted) {
             continue;
         }
-        const auto mine = parts.subspan(i * per_slot, per_slot);
-        if (lengthOf(mine) != slot.length) {
-            slot.state = SlotState::SIZE;
+        const auto mine = parts.subspan(i * per_item, per_item);
+        if (lengthOf(mine) != item.length) {
+            item.state = ItemState::SIZE;
             continue;
         }
-        const uint64_t device = deviceOf(slot.directory, slot.segment);
+        const uint64_t device = deviceOf(item.directory, item.segment);
         const auto [path, fresh] = paths.try_emplace(device);
         if (fresh) {
             path->second = segmentPath(device);
         }
-        pieces.push_back({&slot, mine, &path->second});
+        pieces.push_back({&item, mine, &path->second});
     }
-    const bool write = wanted == SlotState::NEW;
+    const bool write = wanted == ItemState::NEW;
     const MoveOptions options{.write = write, .checksums = write || verify, .direct = direct};
     if (!write) {
         return movePieces(std::move(pieces), options);
@@ -328,9 +328,9 @@ Status Store::move(Batch& batch,
     if (!room.ok() || room.value() == 0) {
         return status;
     }
-    std::erase_if(pieces, [](const Piece& p) { return p.slot->state != SlotState::FAILED; });
+    std::erase_if(pieces, [](const Piece& p) { return p.item->state != ItemState::FAILED; });
     for (const Piece& piece : pieces) {
-        piece.slot->state = wanted;
+        piece.item->state = wanted;
     }
     return movePieces(std::move(pieces), options);
 }

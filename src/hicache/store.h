@@ -1,5 +1,5 @@
 // The packed store of HiCache: many blocks in few append-only files, over one or several storage
-// directories. It finds and reserves places and keeps the books; the payload itself is moved by
+// directories. It finds and reserves extents and keeps the books; the payload itself is moved by
 // the caller (through an agent's transfers), between reserve and commit, or find and confirm.
 // Thread-safe; every process opens its own. After fork() every call in the child is refused.
 #pragma once
@@ -31,7 +31,7 @@ class Store {
   public:
     static Result<std::unique_ptr<Store>> open(const StoreOptions& options);
 
-    // A slot per key, with its fingerprint and directory. `keep_names`: for reserve(); `scope`:
+    // A item per key, with its fingerprint and directory. `keep_names`: for reserve(); `scope`:
     // whose key it is, see scopeOf.
     void addKey(Batch& batch, std::string_view key, bool keep_names, uint32_t scope = 0) const;
 
@@ -39,7 +39,7 @@ class Store {
     Status confirm(Batch& batch);
     // The leading keys that are stored.
     Result<size_t> containsPrefix(Batch& batch);
-    // Slots' lengths must be set. An error is that of the first directory that refused; its slots
+    // Items' lengths must be set. An error is that of the first directory that refused; its items
     // are REFUSED and the others go on.
     Status reserve(Batch& batch, bool replace);
     Status commit(Batch& batch);
@@ -49,29 +49,29 @@ class Store {
     Status erase(const std::vector<std::string>& keys);
     Status clear();  // of all owners
     Status clearOwners(const std::vector<std::string>& owners);
-    // Gives the room of every dead place back, for a disk that is full; how many bytes that was.
+    // Gives the room of every dead extent back, for a disk that is full; how many bytes that was.
     Result<uint64_t> reclaimDead();
     Result<bool> maintain(double dead_fraction);
 
-    // One row per part of every slot in state `wanted`, on both sides; the slot's length must be
+    // One row per part of every item in state `wanted`, on both sides; the item's length must be
     // the sum of its parts (else it becomes SIZE). Neighbours in both are joined.
     void describe(Batch& batch,
-                  SlotState wanted,
+                  ItemState wanted,
                   std::span<const Part> parts,
-                  size_t per_slot,
+                  size_t per_item,
                   std::vector<Row>& local,
                   std::vector<Row>& remote) const;
-    // Writes NEW slots, giving them their checksum, or reads HIT slots, comparing it with `verify`;
+    // Writes NEW items, giving them their checksum, or reads HIT items, comparing it with `verify`;
     // by vectored calls of its own. What fails is FAILED, CORRUPT or (another length) SIZE by
     // itself; the status is that of the first that the system refused.
     Status move(Batch& batch,
-                SlotState wanted,
+                ItemState wanted,
                 std::span<const Part> parts,
-                size_t per_slot,
+                size_t per_item,
                 bool verify,
                 bool direct);
-    // NEW slots get the checksum of their parts; HIT slots that differ become CORRUPT.
-    void checksum(Batch& batch, std::span<const Part> parts, size_t per_slot) const;
+    // NEW items get the checksum of their parts; HIT items that differ become CORRUPT.
+    void checksum(Batch& batch, std::span<const Part> parts, size_t per_item) const;
 
     std::string segmentPath(uint64_t device) const;
     bool segmentDropped(uint64_t device) const;

@@ -64,20 +64,20 @@ class PackedStore : public testing::Test {
     }
 
     // What a connector does, with plain writes in place of the agent's transfer.
-    static std::vector<SlotState> put(Store& store,
+    static std::vector<ItemState> put(Store& store,
                                       const std::vector<std::string>& keys,
                                       const std::vector<std::string>& blocks,
                                       bool replace = false) {
         Batch batch;
         for (size_t i = 0; i < keys.size(); ++i) {
             store.addKey(batch, keys[i], true);
-            batch.slots[i].length = blocks[i].size();
+            batch.items[i].length = blocks[i].size();
         }
         const Status reserved = store.reserve(batch, replace);
         std::vector<Row> local;
         std::vector<Row> remote;
         const auto parts = partsOf(blocks);
-        store.describe(batch, SlotState::NEW, parts, 1, local, remote);
+        store.describe(batch, ItemState::NEW, parts, 1, local, remote);
         for (size_t i = 0; i < local.size(); ++i) {
             const std::string path = store.segmentPath(remote[i].device);
             auto fd = openFile(path, O_WRONLY);
@@ -89,26 +89,26 @@ class PackedStore : public testing::Test {
         }
         store.checksum(batch, parts, 1);
         const Status committed = store.commit(batch);
-        std::vector<SlotState> states;
-        for (const Slot& slot : batch.slots) {
-            states.push_back(slot.state);
+        std::vector<ItemState> states;
+        for (const Item& item : batch.items) {
+            states.push_back(item.state);
         }
         return states;
     }
 
     // The same, but the store moves the payload itself.
-    static SlotState putMoved(Store& store,
+    static ItemState putMoved(Store& store,
                               const std::string& key,
                               const std::string& block,
                               bool direct = false) {
         Batch batch;
         store.addKey(batch, key, true);
-        batch.slots[0].length = block.size();
+        batch.items[0].length = block.size();
         const Status reserved = store.reserve(batch, true);
         const std::vector<Part> mine{{reinterpret_cast<uint64_t>(block.data()), block.size(), 0}};
-        const Status moved = store.move(batch, SlotState::NEW, mine, 1, true, direct);
+        const Status moved = store.move(batch, ItemState::NEW, mine, 1, true, direct);
         const Status committed = store.commit(batch);
-        return batch.slots[0].state;
+        return batch.items[0].state;
     }
 
     static std::vector<std::string> putAll(Store& store, const std::string& prefix, int count) {
@@ -118,48 +118,48 @@ class PackedStore : public testing::Test {
             keys.push_back(prefix + std::to_string(i));
             blocks.push_back(payload(keys.back()));
         }
-        for (const SlotState state : put(store, keys, blocks)) {
-            EXPECT_EQ(state, SlotState::STORED);
+        for (const ItemState state : put(store, keys, blocks)) {
+            EXPECT_EQ(state, ItemState::STORED);
         }
         return keys;
     }
 
     // MISS, CORRUPT, or HIT with the right bytes (anything else fails the test).
-    static SlotState get(Store& store, const std::string& key, std::string* out = nullptr) {
+    static ItemState get(Store& store, const std::string& key, std::string* out = nullptr) {
         Batch batch;
         store.addKey(batch, key, false);
         EXPECT_TRUE(store.find(batch).ok());
-        if (batch.slots[0].state != SlotState::HIT) {
-            return batch.slots[0].state;
+        if (batch.items[0].state != ItemState::HIT) {
+            return batch.items[0].state;
         }
-        std::string block(batch.slots[0].length, '\0');
+        std::string block(batch.items[0].length, '\0');
         const std::vector<Part> parts = partsOf({block});
         std::vector<Part> mine{{reinterpret_cast<uint64_t>(block.data()), block.size(), 0}};
         std::vector<Row> local;
         std::vector<Row> remote;
-        store.describe(batch, SlotState::HIT, mine, 1, local, remote);
+        store.describe(batch, ItemState::HIT, mine, 1, local, remote);
         for (size_t i = 0; i < local.size(); ++i) {
             const std::string path = store.segmentPath(remote[i].device);
             auto fd = openFile(path, O_RDONLY);
             if (!fd.ok()) {
-                return SlotState::FAILED;
+                return ItemState::FAILED;
             }
             auto got = readAll(fd.value().get(), path, reinterpret_cast<void*>(local[i].address),
                                local[i].length, remote[i].address);
             EXPECT_TRUE(got.ok());
         }
         store.checksum(batch, mine, 1);
-        if (batch.slots[0].state == SlotState::CORRUPT) {
+        if (batch.items[0].state == ItemState::CORRUPT) {
             EXPECT_TRUE(store.forgetCorrupt(batch).ok());
-            return SlotState::CORRUPT;
+            return ItemState::CORRUPT;
         }
         EXPECT_TRUE(store.confirm(batch).ok());
         if (out != nullptr) {
             *out = block;
-        } else if (batch.slots[0].state == SlotState::HIT) {
+        } else if (batch.items[0].state == ItemState::HIT) {
             EXPECT_EQ(block, payload(key, block.size())) << key;
         }
-        return batch.slots[0].state;
+        return batch.items[0].state;
     }
 
     std::vector<fs::path> files(const std::string& kind) {

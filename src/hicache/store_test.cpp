@@ -19,13 +19,13 @@ TEST_F(PackedStore, whatWasStoredIsFoundByAllAndAfterReopening) {
         auto store = open();
         auto reader = open();
         keys = putAll(*store, "k", 300);
-        EXPECT_EQ(get(*store, "k0"), SlotState::HIT);
-        EXPECT_EQ(get(*reader, "k299"), SlotState::HIT);
-        EXPECT_EQ(get(*store, "k300"), SlotState::MISS);
+        EXPECT_EQ(get(*store, "k0"), ItemState::HIT);
+        EXPECT_EQ(get(*reader, "k299"), ItemState::HIT);
+        EXPECT_EQ(get(*store, "k300"), ItemState::MISS);
     }
     auto store = open();
     for (const std::string& key : keys) {
-        ASSERT_EQ(get(*store, key), SlotState::HIT) << key;
+        ASSERT_EQ(get(*store, key), ItemState::HIT) << key;
     }
     EXPECT_EQ(store->directory(0).stats().ownedWriters, 1U);
     EXPECT_EQ(store->directory(0).stats().blocks, 300U);
@@ -34,14 +34,14 @@ TEST_F(PackedStore, whatWasStoredIsFoundByAllAndAfterReopening) {
 TEST_F(PackedStore, storedKeysAreSkippedAndReplacedOnlyOnRequest) {
     auto store = open();
     put(*store, {"a"}, {payload("a")});
-    EXPECT_EQ(put(*store, {"a"}, {payload("other")})[0], SlotState::STORED);
-    EXPECT_EQ(get(*store, "a"), SlotState::HIT);
-    EXPECT_EQ(put(*store, {"a"}, {payload("other")}, true)[0], SlotState::STORED);
+    EXPECT_EQ(put(*store, {"a"}, {payload("other")})[0], ItemState::STORED);
+    EXPECT_EQ(get(*store, "a"), ItemState::HIT);
+    EXPECT_EQ(put(*store, {"a"}, {payload("other")}, true)[0], ItemState::STORED);
     std::string now;
-    EXPECT_EQ(get(*store, "a", &now), SlotState::HIT);
+    EXPECT_EQ(get(*store, "a", &now), ItemState::HIT);
     EXPECT_EQ(now, payload("other"));
     store = open();
-    EXPECT_EQ(get(*store, "a", &now), SlotState::HIT);
+    EXPECT_EQ(get(*store, "a", &now), ItemState::HIT);
     EXPECT_EQ(now, payload("other"));
 }
 
@@ -61,21 +61,21 @@ TEST_F(PackedStore, aKeyThatIsTooLongFailsAtItsPlaceOnly) {
     const std::string longer(kMaxKeyBytes + 1, 'k');
     const auto states =
         put(*store, {"a", longer, longest}, {payload("a"), payload(longer), payload(longest)});
-    const std::vector<SlotState> wanted = {SlotState::STORED, SlotState::REFUSED,
-                                           SlotState::STORED};
+    const std::vector<ItemState> wanted = {ItemState::STORED, ItemState::REFUSED,
+                                           ItemState::STORED};
     EXPECT_EQ(states, wanted);
-    EXPECT_EQ(get(*store, longer), SlotState::MISS);
+    EXPECT_EQ(get(*store, longer), ItemState::MISS);
     Batch batch;
     for (const std::string& key : {std::string("a"), longer, longest}) {
         store->addKey(batch, key, true);
-        batch.slots.back().length = 10;
+        batch.items.back().length = 10;
     }
     EXPECT_EQ(store->containsPrefix(batch).value(), 1U);
     EXPECT_NE(store->reserve(batch, false).message().find("4096 bytes"), std::string::npos);
     EXPECT_TRUE(store->erase({longer}).ok());
     store = open();
-    EXPECT_EQ(get(*store, longest), SlotState::HIT);
-    EXPECT_EQ(get(*store, "a"), SlotState::HIT);
+    EXPECT_EQ(get(*store, longest), ItemState::HIT);
+    EXPECT_EQ(get(*store, "a"), ItemState::HIT);
 }
 
 TEST_F(PackedStore, aTornTailOfTheLogIsDroppedAndAppendingGoesOn) {
@@ -91,11 +91,11 @@ TEST_F(PackedStore, aTornTailOfTheLogIsDroppedAndAppendingGoesOn) {
         }
         fs::resize_file(log, fs::file_size(log) - static_cast<uintmax_t>(cut));
         auto store = open();
-        EXPECT_EQ(get(*store, "b0"), SlotState::MISS) << cut;
-        EXPECT_EQ(get(*store, "a4"), SlotState::HIT) << cut;
+        EXPECT_EQ(get(*store, "b0"), ItemState::MISS) << cut;
+        EXPECT_EQ(get(*store, "a4"), ItemState::HIT) << cut;
         putAll(*store, "c", 1);
         store = open();
-        EXPECT_EQ(get(*store, "c0"), SlotState::HIT) << cut;
+        EXPECT_EQ(get(*store, "c0"), ItemState::HIT) << cut;
     }
 }
 
@@ -119,11 +119,11 @@ TEST_F(PackedStore, aFlippedBitOfThePayloadIsCorruptThenAMiss) {
     file.put(static_cast<char>(payload("a1")[17] ^ 1));
     file.close();
     EXPECT_EQ(store->directory(0).check(0, 1 << 30).bad.size(), 1U);
-    EXPECT_EQ(get(*store, "a1"), SlotState::CORRUPT);
-    EXPECT_EQ(get(*store, "a1"), SlotState::MISS);
-    EXPECT_EQ(get(*store, "a0"), SlotState::HIT);
+    EXPECT_EQ(get(*store, "a1"), ItemState::CORRUPT);
+    EXPECT_EQ(get(*store, "a1"), ItemState::MISS);
+    EXPECT_EQ(get(*store, "a0"), ItemState::HIT);
     putAll(*store, "a", 3);
-    EXPECT_EQ(get(*store, "a1"), SlotState::HIT);
+    EXPECT_EQ(get(*store, "a1"), ItemState::HIT);
 }
 
 TEST_F(PackedStore, whatCannotBeReadIsNotSaidToExist) {
@@ -136,14 +136,14 @@ TEST_F(PackedStore, whatCannotBeReadIsNotSaidToExist) {
             Batch batch;
             each->addKey(batch, key, false);
             ASSERT_TRUE(each->find(batch).ok());
-            std::string block(batch.slots[0].length, '\0');
+            std::string block(batch.items[0].length, '\0');
             const std::vector<Part> mine{
                 {reinterpret_cast<uint64_t>(block.data()), block.size(), 0}};
-            const Status moved = each->move(batch, SlotState::HIT, mine, 1, true, false);
+            const Status moved = each->move(batch, ItemState::HIT, mine, 1, true, false);
             ASSERT_TRUE(each->confirm(batch).ok());
             const bool there = key[1] == '0';
             EXPECT_EQ(moved.ok(), there);
-            EXPECT_EQ(batch.slots[0].state, there ? SlotState::HIT : SlotState::MISS);
+            EXPECT_EQ(batch.items[0].state, there ? ItemState::HIT : ItemState::MISS);
             EXPECT_EQ(each->containsPrefix(batch).value(), there ? 1U : 0U);
         }
     }
@@ -157,12 +157,12 @@ TEST_F(PackedStore, aReservationWithoutCommitIsNeverSeen) {
         putAll(*store, "a", 2);
         Batch batch;
         store->addKey(batch, "lost", true);
-        batch.slots[0].length = 100;
+        batch.items[0].length = 100;
         EXPECT_TRUE(store->reserve(batch, false).ok());
     }
     auto store = open();
-    EXPECT_EQ(get(*store, "lost"), SlotState::MISS);
-    EXPECT_EQ(get(*store, "a1"), SlotState::HIT);
+    EXPECT_EQ(get(*store, "lost"), ItemState::MISS);
+    EXPECT_EQ(get(*store, "a1"), ItemState::HIT);
 }
 
 TEST_F(PackedStore, theCapEvictsTheLeastRecentlyUsedAndGivesRoomBack) {
@@ -170,32 +170,32 @@ TEST_F(PackedStore, theCapEvictsTheLeastRecentlyUsedAndGivesRoomBack) {
     putAll(*store, "old", 50);
     putAll(*store, "mid", 40);
     for (int i = 0; i < 10; ++i) {
-        EXPECT_EQ(get(*store, "old" + std::to_string(i)), SlotState::HIT);
+        EXPECT_EQ(get(*store, "old" + std::to_string(i)), ItemState::HIT);
     }
     putAll(*store, "new", 40);
     const auto stats = store->directory(0).stats();
     EXPECT_LE(stats.liveBytes, 100ULL * 8192);
     EXPECT_GE(stats.evictions, 30U);
-    EXPECT_EQ(get(*store, "old0"), SlotState::HIT);
-    EXPECT_EQ(get(*store, "old20"), SlotState::MISS);
-    EXPECT_EQ(get(*store, "new39"), SlotState::HIT);
+    EXPECT_EQ(get(*store, "old0"), ItemState::HIT);
+    EXPECT_EQ(get(*store, "old20"), ItemState::MISS);
+    EXPECT_EQ(get(*store, "new39"), ItemState::HIT);
     EXPECT_LE(onDisk(), 120ULL * 8192);  // holes, or a file system without them would show here
     store.reset();
     store = open({.maxBytes = 100ULL * 8192});
-    EXPECT_EQ(get(*store, "old20"), SlotState::MISS);
-    EXPECT_EQ(get(*store, "old0"), SlotState::HIT);
+    EXPECT_EQ(get(*store, "old20"), ItemState::MISS);
+    EXPECT_EQ(get(*store, "old0"), ItemState::HIT);
 }
 
 TEST_F(PackedStore, aBatchAboveTheCapIsRefused) {
     auto store = open({.maxBytes = 8192});
     const auto states = put(*store, {"a", "b"}, {payload("a"), payload("b")});
-    EXPECT_EQ(states[0], SlotState::REFUSED);
-    EXPECT_EQ(put(*store, {"a"}, {payload("a")})[0], SlotState::STORED);
+    EXPECT_EQ(states[0], ItemState::REFUSED);
+    EXPECT_EQ(put(*store, {"a"}, {payload("a")})[0], ItemState::STORED);
 }
 
 TEST_F(PackedStore, compactionMovesLiveBlocksAndRemovesTheSegment) {
     auto store = open({.segmentBytes = 64ULL << 10});
-    for (int round = 0; round < 4; ++round) {  // the same keys again: most places become dead
+    for (int round = 0; round < 4; ++round) {  // the same keys again: most extents become dead
         std::vector<std::string> keys;
         std::vector<std::string> blocks;
         for (int i = 0; i < 20; ++i) {
@@ -212,9 +212,9 @@ TEST_F(PackedStore, compactionMovesLiveBlocksAndRemovesTheSegment) {
     auto other = open();
     for (Store* each : {store.get(), other.get()}) {
         for (int i = 0; i < 20; ++i) {
-            EXPECT_EQ(get(*each, "k" + std::to_string(i)), SlotState::HIT) << i;
+            EXPECT_EQ(get(*each, "k" + std::to_string(i)), ItemState::HIT) << i;
         }
-        EXPECT_EQ(get(*each, "stay0-1"), SlotState::HIT);
+        EXPECT_EQ(get(*each, "stay0-1"), ItemState::HIT);
     }
     EXPECT_GT(store->directory(0).stats().compactedBytes, 0U);
 }
@@ -230,14 +230,14 @@ TEST_F(PackedStore, aRewrittenLogSaysTheSameToOldAndNewReaders) {
             keys.push_back("x" + std::to_string(i));
         }
         put(*store, keys, blocks, true);
-        EXPECT_EQ(get(*reader, "keep1"), SlotState::HIT);
+        EXPECT_EQ(get(*reader, "keep1"), ItemState::HIT);
     }
     const auto before = store->directory(0).stats().logBytes;
     EXPECT_TRUE(store->maintain(0.9).ok());
     EXPECT_LT(store->directory(0).stats().logBytes, before / 3);
     putAll(*store, "after", 2);
-    EXPECT_EQ(get(*reader, "after1"), SlotState::HIT);
-    EXPECT_EQ(get(*reader, "keep9"), SlotState::HIT);
+    EXPECT_EQ(get(*reader, "after1"), ItemState::HIT);
+    EXPECT_EQ(get(*reader, "keep9"), ItemState::HIT);
     EXPECT_EQ(reader->directory(0).stats().blocks, store->directory(0).stats().blocks);
     EXPECT_EQ(open()->directory(0).stats().blocks, 32U);
 }
@@ -248,16 +248,16 @@ TEST_F(PackedStore, clearEmptiesEveryWriterAndNothingComesBack) {
     putAll(*a, "a", 5);
     putAll(*b, "b", 5);
     EXPECT_TRUE(a->clear().ok());
-    EXPECT_EQ(get(*a, "b1"), SlotState::MISS);
-    EXPECT_EQ(get(*b, "b1"), SlotState::MISS);
+    EXPECT_EQ(get(*a, "b1"), ItemState::MISS);
+    EXPECT_EQ(get(*b, "b1"), ItemState::MISS);
     putAll(*b, "c", 1);
     EXPECT_TRUE(b->maintain(0.5).ok());
     a.reset();
     b.reset();
     auto again = open();
     EXPECT_EQ(again->directory(0).stats().blocks, 1U);
-    EXPECT_EQ(get(*again, "c0"), SlotState::HIT);
-    EXPECT_EQ(get(*again, "a0"), SlotState::MISS);
+    EXPECT_EQ(get(*again, "c0"), ItemState::HIT);
+    EXPECT_EQ(get(*again, "a0"), ItemState::MISS);
 }
 
 TEST_F(PackedStore, clearingAnOwnerLeavesTheOthers) {
@@ -265,10 +265,10 @@ TEST_F(PackedStore, clearingAnOwnerLeavesTheOthers) {
         Batch batch;
         store.addKey(batch, key, true, scopeOf(suffix, owner));
         const std::string block = payload(key);
-        batch.slots[0].length = block.size();
+        batch.items[0].length = block.size();
         EXPECT_TRUE(store.reserve(batch, true).ok());
         const std::vector<Part> mine{{reinterpret_cast<uint64_t>(block.data()), block.size(), 0}};
-        EXPECT_TRUE(store.move(batch, SlotState::NEW, mine, 1, true, false).ok());
+        EXPECT_TRUE(store.move(batch, ItemState::NEW, mine, 1, true, false).ok());
         EXPECT_TRUE(store.commit(batch).ok());
     };
     auto a = open({.logRewriteBytes = 0});
@@ -284,10 +284,10 @@ TEST_F(PackedStore, clearingAnOwnerLeavesTheOthers) {
     ASSERT_TRUE(a->clearOwners({"_m"}).ok());
     const auto check = [&](Store& store) {
         for (const std::string& key : mine) {
-            EXPECT_EQ(get(store, key), SlotState::MISS) << key;
+            EXPECT_EQ(get(store, key), ItemState::MISS) << key;
         }
         for (const std::string& key : others) {
-            EXPECT_EQ(get(store, key), SlotState::HIT) << key;
+            EXPECT_EQ(get(store, key), ItemState::HIT) << key;
         }
     };
     check(*a);
@@ -304,12 +304,12 @@ TEST_F(PackedStore, clearingAnOwnerLeavesTheOthers) {
     }
     check(*again);
     ASSERT_TRUE(again->clearOwners({"_m.5", ""}).ok());
-    EXPECT_EQ(get(*again, "4_m.5.page"), SlotState::MISS);
-    EXPECT_EQ(get(*again, "5_m"), SlotState::MISS);
-    EXPECT_EQ(get(*again, "6_xy_m"), SlotState::HIT);
+    EXPECT_EQ(get(*again, "4_m.5.page"), ItemState::MISS);
+    EXPECT_EQ(get(*again, "5_m"), ItemState::MISS);
+    EXPECT_EQ(get(*again, "6_xy_m"), ItemState::HIT);
     store_as(*again, "1_m", 2, 2);
     again.reset();
-    EXPECT_EQ(get(*open(), "1_m"), SlotState::HIT);
+    EXPECT_EQ(get(*open(), "1_m"), ItemState::HIT);
 }
 
 TEST_F(PackedStore, aNewerValueOfAnotherWriterWinsEvenAfterItIsGone) {
@@ -318,34 +318,34 @@ TEST_F(PackedStore, aNewerValueOfAnotherWriterWinsEvenAfterItIsGone) {
     put(*a, {"k"}, {payload("one")});
     put(*b, {"k"}, {payload("two")}, true);
     std::string value;
-    EXPECT_EQ(get(*a, "k", &value), SlotState::HIT);
+    EXPECT_EQ(get(*a, "k", &value), ItemState::HIT);
     EXPECT_EQ(value, payload("two"));
     putAll(*a, "more", 1);  // says in a's log that its value is superseded
     EXPECT_TRUE(b->erase({"k"}).ok());
     a.reset();
     b.reset();
-    EXPECT_EQ(get(*open(), "k"), SlotState::MISS);
+    EXPECT_EQ(get(*open(), "k"), ItemState::MISS);
 }
 
 TEST_F(PackedStore, theDirectoryRemovedUnderneathIsNoticedAndMadeAgain) {
     auto store = open();
     putAll(*store, "a", 3);
     fs::remove_all(dir_);
-    EXPECT_EQ(get(*store, "a1"), SlotState::MISS);
+    EXPECT_EQ(get(*store, "a1"), ItemState::MISS);
     putAll(*store, "b", 3);
-    EXPECT_EQ(get(*store, "b1"), SlotState::HIT);
-    EXPECT_EQ(get(*store, "a1"), SlotState::MISS);
+    EXPECT_EQ(get(*store, "b1"), ItemState::HIT);
+    EXPECT_EQ(get(*store, "a1"), ItemState::MISS);
 }
 
 TEST_F(PackedStore, aRemovalBetweenReserveAndCommitFailsTheSet) {
     auto store = open();
     Batch batch;
     store->addKey(batch, "k", true);
-    batch.slots[0].length = 10;
+    batch.items[0].length = 10;
     ASSERT_TRUE(store->reserve(batch, false).ok());
     fs::remove_all(dir_);
     EXPECT_FALSE(store->commit(batch).ok());
-    EXPECT_NE(batch.slots[0].state, SlotState::STORED);
+    EXPECT_NE(batch.items[0].state, ItemState::STORED);
 }
 
 TEST_F(PackedStore, keysSpreadOverSeveralDirectories) {
@@ -361,7 +361,7 @@ TEST_F(PackedStore, keysSpreadOverSeveralDirectories) {
     }
     auto store = std::move(Store::open(options)).value();
     for (int i = 0; i < 64; ++i) {
-        EXPECT_EQ(get(*store, "k" + std::to_string(i)), SlotState::HIT);
+        EXPECT_EQ(get(*store, "k" + std::to_string(i)), ItemState::HIT);
     }
 }
 
@@ -374,9 +374,9 @@ TEST_F(PackedStore, threadsStoreAndFetchAtOnceWhileBlocksAreEvicted) {
                 const std::string prefix = std::to_string(t) + "-" + std::to_string(i) + "-";
                 putAll(*store, prefix, 10);
                 for (int j = 0; j < 10; ++j) {
-                    const SlotState state = get(*store, prefix + std::to_string(j));
-                    EXPECT_TRUE(state == SlotState::HIT || state == SlotState::MISS ||
-                                state == SlotState::CORRUPT || state == SlotState::FAILED);
+                    const ItemState state = get(*store, prefix + std::to_string(j));
+                    EXPECT_TRUE(state == ItemState::HIT || state == ItemState::MISS ||
+                                state == ItemState::CORRUPT || state == ItemState::FAILED);
                 }
             }
         });
@@ -407,8 +407,8 @@ TEST_F(PackedStore, readOnlyLooksButTouchesNothing) {
     std::ofstream(log, std::ios::app | std::ios::binary) << "torn";
     const auto size = fs::file_size(log);
     auto store = open({.readOnly = true});
-    EXPECT_EQ(get(*store, "a1"), SlotState::HIT);
-    EXPECT_EQ(put(*store, {"b"}, {payload("b")})[0], SlotState::REFUSED);
+    EXPECT_EQ(get(*store, "a1"), ItemState::HIT);
+    EXPECT_EQ(put(*store, {"b"}, {payload("b")})[0], ItemState::REFUSED);
     EXPECT_EQ(fs::file_size(log), size);
 }
 

@@ -105,7 +105,7 @@ void Dialer::start(Succeeded succeeded, Failed failed) {
     tryNext();
 }
 
-void Dialer::fail(NotOpened why) {
+void Dialer::fail(ConnectFailure why) {
     closeSocket();
     succeeded_ = nullptr;
     if (const auto call = std::exchange(failed_, nullptr)) {
@@ -158,13 +158,13 @@ void Dialer::tryNext() {
         return;
     }
     if (targets_.empty()) {
-        return fail({Status::disconnected("no way to reach it is known"), false, {}});
+        return fail({Status::disconnected("no address of it is known"), false, {}});
     }
     fail({lastError_, allRefused_, {}});
 }
 
-// A unix socket whose queue is full does not let wait in it: asks at the same place again, for as
-// long as one place may take.
+// A unix socket whose queue is full does not let wait in it: asks at the same endpoint again, for
+// as long as one endpoint may take.
 bool Dialer::waitForRoom() {
     const auto now = Reactor::Clock::now();
     if (!fullUntil_) {
@@ -227,7 +227,7 @@ void Dialer::readFrames(const Status& sent) {
         // NOLINTNEXTLINE(bugprone-unchecked-optional-access)
         auto answer = connector_.onFrame(frame.value()->first, frame.value()->second);
         if (!answer.ok()) {
-            NotOpened why{answer.status(), false, {}};
+            ConnectFailure why{answer.status(), false, {}};
             if (connector_.refused()) {
                 // NOLINTNEXTLINE(bugprone-unchecked-optional-access)
                 why.code = connector_.refused()->code;
@@ -246,7 +246,7 @@ void Dialer::readFrames(const Status& sent) {
             return endTarget(sent, false);
         }
         if (connector_.done()) {
-            Opened opened;
+            ConnectResult opened;
             opened.result = connector_.result();
             opened.early = std::exchange(input_, {});
             opened.process = base::socketPeer(channel_->fd());
@@ -266,18 +266,21 @@ void Dialer::readFrames(const Status& sent) {
     }
 }
 
-Greeter::Greeter(Reactor& reactor, base::Fd socket, const HandshakeSelf& self, Admission& admission)
+IncomingHandshake::IncomingHandshake(Reactor& reactor,
+                                     base::Fd socket,
+                                     const HandshakeSelf& self,
+                                     Admission& admission)
     : reactor_(reactor),
       acceptor_(self, admission),
       channel_(base::makeSocketChannel(std::move(socket))) {
     base::tuneSocket(channel_->fd());
 }
 
-Greeter::~Greeter() {
+IncomingHandshake::~IncomingHandshake() {
     closeSocket();
 }
 
-void Greeter::closeSocket() {
+void IncomingHandshake::closeSocket() {
     if (timer_ != 0) {
         reactor_.stopTimer(std::exchange(timer_, 0));
     }
@@ -287,12 +290,12 @@ void Greeter::closeSocket() {
     channel_.reset();
 }
 
-void Greeter::cancel() {
+void IncomingHandshake::cancel() {
     finished_ = nullptr;
     closeSocket();
 }
 
-void Greeter::start(Finished finished) {
+void IncomingHandshake::start(Finished finished) {
     finished_ = std::move(finished);
     const auto self = shared_from_this();
     auto watch = reactor_.watch(channel_->fd(), EPOLLIN, [self](uint32_t) { self->onEvent(); });
@@ -300,16 +303,16 @@ void Greeter::start(Finished finished) {
         return finish(watch.status());
     }
     watch_ = watch.value();
-    const std::weak_ptr<Greeter> weak = weak_from_this();
+    const std::weak_ptr<IncomingHandshake> weak = weak_from_this();
     timer_ = reactor_.startTimer(Reactor::Clock::now() + kPatience, [weak] {
-        if (const auto greeter = weak.lock()) {
-            greeter->timer_ = 0;
-            greeter->finish(Status::timeout("no handshake within 5 s"));
+        if (const auto incoming = weak.lock()) {
+            incoming->timer_ = 0;
+            incoming->finish(Status::timeout("no handshake within 5 s"));
         }
     });
 }
 
-void Greeter::finish(Result<Opened> result) {
+void IncomingHandshake::finish(Result<ConnectResult> result) {
     const auto call = std::exchange(finished_, nullptr);
     const auto keep = shared_from_this();
     closeSocket();
@@ -318,19 +321,19 @@ void Greeter::finish(Result<Opened> result) {
     }
 }
 
-void Greeter::onEvent() {
+void IncomingHandshake::onEvent() {
     const auto keep = shared_from_this();
     if (Status status = take(); !status.ok()) {
         finish(status);
     }
 }
 
-Status Greeter::take() {
+Status IncomingHandshake::take() {
     const Status status = readSome(*channel_, input_);
     if (!magic_) {
         const size_t known = std::min(input_.size(), kMagic.size());
         if (input_.compare(0, known, kMagic, 0, known) != 0) {
-            return Status::disconnected("a stranger that does not speak the protocol");
+            return Status::disconnected("an unknown peer that does not speak the protocol");
         }
         if (input_.size() < kMagic.size()) {
             // NOLINTNEXTLINE(performance-no-automatic-move)
@@ -351,12 +354,12 @@ Status Greeter::take() {
         // NOLINTNEXTLINE(bugprone-unchecked-optional-access)
         auto answer = acceptor_.onFrame(frame.value()->first, frame.value()->second);
         if (!answer.ok()) {
-            static_cast<void>(sendAll(*channel_, acceptor_.farewell()).ok());
+            static_cast<void>(sendAll(*channel_, acceptor_.closeReason()).ok());
             return answer.status();
         }
         NIXL_RETURN_IF_ERROR(sendAll(*channel_, answer.value()));
         if (acceptor_.done()) {
-            Opened opened;
+            ConnectResult opened;
             opened.result = acceptor_.result();
             opened.early = std::exchange(input_, {});
             opened.process = base::socketPeer(channel_->fd());

@@ -1,5 +1,5 @@
-// Opening and accepting connections: connects to one of several places and runs the handshake, or
-// runs the handshake of a connection that came in. Reactor thread only; objects keep themselves
+// Opening and accepting connections: connects to one of several endpoints and runs the handshake,
+// or runs the handshake of a connection that came in. Reactor thread only; objects keep themselves
 // alive until they have called back, and are ended early by cancel().
 #pragma once
 
@@ -18,7 +18,7 @@
 namespace nixl::peer {
 
 // A connection whose handshake is done.
-struct Opened {
+struct ConnectResult {
     std::unique_ptr<base::Channel> channel;
     HandshakeResult result;
     std::string early;  // bytes that came after the handshake
@@ -27,16 +27,16 @@ struct Opened {
 };
 
 // Why there is none.
-struct NotOpened {
+struct ConnectFailure {
     Status status;
-    bool refused = false;            // nobody listens at any of the places
+    bool refused = false;            // nobody listens at any of the endpoints
     std::optional<RejectCode> code;  // the other side said so
 };
 
 class Dialer : public std::enable_shared_from_this<Dialer> {
   public:
-    using Succeeded = std::function<void(Opened)>;
-    using Failed = std::function<void(NotOpened)>;
+    using Succeeded = std::function<void(ConnectResult)>;
+    using Failed = std::function<void(ConnectFailure)>;
 
     // `patience` is for all targets together.
     Dialer(Reactor& reactor,
@@ -60,7 +60,7 @@ class Dialer : public std::enable_shared_from_this<Dialer> {
     // `sent`: how the last sending went; counts where nothing that came in says more.
     void readFrames(const Status& sent);
     void endTarget(const Status& why, bool refused);
-    void fail(NotOpened why);
+    void fail(ConnectFailure why);
     void closeSocket();
 
     Reactor& reactor_;
@@ -69,7 +69,7 @@ class Dialer : public std::enable_shared_from_this<Dialer> {
     const Connector fresh_;
     Connector connector_;
     size_t next_ = 0;
-    std::optional<Reactor::Clock::time_point> fullUntil_;  // the place asked has no room
+    std::optional<Reactor::Clock::time_point> fullUntil_;  // the endpoint asked has no room
     bool connected_ = false;
     bool allRefused_ = true;
     Status lastError_;
@@ -81,12 +81,15 @@ class Dialer : public std::enable_shared_from_this<Dialer> {
     Failed failed_;
 };
 
-class Greeter : public std::enable_shared_from_this<Greeter> {
+class IncomingHandshake : public std::enable_shared_from_this<IncomingHandshake> {
   public:
-    using Finished = std::function<void(Result<Opened>)>;
+    using Finished = std::function<void(Result<ConnectResult>)>;
 
-    Greeter(Reactor& reactor, base::Fd socket, const HandshakeSelf& self, Admission& admission);
-    ~Greeter();
+    IncomingHandshake(Reactor& reactor,
+                      base::Fd socket,
+                      const HandshakeSelf& self,
+                      Admission& admission);
+    ~IncomingHandshake();
     void start(Finished finished);
     void cancel();
     Reactor::Clock::time_point since() const { return since_; }
@@ -96,7 +99,7 @@ class Greeter : public std::enable_shared_from_this<Greeter> {
   private:
     void onEvent();
     Status take();
-    void finish(Result<Opened> result);
+    void finish(Result<ConnectResult> result);
     void closeSocket();
 
     Reactor& reactor_;

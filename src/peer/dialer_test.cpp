@@ -1,4 +1,4 @@
-// A dialer against places that refuse it in unkind ways.
+// A dialer against endpoints that refuse it in unkind ways.
 #include "peer/dialer.h"
 
 #include <cerrno>
@@ -25,7 +25,7 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-// Says no to whoever comes before it has heard a word of him, and hangs up.
+// Says no to whoever comes before it has heard a word of it, and hangs up.
 void refuse(int listener) {
     pollfd coming{listener, POLLIN, 0};
     ASSERT_EQ(poll(&coming, 1, 10'000), 1);
@@ -39,21 +39,21 @@ void refuse(int listener) {
               static_cast<ssize_t>(out.size()));
 }
 
-// A place on this host and one over TCP behind it, and who dials them.
+// A endpoint on this host and one over TCP behind it, and who dials them.
 class DialerTest : public testing::Test {
   protected:
     void SetUp() override {
-        Endpoints places;
-        places.bootId = base::bootId();
-        places.abstract = "nixl-dialer-test-" + std::to_string(getpid());
-        auto listener = base::listenAbstract(places.abstract);
+        Endpoints endpoints;
+        endpoints.bootId = base::bootId();
+        endpoints.abstract = "nixl-dialer-test-" + std::to_string(getpid());
+        auto listener = base::listenAbstract(endpoints.abstract);
         ASSERT_TRUE(listener.ok()) << listener.status().message();
         first_ = std::move(listener).value();
-        auto next = base::listenTcp(places.port);
+        auto next = base::listenTcp(endpoints.port);
         ASSERT_TRUE(next.ok()) << next.status().message();
         next_ = std::move(next).value();
-        places.addresses = {std::string("\x7f\0\0\1", 4)};
-        const auto targets = targetsOf(places, base::bootId());
+        endpoints.addresses = {std::string("\x7f\0\0\1", 4)};
+        const auto targets = targetsOf(endpoints, base::bootId());
         ASSERT_EQ(targets.size(), 2U);
         ASSERT_TRUE(targets.front().local);
         const Identity self{.name = "alice", .incarnation = {1}};
@@ -66,27 +66,27 @@ class DialerTest : public testing::Test {
     }
     // Reactor thread.
     void dial() {
-        dialer_->start([this](const Opened&) { ended_.set_value({}); },
-                       [this](NotOpened why) { ended_.set_value(std::move(why)); });
+        dialer_->start([this](const ConnectResult&) { ended_.set_value({}); },
+                       [this](ConnectFailure why) { ended_.set_value(std::move(why)); });
     }
     void expectRefusedByTheFirst() {
-        const NotOpened why = ended_.get_future().get();
+        const ConnectFailure why = ended_.get_future().get();
         EXPECT_EQ(why.code, RejectCode::AUTHENTICATION) << why.status.message();
         EXPECT_EQ(why.status.code(), ErrorCode::NOT_ALLOWED);
         EXPECT_NE(why.status.message().find("go away"), std::string::npos) << why.status.message();
         const base::Fd nobody(accept4(next_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-        EXPECT_FALSE(nobody) << "it went on to the next place";
+        EXPECT_FALSE(nobody) << "it went on to the next endpoint";
     }
 
     base::Fd first_;
     base::Fd next_;
-    std::promise<NotOpened> ended_;
+    std::promise<ConnectFailure> ended_;
     std::shared_ptr<Dialer> dialer_;
     std::unique_ptr<base::EpollReactor> reactor_ = std::move(base::EpollReactor::create()).value();
 };
 
-// The word of the first place counts, although what is sent there no longer arrives: the next
-// place, where somebody listens too, is not tried.
+// The word of the first endpoint counts, although what is sent there no longer arrives: the next
+// endpoint, where somebody listens too, is not tried.
 TEST_F(DialerTest, RefusalBeforeTheFirstByteCounts) {
     // In one call on the reactor's thread: connected and refused before anything is sent.
     reactor_->startTimer(Reactor::Clock::now(), [&] {
@@ -96,7 +96,7 @@ TEST_F(DialerTest, RefusalBeforeTheFirstByteCounts) {
     expectRefusedByTheFirst();
 }
 
-// Many connect at once: the queue of the first place is full for a moment.
+// Many connect at once: the queue of the first endpoint is full for a moment.
 TEST_F(DialerTest, WaitsForRoomInTheQueue) {
     ASSERT_EQ(listen(first_.get(), 1), 0);
     sockaddr_storage address{};

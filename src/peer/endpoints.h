@@ -1,5 +1,5 @@
-// The record that tells peers how to reach this agent, and the ways to try that follow from it.
-// Values; not thread-safe.
+// The record that tells peers how to reach this agent, and the addresses to try that follow from
+// it. Values; not thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ struct Endpoints {
     static Result<Endpoints> decode(std::string_view bytes);
 };
 
-// The ways to reach `there` from here, best first.
+// The addresses to reach `there` from here, best first.
 std::vector<base::Target> targetsOf(const Endpoints& there, const Key& own_boot_id);
 
 }  // namespace nixl::peer

@@ -36,7 +36,7 @@ Key randomKey() {
 }
 
 // A handshake that takes longer makes room where descriptors have run out.
-constexpr std::chrono::milliseconds kSlowGreeter{500};
+constexpr std::chrono::milliseconds kSlowHandshake{500};
 
 unsigned dataThreads() {
     return std::clamp(std::thread::hardware_concurrency(), 1U, 4U);
@@ -149,8 +149,8 @@ void EngineImpl::stop() {
             }
         }
         listeners_.clear();
-        for (const auto& [number, greeter] : std::exchange(greeters_, {})) {
-            greeter->cancel();
+        for (const auto& [number, incoming] : std::exchange(incoming_, {})) {
+            incoming->cancel();
         }
         for (const auto& link : links()) {
             link->close(why, "the agent has been closed");
@@ -189,17 +189,17 @@ void EngineImpl::forget(const std::shared_ptr<Link>& link) {
     }
 }
 
-void EngineImpl::forgetStranger(const std::shared_ptr<Link>& link) {
+void EngineImpl::forgetUnknown(const std::shared_ptr<Link>& link) {
     const MutexLock lock(mutex_);  // nobody tells of it meanwhile
     const auto found = links_.find({link->peer().name, link->peer().incarnation});
-    if (found != links_.end() && found->second == link && !link->known()) {
+    if (found != links_.end() && found->second == link && !link->hasMetadata()) {
         links_.erase(found);
     }
 }
 
-Status EngineImpl::know(const Identity& peer,
-                        std::optional<Endpoints> endpoints,
-                        GrantsPtr grants) {
+Status EngineImpl::setMetadata(const Identity& peer,
+                               std::optional<Endpoints> endpoints,
+                               GrantsPtr grants) {
     const MutexLock lock(mutex_);
     if (stopped_) {
         return Status::canceled("the agent ends");
@@ -208,7 +208,7 @@ Status EngineImpl::know(const Identity& peer,
     if (link == nullptr) {
         link = std::make_shared<Link>(*this, peer);
     }
-    link->know(std::move(endpoints), std::move(grants));
+    link->setMetadata(std::move(endpoints), std::move(grants));
     return {};
 }
 
@@ -231,7 +231,7 @@ std::optional<base::Digest> EngineImpl::sessionKey(const Identity& peer) {
     return link != nullptr ? link->sessionKey() : std::nullopt;
 }
 
-std::optional<Reject> EngineImpl::greet(const Identity& peer) {
+std::optional<Reject> EngineImpl::checkIncoming(const Identity& peer) {
     {
         const MutexLock lock(mutex_);
         if (links_.size() >= kMaxLinks) {
@@ -253,7 +253,7 @@ std::optional<Earlier> EngineImpl::earlier(const Identity& peer) {
 
 std::optional<Reject> EngineImpl::admit(const HandshakeResult& result) {
     const auto own = find(result.peer);
-    const bool trusted = result.proven || (own != nullptr && own->known());
+    const bool trusted = result.proven || (own != nullptr && own->hasMetadata());
     if (own != nullptr && own->up() && !result.resumed && !result.proven) {
         // It may be about to notice the end of that one, and tries again.
         return Reject{RejectCode::DUPLICATE, "this agent has a live session already"};
@@ -281,8 +281,8 @@ void EngineImpl::onAccept(int fd, size_t index) {
             if (error != EMFILE && error != ENFILE && error != ENOBUFS && error != ENOMEM) {
                 return;
             }
-            // Who has not said who he is for so long has less of a right to a descriptor.
-            if (error != EMFILE || !dropOldestGreeter(kSlowGreeter)) {
+            // Who has not said who it is for so long has less of a right to a descriptor.
+            if (error != EMFILE || !dropOldestIncoming(kSlowHandshake)) {
                 return pauseListening(index, error);
             }
             continue;
@@ -293,26 +293,27 @@ void EngineImpl::onAccept(int fd, size_t index) {
             refuseUser(socket);
             continue;
         }
-        if (greeters_.size() >= kMaxGreeters) {
-            // A handshake takes moments: strangers who say nothing must not keep others out.
-            dropOldestGreeter({});
+        if (incoming_.size() >= kMaxIncoming) {
+            // A handshake takes moments: unknown peers who say nothing must not keep others out.
+            dropOldestIncoming({});
         }
-        const uint64_t number = nextGreeter_++;
-        auto greeter =
-            std::make_shared<Greeter>(reactor, std::move(socket), handshakeSelf(), *this);
-        greeters_.emplace(number, greeter);
-        greeter->start(
-            [this, number](Result<Opened> opened) { greeted(number, std::move(opened)); });
+        const uint64_t number = nextIncoming_++;
+        auto incoming =
+            std::make_shared<IncomingHandshake>(reactor, std::move(socket), handshakeSelf(), *this);
+        incoming_.emplace(number, incoming);
+        incoming->start([this, number](Result<ConnectResult> opened) {
+            incomingDone(number, std::move(opened));
+        });
     }
 }
 
 // False where there is none that old.
-bool EngineImpl::dropOldestGreeter(std::chrono::milliseconds at_least) {
-    if (greeters_.empty() ||
-        greeters_.begin()->second->since() + at_least > Reactor::Clock::now()) {
+bool EngineImpl::dropOldestIncoming(std::chrono::milliseconds at_least) {
+    if (incoming_.empty() ||
+        incoming_.begin()->second->since() + at_least > Reactor::Clock::now()) {
         return false;
     }
-    const auto oldest = greeters_.extract(greeters_.begin());
+    const auto oldest = incoming_.extract(incoming_.begin());
     oldest.mapped()->cancel();
     refused.fetch_add(1, std::memory_order_relaxed);
     return true;
@@ -334,7 +335,7 @@ void EngineImpl::pauseListening(size_t index, int error) {
         });
 }
 
-// Processes of other users reach the unix socket too; without a key they are strangers.
+// Processes of other users reach the unix socket too; without a key they are unknown peers.
 void EngineImpl::refuseUser(const base::Fd& socket) {
     base::ByteWriter out;
     const size_t begin = beginFrame(out, FrameType::REJECT);
@@ -344,8 +345,8 @@ void EngineImpl::refuseUser(const base::Fd& socket) {
     refused.fetch_add(1, std::memory_order_relaxed);
 }
 
-void EngineImpl::greeted(uint64_t number, Result<Opened> opened) {
-    greeters_.erase(number);
+void EngineImpl::incomingDone(uint64_t number, Result<ConnectResult> opened) {
+    incoming_.erase(number);
     if (!opened.ok()) {
         refused.fetch_add(1, std::memory_order_relaxed);
         base::log(LogLevel::DEBUG, opened.status().message());
@@ -404,7 +405,7 @@ Status Engine::addPeer(const Identity& peer, std::string_view connection_info, G
         }
         endpoints = std::move(decoded).value();
     }
-    return impl_->know(peer, std::move(endpoints), std::move(grants));
+    return impl_->setMetadata(peer, std::move(endpoints), std::move(grants));
 }
 
 void Engine::removePeer(const Identity& peer) {
@@ -482,14 +483,14 @@ Status EngineImpl::awaitQuiet(base::Deadline deadline) {
     // Who has mapped them keeps their memory alive until told.
     if (!revoked.empty()) {
         for (const auto& link : links()) {
-            link->tellRevoked(revoked);
+            link->announceRevoked(revoked);
         }
     }
     return {};
 }
 
-void Engine::help() {
-    impl_->pollSet.help();
+void Engine::progress() {
+    impl_->pollSet.progress();
 }
 
 void Engine::aboutToSleep() {
@@ -505,7 +506,7 @@ bool Engine::ready(const Identity& peer) const {
     return link != nullptr && link->ready();
 }
 
-bool Engine::knows(const Identity& peer) const {
+bool Engine::hasPeer(const Identity& peer) const {
     return impl_->find(peer) != nullptr;
 }
 

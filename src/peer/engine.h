@@ -91,7 +91,7 @@ class Engine {
 
     // For callers who poll: serves sessions and small requests without blocking, where nobody else
     // does.
-    void help();
+    void progress();
     // For callers who stop polling and sleep until they are woken; and for those who will sleep on
     // the agent's descriptor. What comes is the threads' work then.
     void aboutToSleep();
@@ -99,7 +99,7 @@ class Engine {
     // A session with the peer is up.
     bool ready(const Identity& peer) const;
     // It was added here, or has come by itself and is not known to be gone.
-    bool knows(const Identity& peer) const;
+    bool hasPeer(const Identity& peer) const;
 
     std::map<std::string, uint64_t> stats() const;
 

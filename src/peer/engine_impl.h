@@ -35,14 +35,14 @@ class EngineImpl final : public Admission, public std::enable_shared_from_this<E
     std::shared_ptr<Link> findOrMake(const Identity& peer);
     void forget(const std::shared_ptr<Link>& link);
     // The same where the agent has not been told of the peer: each of them is another one.
-    void forgetStranger(const std::shared_ptr<Link>& link);
-    Status know(const Identity& peer, std::optional<Endpoints> endpoints, GrantsPtr grants);
+    void forgetUnknown(const std::shared_ptr<Link>& link);
+    Status setMetadata(const Identity& peer, std::optional<Endpoints> endpoints, GrantsPtr grants);
     std::vector<std::shared_ptr<Link>> links();
 
     // Admission (reactor thread).
     std::optional<Key> grantKey(GrantId grant) override;
     std::optional<base::Digest> sessionKey(const Identity& peer) override;
-    std::optional<Reject> greet(const Identity& peer) override;
+    std::optional<Reject> checkIncoming(const Identity& peer) override;
     std::optional<Earlier> earlier(const Identity& peer) override;
     std::optional<Reject> admit(const HandshakeResult& result) override;
 
@@ -69,7 +69,7 @@ class EngineImpl final : public Admission, public std::enable_shared_from_this<E
     std::atomic<uint64_t> sessions{0};
     std::atomic<uint64_t> refused{0};
 
-    static constexpr size_t kMaxGreeters = 1024;
+    static constexpr size_t kMaxIncoming = 1024;
     static constexpr size_t kMaxLinks = 16 << 10;
 
   private:
@@ -78,8 +78,8 @@ class EngineImpl final : public Admission, public std::enable_shared_from_this<E
     void onAccept(int fd, size_t index);
     void pauseListening(size_t index, int error);
     void refuseUser(const base::Fd& socket);
-    void greeted(uint64_t number, Result<Opened> opened);
-    bool dropOldestGreeter(std::chrono::milliseconds at_least);
+    void incomingDone(uint64_t number, Result<ConnectResult> opened);
+    bool dropOldestIncoming(std::chrono::milliseconds at_least);
 
     const Key cookie_;
     Endpoints endpoints_;
@@ -95,8 +95,8 @@ class EngineImpl final : public Admission, public std::enable_shared_from_this<E
         uint64_t pause = 0;  // timer: it is not listened to until then
     };
     std::vector<Listener> listeners_;
-    std::map<uint64_t, std::shared_ptr<Greeter>> greeters_;  // oldest first
-    uint64_t nextGreeter_ = 0;
+    std::map<uint64_t, std::shared_ptr<IncomingHandshake>> incoming_;  // oldest first
+    uint64_t nextIncoming_ = 0;
     bool pauseTold_ = false;  // logged since a connection was last accepted
 };
 

@@ -33,7 +33,7 @@ class EngineTest : public testing::TestWithParam<bool> {  // true: host lane, fa
             here_[i] = static_cast<char>(i * 7 + (i >> 12));
         }
         b_.access.enter(1, there_.data(), there_.size());
-        a_.know(b_, GetParam() ? std::function<void(Endpoints&)>() : tcpOnly);
+        a_.setMetadata(b_, GetParam() ? std::function<void(Endpoints&)>() : tcpOnly);
         LaneOptions options;
         options.host = GetParam();
         options.stream = !GetParam();
@@ -118,7 +118,7 @@ TEST_P(EngineTest, RemovedAtAnyMoment) {
     Plan plan(OpType::WRITE, b_, {{here(), there(), 100, 0, 0, 1}});
     size_t lost = 0;
     for (int round = 0; round < 1000; ++round) {
-        a_.know(b_, GetParam() ? std::function<void(Endpoints&)>() : tcpOnly);
+        a_.setMetadata(b_, GetParam() ? std::function<void(Endpoints&)>() : tcpOnly);
         auto transfer = prepare(plan);
         if (round % 4 != 0) {
             ASSERT_TRUE(a_.connect(b_).ok());
@@ -306,7 +306,7 @@ INSTANTIATE_TEST_SUITE_P(Lanes, EngineTest, testing::Bool(), [](const auto& info
 TEST(Engine, NotificationsBothWaysAndOrder) {
     Side a("alice");
     Side b("bob");
-    a.know(b);
+    a.setMetadata(b);
     for (int i = 0; i < 200; ++i) {
         ASSERT_TRUE(
             a.engine->sendNotification(b.identity, std::to_string(i), [](const Status&) {}).ok());
@@ -328,8 +328,8 @@ TEST(Engine, BothConnectAtOnce) {
     for (int round = 0; round < 30; ++round) {
         Side a("alice");
         Side b("bob");
-        a.know(b);
-        b.know(a);
+        a.setMetadata(b);
+        b.setMetadata(a);
         auto other = std::async(std::launch::async, [&] { return b.connect(a); });
         EXPECT_TRUE(a.connect(b).ok());
         EXPECT_TRUE(other.get().ok());
@@ -340,7 +340,7 @@ TEST(Engine, BothConnectAtOnce) {
     }
 }
 
-TEST(Engine, StrangersGetNothing) {
+TEST(Engine, UnknownPeersGetNothing) {
     Side a("alice");
     Side b("bob");
     ASSERT_TRUE(a.engine->addPeer(b.identity, b.engine->connectionInfo(), opens(Key{9, 9})).ok());
@@ -350,10 +350,10 @@ TEST(Engine, StrangersGetNothing) {
     EngineConfig with_key;
     with_key.authKey = "sixteen bytes and more";
     Side c("carol", with_key);
-    a.know(c);
+    a.setMetadata(c);
     EXPECT_EQ(a.connect(c).code(), ErrorCode::NOT_ALLOWED);
     Side d("dave", with_key);
-    d.know(c);
+    d.setMetadata(c);
     EXPECT_TRUE(d.connect(c).ok());
 }
 
@@ -363,24 +363,24 @@ TEST(Engine, ANameWithALiveSessionIsRefusedAtOnce) {
     patient.peerTimeout = std::chrono::minutes(10);
     Side b("bob");
     Side first("alice");
-    first.know(b);
+    first.setMetadata(b);
     ASSERT_TRUE(first.connect(b).ok());
     Side second("alice", patient);
-    second.know(b);
+    second.setMetadata(b);
     const Status status = second.connect(b);
     EXPECT_EQ(status.code(), ErrorCode::NOT_ALLOWED);
     EXPECT_NE(status.message().find("has a live session"), std::string::npos) << status.message();
     EXPECT_TRUE(first.notify(b.identity, "still here").ok());
 }
 
-// Whoever came without having been added is forgotten when he is gone; who was added is not.
-TEST(Engine, PassersByAreForgotten) {
+// Whoever came without having been added is forgotten when it is gone; who was added is not.
+TEST(Engine, UnknownPeersAreForgotten) {
     Side b("bob");
     Side added("added");
-    b.know(added);
+    b.setMetadata(added);
     for (int i = 0; i < 20; ++i) {
         Side a("alice" + std::to_string(i));
-        a.know(b);
+        a.setMetadata(b);
         ASSERT_TRUE(a.notify(b.identity, "hello").ok());
         ASSERT_TRUE(b.notify(a.identity, "an answer").ok());
     }
@@ -392,7 +392,7 @@ TEST(Engine, PassersByAreForgotten) {
 TEST(Engine, GarbageConnectionsDoNotDelay) {
     Side a("alice");
     Side b("bob");
-    a.know(b);
+    a.setMetadata(b);
     const auto endpoints = Endpoints::decode(b.engine->connectionInfo()).value();
     std::vector<base::Fd> idle;
     for (const base::Target& target : targetsOf(endpoints, base::bootId())) {
@@ -413,13 +413,13 @@ TEST(Engine, GarbageConnectionsDoNotDelay) {
     EXPECT_LT(Clock::now() - begin, seconds(4));  // who waited for them would need 5
 }
 
-// No descriptor is left for who connects: he waits, over each socket, and is served when there is
+// No descriptor is left for who connects: it waits, over each socket, and is served when there is
 // one again. An engine that ends meanwhile leaves no timer behind.
 TEST(Engine, WaitsForADescriptor) {
     Side a("alice");
     for (const bool ends : {false, true}) {
         auto b = std::make_unique<Side>("bob");
-        a.know(*b);
+        a.setMetadata(*b);
         const auto endpoints = Endpoints::decode(b->engine->connectionInfo()).value();
         std::vector<base::Fd> waiting;
         const auto targets = targetsOf(endpoints, base::bootId());
@@ -451,7 +451,7 @@ TEST(Engine, WaitsForADescriptor) {
             EXPECT_TRUE(a.connect(*b).ok());
             char byte = 0;
             for (const base::Fd& fd : waiting) {
-                ASSERT_EQ(send(fd.get(), "stranger", 8, MSG_NOSIGNAL), 8);
+                ASSERT_EQ(send(fd.get(), "unknown.", 8, MSG_NOSIGNAL), 8);
                 EXPECT_EQ(recv(fd.get(), &byte, 1, 0), 0) << "served: sent away";
             }
         }
@@ -461,7 +461,7 @@ TEST(Engine, WaitsForADescriptor) {
 TEST(Engine, NobodyThere) {
     Side a("alice");
     auto b = std::make_unique<Side>("bob");
-    a.know(*b);
+    a.setMetadata(*b);
     b->engine.reset();
     const Status status = a.connect(*b);
     EXPECT_EQ(status.code(), ErrorCode::REMOTE_DISCONNECT) << status.message();
@@ -473,7 +473,7 @@ TEST(Engine, RemovedAndAddedAgain) {
     Side a("alice");
     Side b("bob");
     for (int round = 0; round < 50; ++round) {
-        a.know(b);
+        a.setMetadata(b);
         ASSERT_TRUE(a.notify(b.identity, "x").ok());
         a.engine->removePeer(b.identity);
     }

@@ -34,7 +34,7 @@ Link::Link(EngineImpl& engine, Identity peer)
 
 Link::~Link() = default;
 
-void Link::know(std::optional<Endpoints> endpoints, GrantsPtr grants) {
+void Link::setMetadata(std::optional<Endpoints> endpoints, GrantsPtr grants) {
     const MutexLock lock(mutex_);
     if (endpoints) {
         endpoints_ = std::move(endpoints);
@@ -42,7 +42,7 @@ void Link::know(std::optional<Endpoints> endpoints, GrantsPtr grants) {
     grants_ = std::move(grants);
 }
 
-bool Link::known() {
+bool Link::hasMetadata() {
     const MutexLock lock(mutex_);
     return grants_ != nullptr;
 }
@@ -249,7 +249,7 @@ void Link::deliver(Session::Event& event, uint64_t epoch) {
                                          link->giveCredit(epoch, cost);
                                      }
                                  });
-    engine_.dataLoop.hearMoved();
+    engine_.dataLoop.acquireMoved();
     engine_.access.deliver(peer_, std::move(event.text), std::move(credit));
     const MutexLock lock(mutex_);
     session_.delivered(epoch, event.sequence);  // dispatch() sends the acknowledgement
@@ -313,7 +313,7 @@ void Link::onFrame(const Incoming& incoming) {
     }
 }
 
-// Reactor thread. Who says farewell may have come again by now: that session stays.
+// Reactor thread. Who says close reason may have come again by now: that session stays.
 void Link::onBye(uint64_t connection, const Status& why) {
     {
         const MutexLock lock(mutex_);
@@ -344,7 +344,7 @@ void Link::pollReady() {
     dispatch();
 }
 
-void Link::standBack() {
+void Link::pauseReads() {
     {
         const MutexLock lock(mutex_);
         if (!readWatched_ || pollId_ == 0) {
@@ -355,7 +355,7 @@ void Link::standBack() {
     engine_.pollSet.guard();
 }
 
-void Link::watchAgain() {
+void Link::resumeReads() {
     const MutexLock lock(mutex_);
     updateWatch(true, writeWatched_);
 }
@@ -372,7 +372,7 @@ void Link::onControl() {
     if (!status.ok()) {
         controlLost(status);
     } else if (engine_.pollSet.polled()) {
-        standBack();
+        pauseReads();
     }
 }
 
@@ -528,18 +528,18 @@ void Link::lost(const Status& why) {
     if (tell) {
         engine_.access.peerLost(peer_, why);
     }
-    engine_.forgetStranger(keep);
+    engine_.forgetUnknown(keep);
 }
 
-void Link::close(const Status& why, const std::string& farewell) {
-    engine_.reactor.run([self = shared_from_this(), why, farewell] {
+void Link::close(const Status& why, const std::string& close_reason) {
+    engine_.reactor.run([self = shared_from_this(), why, close_reason] {
         {
             const MutexLock lock(self->mutex_);
             if (self->detached_) {
                 return;
             }
             base::ByteWriter body;
-            Reject{RejectCode::CLOSING, farewell}.encode(body);
+            Reject{RejectCode::CLOSING, close_reason}.encode(body);
             self->session_.sendFrame(FrameType::BYE, body.bytes());
             self->flush();
         }

@@ -40,8 +40,8 @@ class Link : public base::PollSet::Member, public std::enable_shared_from_this<L
     const Identity& peer() const { return peer_; }
 
     // Adds what the agent knows of the peer.
-    void know(std::optional<Endpoints> endpoints, GrantsPtr grants);
-    bool known();
+    void setMetadata(std::optional<Endpoints> endpoints, GrantsPtr grants);
+    bool hasMetadata();
     std::optional<Endpoints> endpoints();
     GrantsPtr grants();  // null where the agent does not know the peer's metadata
 
@@ -68,7 +68,7 @@ class Link : public base::PollSet::Member, public std::enable_shared_from_this<L
     // Calls back when the peer has answered for all regions it was asked for.
     void whenMapped(Done done);
     // Tells the peer to let go of these regions, of which it may have mapped some.
-    void tellRevoked(std::span<const std::pair<uint64_t, uint32_t>> regions);
+    void announceRevoked(std::span<const std::pair<uint64_t, uint32_t>> regions);
 
     void startJob(const std::shared_ptr<StreamJob>& job, uint64_t inline_bytes);
     // No byte of the job's memory moves once it returns.
@@ -76,19 +76,19 @@ class Link : public base::PollSet::Member, public std::enable_shared_from_this<L
 
     // Reads what has come to the session, where nobody else does.
     void pollReady() override;
-    void watchAgain() override;
+    void resumeReads() override;
     // Ends the session for good and everything that waits; the engine forgets the link. Any
     // thread; takes effect on the reactor thread.
-    void close(const Status& why, const std::string& farewell);
+    void close(const Status& why, const std::string& close_reason);
 
     // For the engine's Admission. Reactor thread.
     std::optional<Earlier> earlier();
     std::optional<base::Digest> sessionKey();
     bool up();
     bool dialling() const { return dialer_ != nullptr && dialer_->connected(); }
-    void adopt(Opened opened);
-    void serve(Opened opened);       // a data connection of the peer
-    void dataOpened(Opened opened);  // one of our own
+    void adopt(ConnectResult opened);
+    void serve(ConnectResult opened);          // a data connection of the peer
+    void dataConnected(ConnectResult opened);  // one of our own
     void lost(const Status& why);
     // Stops everything on the reactor; the last use of the engine. Reactor thread.
     void detachEngine(const Status& why);
@@ -124,8 +124,8 @@ class Link : public base::PollSet::Member, public std::enable_shared_from_this<L
     void deliver(Session::Event& event, uint64_t epoch);
     void giveCredit(uint64_t epoch, uint64_t cost);
     void onControl();
-    // While a caller polls the reactor leaves this session to him.
-    void standBack();
+    // While a caller polls the reactor leaves this session to it.
+    void pauseReads();
     void updateWatch(bool reading, bool writing) NIXL_REQUIRES(mutex_);
     void dropControl() NIXL_REQUIRES(mutex_);
     void controlLost(const Status& why);
@@ -135,7 +135,7 @@ class Link : public base::PollSet::Member, public std::enable_shared_from_this<L
     // Connecting.
     void want();
     void dial();
-    void dialFailed(const NotOpened& why);
+    void dialFailed(const ConnectFailure& why);
     // Host lane.
     void offerHost(const base::SocketPeer& process);
     void onHostOffer(std::string_view body, const std::vector<base::Fd>& descriptors);
@@ -217,7 +217,7 @@ class Link : public base::PollSet::Member, public std::enable_shared_from_this<L
     uint64_t graceTimer_ = 0;
     base::Fd pidfd_;
     uint64_t pidWatch_ = 0;
-    std::shared_ptr<PeerSlots> slots_;
+    std::shared_ptr<PeerMarks> marks_;
 };
 
 }  // namespace nixl::peer

@@ -59,14 +59,14 @@ void Link::dial() {
     const auto weak = weak_from_this();
     const auto dialler = dialer_;  // start() may end it
     dialler->start(
-        [weak](Opened opened) {
+        [weak](ConnectResult opened) {
             if (const auto link = weak.lock()) {
                 link->dialer_.reset();
                 link->adopt(std::move(opened));
             }
         },
         // NOLINTNEXTLINE(performance-unnecessary-value-param)
-        [weak](NotOpened why) {
+        [weak](ConnectFailure why) {
             if (const auto link = weak.lock()) {
                 link->dialer_.reset();
                 link->dialFailed(why);
@@ -74,7 +74,7 @@ void Link::dial() {
         });
 }
 
-void Link::dialFailed(const NotOpened& why) {
+void Link::dialFailed(const ConnectFailure& why) {
     if (up()) {
         return;
     }
@@ -101,7 +101,7 @@ void Link::dialFailed(const NotOpened& why) {
     });
 }
 
-void Link::adopt(Opened opened) {
+void Link::adopt(ConnectResult opened) {
     const auto keep = shared_from_this();
     if (dialer_ != nullptr) {  // the peer's own connection came first
         std::exchange(dialer_, nullptr)->cancel();
@@ -184,19 +184,19 @@ void Link::offerHost(const base::SocketPeer& process) {
     }
     watchProcess(duplicateFd(pidfd));
     HostOffer offer;
-    if (slots_ == nullptr) {
-        auto slots = engine_.hostTarget.open(peer_.name, std::move(pidfd));
-        if (slots.ok()) {
-            slots_ = std::move(slots).value();
+    if (marks_ == nullptr) {
+        auto marks = engine_.hostTarget.open(peer_.name, std::move(pidfd));
+        if (marks.ok()) {
+            marks_ = std::move(marks).value();
         } else {
             base::log(LogLevel::INFO,
-                      "host lane to agent \"" + peer_.name + "\": " + slots.status().message());
+                      "host lane to agent \"" + peer_.name + "\": " + marks.status().message());
         }
     }
     std::vector<base::Fd> pages;
-    if (slots_ != nullptr) {
-        offer = engine_.hostTarget.offer(*slots_);
-        pages = engine_.hostTarget.pages(*slots_);
+    if (marks_ != nullptr) {
+        offer = engine_.hostTarget.offer(*marks_);
+        pages = engine_.hostTarget.pages(*marks_);
     }
     const MutexLock lock(mutex_);
     session_.sendFrame(FrameType::HOST_OFFER, offer.encode());
@@ -302,8 +302,8 @@ void Link::forgetProcess() {
         engine_.reactor.unwatch(std::exchange(pidWatch_, 0));
     }
     pidfd_.reset();
-    if (slots_ != nullptr) {
-        engine_.hostTarget.close(std::exchange(slots_, nullptr));
+    if (marks_ != nullptr) {
+        engine_.hostTarget.close(std::exchange(marks_, nullptr));
     }
 }
 

@@ -62,11 +62,11 @@ void Link::startJob(const std::shared_ptr<StreamJob>& job, uint64_t inline_bytes
         wantData();
     }
     if (client != nullptr) {
-        client->poke(inline_bytes);
+        client->wake(inline_bytes);
         if (connections > 1 && job->hasMore()) {
             for (const auto& other : clients()) {
                 if (other != client) {
-                    other->poke(0);
+                    other->wake(0);
                 }
             }
         }
@@ -138,8 +138,7 @@ void Link::dialData() {
     }
     if (no_session) {
         // A transfer that was posted while the session went: its loss has ended all before.
-        return failJobs(
-            Status::disconnected("agent \"" + peer_.name + "\" has no session any more"));
+        return failJobs(Status::disconnected("agent \"" + peer_.name + "\" has no session"));
     }
     dataDialer_ = std::make_shared<Dialer>(
         engine_.reactor, std::move(targets),
@@ -148,13 +147,13 @@ void Link::dialData() {
     const auto weak = weak_from_this();
     const auto dialler = dataDialer_;
     dialler->start(
-        [weak](Opened opened) {
+        [weak](ConnectResult opened) {
             if (const auto link = weak.lock()) {
                 link->dataDialer_.reset();
-                link->dataOpened(std::move(opened));
+                link->dataConnected(std::move(opened));
             }
         },
-        [weak](const NotOpened& why) {
+        [weak](const ConnectFailure& why) {
             if (const auto link = weak.lock()) {
                 link->dataDialer_.reset();
                 if (link->clients().empty()) {
@@ -166,7 +165,7 @@ void Link::dialData() {
         });
 }
 
-void Link::dataOpened(Opened opened) {
+void Link::dataConnected(ConnectResult opened) {
     const auto weak = weak_from_this();
     opened.channel->allowDescriptors(0);
     base::chooseCongestion(opened.channel->fd(), engine_.config.tcpCongestion);
@@ -197,7 +196,7 @@ void Link::dataOpened(Opened opened) {
     if (client->ended()) {  // before it was in the list
         return dataGone(client.get(), Status::disconnected("its data connection ended at once"));
     }
-    client->poke(0);
+    client->wake(0);
     if (wanted) {
         wantData();
     }
@@ -218,7 +217,7 @@ void Link::dataGone(const ClientConnection* connection, const Status& why) {
     } else if (waiting) {
         // Who posted while it was dying may have told this one alone.
         for (const auto& other : clients()) {
-            other->poke(0);
+            other->wake(0);
         }
     }
 }
@@ -263,7 +262,7 @@ void Link::endIdlestServed() {
     }
 }
 
-void Link::serve(Opened opened) {
+void Link::serve(ConnectResult opened) {
     const MutexLock lock(dataMutex_);
     std::erase_if(served_, [](const auto& one) { return one.expired(); });
     if (served_.size() >= kMaxServed) {

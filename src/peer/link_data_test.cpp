@@ -173,11 +173,11 @@ class LinkDataTest : public testing::Test {
     std::unique_ptr<PlayedTarget> connection(const std::shared_ptr<Hooks>& hooks) {
         auto [ours, theirs] = socketPair();
         engine_->onReactor([&, ours = &ours] {
-            Opened opened;
+            ConnectResult opened;
             opened.channel =
                 std::make_unique<HookedChannel>(base::makeSocketChannel(std::move(*ours)), hooks);
             opened.result.key = kKey;
-            link_->dataOpened(std::move(opened));
+            link_->dataConnected(std::move(opened));
         });
         return std::make_unique<PlayedTarget>(std::move(theirs), access_);
     }
@@ -318,7 +318,7 @@ TEST_F(LinkDataTest, OfSoManyServedConnectionsTheIdlestMakesRoom) {
             EXPECT_FALSE(over(0));
         }
         auto [ours, theirs] = socketPair();
-        Opened opened;
+        ConnectResult opened;
         opened.channel = base::makeSocketChannel(std::move(ours));
         opened.result.key = kKey;
         engine_->onReactor([&] { link_->serve(std::move(opened)); });
@@ -332,10 +332,10 @@ TEST_F(LinkDataTest, OfSoManyServedConnectionsTheIdlestMakesRoom) {
 
 TEST_F(LinkDataTest, SoManyPeersAndNoMore) {
     for (size_t i = 0; i < EngineImpl::kMaxLinks; ++i) {
-        ASSERT_FALSE(engine_->greet({"a newcomer", {3}}).has_value()) << i;
-        ASSERT_TRUE(engine_->know({std::to_string(i), {3}}, std::nullopt, nullptr).ok());
+        ASSERT_FALSE(engine_->checkIncoming({"a newcomer", {3}}).has_value()) << i;
+        ASSERT_TRUE(engine_->setMetadata({std::to_string(i), {3}}, std::nullopt, nullptr).ok());
     }
-    const auto refused = engine_->greet({"a newcomer", {3}});
+    const auto refused = engine_->checkIncoming({"a newcomer", {3}});
     ASSERT_TRUE(refused.has_value());
     EXPECT_EQ(refused->code, RejectCode::LIMIT);
 }
@@ -352,9 +352,9 @@ TEST(ClientConnectionTest, APokeThatFindsItAtWorkIsNotForgotten) {
     std::shared_ptr<ClientConnection> connection;
     connection = std::make_shared<ClientConnection>(
         base::makeSocketChannel(std::move(ours)), "bob", kKey, loop, [&](StreamClient&) {
-            // The second time is the last thing it does: what is poked now was not seen.
+            // The second time is the last thing it does: what is woken now was not seen.
             if (++asked == 2) {
-                std::async(std::launch::async, [&] { connection->poke(0); }).get();
+                std::async(std::launch::async, [&] { connection->wake(0); }).get();
             } else if (asked == 3) {
                 again.set_value();
             }

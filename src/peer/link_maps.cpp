@@ -41,7 +41,7 @@ void Link::whenMapped(Done done) {
 
 // Sends the next request where one is due.
 void Link::askMaps() {
-    if (detached_ || channel_ == nullptr || host_ == nullptr || !host_->passes() ||
+    if (detached_ || channel_ == nullptr || host_ == nullptr || !host_->canPassDescriptors() ||
         grants_ == nullptr) {
         return;
     }
@@ -167,7 +167,7 @@ void Link::onMapReply(std::string_view body, const std::vector<base::Fd>& descri
     }
 }
 
-void Link::tellRevoked(std::span<const std::pair<uint64_t, uint32_t>> regions) {
+void Link::announceRevoked(std::span<const std::pair<uint64_t, uint32_t>> regions) {
     MapReply notice;
     notice.answers = false;
     const MutexLock lock(mutex_);

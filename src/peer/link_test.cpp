@@ -91,9 +91,9 @@ class PlainPeer {
     base::Fd socket_;
 };
 
-// A farewell that a caller has read, and that the reactor comes to when the peer has a new
+// A close reason that a caller has read, and that the reactor comes to when the peer has a new
 // connection already: the new one stays.
-TEST(Link, FarewellOfAReplacedConnectionEndsNothing) {
+TEST(Link, CloseReasonOfAReplacedConnectionEndsNothing) {
     auto reactor = std::move(base::EpollReactor::create()).value();
     base::ThreadPool pool;
     TestAccess access;
@@ -128,7 +128,7 @@ TEST(Link, FarewellOfAReplacedConnectionEndsNothing) {
     stopped.get_future().wait();
     first.say(frame(FrameType::BYE, Reject{RejectCode::CLOSING, "for now"}));
     second.sayAuth();
-    link->pollReady();  // reads the farewell
+    link->pollReady();  // reads the close reason
     go_on.set_value();
     second.awaitReady();
 

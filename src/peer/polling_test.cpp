@@ -20,7 +20,7 @@ struct StreamTransfer {
                {{reinterpret_cast<uint64_t>(source.data()),
                  reinterpret_cast<uint64_t>(target.data()), source.size()}}) {
         far.access.enter(1, target.data(), target.size());
-        near.know(far, tcpOnly);
+        near.setMetadata(far, tcpOnly);
         LaneOptions options;
         options.host = false;
         options.fallBack = false;
@@ -45,7 +45,7 @@ TEST(Polling, WhoSleepsIsServedByThreads) {
     BackendTransfer* const transfer = moves.transfer.get();
     for (int round = 0; round < 5; ++round) {
         for (int i = 0; i < 10; ++i) {
-            a.engine->help();
+            a.engine->progress();
         }
         const auto completion = std::make_shared<TestCompletion>();
         ASSERT_TRUE(transfer->post(completion, "", false).ok());
@@ -67,8 +67,8 @@ TEST(Polling, SmallRequestsWakeNoThread) {
         const auto completion = std::make_shared<TestCompletion>();
         ASSERT_TRUE(transfer->post(completion, "", false).ok());
         const auto look = [&] {
-            a.engine->help();
-            b.engine->help();
+            a.engine->progress();
+            b.engine->progress();
         };
         look();  // who polls does so also where the threads were quicker
         const Status status = completion->wait(look);

@@ -53,22 +53,22 @@ bool isDram(std::span<const PlanRegion> regions) {
 // What the posts of a transfer use one after the other, so that the second allocates nothing.
 // Touched by the post alone, and posts are serialised by the core.
 struct PostMemory {
-    std::shared_ptr<base::Recycler> runs = std::make_shared<base::Recycler>();
+    std::shared_ptr<base::Recycler> operations = std::make_shared<base::Recycler>();
     std::shared_ptr<base::Recycler> jobs = std::make_shared<base::Recycler>();
     std::shared_ptr<StreamParts> parts;
 };
 
 // One post. Owns everything that may outlive the transfer object's attention.
-class Run final : public StreamJobOwner,
-                  public base::PollSet::Member,
-                  public std::enable_shared_from_this<Run> {
+class PostOperation final : public StreamJobOwner,
+                            public base::PollSet::Member,
+                            public std::enable_shared_from_this<PostOperation> {
   public:
-    Run(std::shared_ptr<EngineImpl> engine,
-        std::shared_ptr<Link> link,
-        const TransferPlan& plan,
-        std::shared_ptr<const PlanMaps> maps,
-        std::shared_ptr<PostMemory> memory,
-        CompletionPtr completion)
+    PostOperation(std::shared_ptr<EngineImpl> engine,
+                  std::shared_ptr<Link> link,
+                  const TransferPlan& plan,
+                  std::shared_ptr<const PlanMaps> maps,
+                  std::shared_ptr<PostMemory> memory,
+                  CompletionPtr completion)
         : engine_(std::move(engine)),
           link_(std::move(link)),
           plan_(plan),
@@ -171,10 +171,10 @@ class Run final : public StreamJobOwner,
             copy = copy_;
         }
         const auto begin = Reactor::Clock::now();
-        if (copy != nullptr && copy->help()) {
-            engine_->pollSet.helped(begin);
+        if (copy != nullptr && copy->progress()) {
+            engine_->pollSet.progressed(begin);
         } else {
-            engine_->pollSet.help();
+            engine_->pollSet.progress();
         }
     }
 
@@ -219,7 +219,7 @@ class Run final : public StreamJobOwner,
 
     void pollReady() override {}
     // Nobody polls, or for something else.
-    void watchAgain() override {
+    void resumeReads() override {
         std::shared_ptr<base::ChunkedJob> copy;
         {
             const MutexLock lock(mutex_);
@@ -266,7 +266,7 @@ class Run final : public StreamJobOwner,
         GrantsPtr grants = link_->grants();
         if (grants == nullptr) {
             return fail(Status::notFound("the metadata of agent \"" + link_->peer().name +
-                                         "\" is not known any more"));
+                                         "\" is no longer known"));
         }
         if (plan_.bytes == 0) {
             return moved({}, {});
@@ -394,38 +394,38 @@ class RemoteTransfer final : public BackendTransfer {
             const MutexLock lock(mutex_);
             current_.reset();  // the last post has ended: its memory is used again
         }
-        auto run = base::makeRecycled<Run>(memory_->runs, engine_, link_, plan_, maps_, memory_,
-                                           std::move(completion));
+        auto operation = base::makeRecycled<PostOperation>(
+            memory_->operations, engine_, link_, plan_, maps_, memory_, std::move(completion));
         if (has_notification) {
-            run->notify(notification);
+            operation->notify(notification);
         }
         {
             const MutexLock lock(mutex_);
-            current_ = run;
+            current_ = operation;
         }
         if (ready) {
-            run->start(options_, small);
+            operation->start(options_, small);
             return {};
         }
-        link_->whenReady([run, options = options_](const Status& status) {
+        link_->whenReady([operation, options = options_](const Status& status) {
             if (status.ok()) {
-                run->start(options, false);
+                operation->start(options, false);
             } else {
-                run->fail(status);
+                operation->fail(status);
             }
         });
         return {};
     }
 
     void cancel() override {
-        if (const auto run = current()) {
-            run->cancel();
+        if (const auto operation = current()) {
+            operation->cancel();
         }
     }
 
     void help() override {
-        if (const auto run = current()) {
-            run->help();
+        if (const auto operation = current()) {
+            operation->help();
         }
     }
 
@@ -483,8 +483,8 @@ class RemoteTransfer final : public BackendTransfer {
         description.reason += small ? "; copied inside post" : "; copied by the copy pool";
     }
 
-    // A small copy without a notification, done when this returns: it needs no Run, since nobody
-    // can cancel or help it. False where the host lane cannot be used.
+    // A small copy without a notification, done when this returns: it needs no PostOperation, since
+    // nobody can cancel or help it. False where the host lane cannot be used.
     bool copyAtOnce(bool mapped, const CompletionPtr& completion) {
         const std::shared_ptr<HostPeer> host = options_.host ? link_->host() : nullptr;
         if (host == nullptr || !(mapped || host->attached())) {
@@ -503,7 +503,7 @@ class RemoteTransfer final : public BackendTransfer {
         return true;
     }
 
-    std::shared_ptr<Run> current() {
+    std::shared_ptr<PostOperation> current() {
         const MutexLock lock(mutex_);
         return current_;
     }
@@ -517,7 +517,7 @@ class RemoteTransfer final : public BackendTransfer {
     const double mappedCost_ = kMapped.of(plan_);
     const std::shared_ptr<PostMemory> memory_ = std::make_shared<PostMemory>();
     Mutex mutex_;
-    std::shared_ptr<Run> current_ NIXL_GUARDED_BY(mutex_);
+    std::shared_ptr<PostOperation> current_ NIXL_GUARDED_BY(mutex_);
 };
 
 // Lane `host` or `stream`. Either may fall back to the other where that is allowed too: what a
@@ -537,7 +537,7 @@ class NetworkLane final : public Lane {
             return {0, "moves host memory only"};
         }
         const auto link = engine_->find({std::string(plan.peer.name), plan.peer.incarnation});
-        if (link == nullptr || !link->known()) {
+        if (link == nullptr || !link->hasMetadata()) {
             return {0, "no connection info of the peer"};
         }
         if (!host_) {

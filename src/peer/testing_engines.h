@@ -67,7 +67,7 @@ struct Side {
     }
     ~Side() { engine.reset(); }
     // Makes `other` known here; `change` may edit how it is reached.
-    void know(Side& other, const std::function<void(Endpoints&)>& change = {}) {
+    void setMetadata(Side& other, const std::function<void(Endpoints&)>& change = {}) {
         auto endpoints = Endpoints::decode(other.engine->connectionInfo());
         ASSERT_TRUE(endpoints.ok());
         if (change) {

@@ -194,7 +194,7 @@ Status Acceptor::refuse(RejectCode code, std::string reason) {
         reject_.reason);
 }
 
-std::string Acceptor::farewell() const {
+std::string Acceptor::closeReason() const {
     return frame(FrameType::REJECT, reject_);
 }
 
@@ -234,7 +234,7 @@ Result<std::string> Acceptor::onHello(std::string_view body) {
     }
     if (hello_.to != self_.self.incarnation) {
         return refuse(RejectCode::WRONG_AGENT,
-                      "the agent meant is not here any more; this is \"" + self_.self.name + "\"");
+                      "no such agent here; this is \"" + self_.self.name + "\"");
     }
     const auto secret = secretFor(hello_);
     if (!secret) {
@@ -243,7 +243,7 @@ Result<std::string> Acceptor::onHello(std::string_view body) {
                                                      : "the metadata used is not valid here");
     }
     if (hello_.kind == ConnectionKind::CONTROL) {
-        if (const auto no = admission_.greet(hello_.from)) {
+        if (const auto no = admission_.checkIncoming(hello_.from)) {
             return refuse(no->code, no->reason);
         }
     }

@@ -88,7 +88,7 @@ class Admission {
     // The key of the live session with `peer`, for data connections.
     virtual std::optional<base::Digest> sessionKey(const Identity& peer) = 0;
     // Whether a control connection of `peer` is welcome as things stand (before any proof).
-    virtual std::optional<Reject> greet(const Identity& peer) = 0;
+    virtual std::optional<Reject> checkIncoming(const Identity& peer) = 0;
     // What is kept of `peer`, for going on with it.
     virtual std::optional<Earlier> earlier(const Identity& peer) = 0;
     // Whether the peer, which has proved what `result` says, may have the name.
@@ -98,12 +98,12 @@ class Admission {
 class Acceptor {
   public:
     Acceptor(const HandshakeSelf& self, Admission& admission);
-    // As Connector's. On error the returned status is for the log, and farewell() is to be sent
+    // As Connector's. On error the returned status is for the log, and closeReason() is to be sent
     // before the connection is closed.
     Result<std::string> onFrame(FrameType type, std::string_view body);
     bool done() const { return state_ == State::DONE; }
     const HandshakeResult& result() const { return result_; }
-    std::string farewell() const;
+    std::string closeReason() const;
 
   private:
     enum class State : uint8_t { AWAIT_HELLO, AWAIT_AUTH, DONE, FAILED };

@@ -16,7 +16,7 @@ class TestAdmission : public Admission {
         return found == grants.end() ? std::nullopt : std::optional(found->second);
     }
     std::optional<base::Digest> sessionKey(const Identity& /*peer*/) override { return session; }
-    std::optional<Reject> greet(const Identity& /*peer*/) override { return greeting; }
+    std::optional<Reject> checkIncoming(const Identity& /*peer*/) override { return refusal; }
     std::optional<Earlier> earlier(const Identity& /*peer*/) override { return kept; }
     std::optional<Reject> admit(const HandshakeResult& result) override {
         admitted = result;
@@ -25,7 +25,7 @@ class TestAdmission : public Admission {
 
     std::map<GrantId, Key> grants;
     std::optional<base::Digest> session;
-    std::optional<Reject> greeting;
+    std::optional<Reject> refusal;
     std::optional<Reject> admission;
     std::optional<Earlier> kept;
     std::optional<HandshakeResult> admitted;
@@ -60,7 +60,7 @@ class HandshakeTest : public testing::Test {
         while (!connector.done()) {
             auto answer = acceptor.onFrame(frame.type, frame.body);
             if (!answer.ok()) {
-                frame = parse(acceptor.farewell());
+                frame = parse(acceptor.closeReason());
             } else {
                 frame = parse(answer.value());
             }
@@ -169,13 +169,13 @@ TEST_F(HandshakeTest, ResumeNeedsTheEarlierKey) {
     }
 }
 
-TEST_F(HandshakeTest, GreetingAndAdmissionMayRefuse) {
-    admission_.greeting = Reject{RejectCode::DUPLICATE, "mine goes first"};
+TEST_F(HandshakeTest, IncomingCheckAndAdmissionMayRefuse) {
+    admission_.refusal = Reject{RejectCode::DUPLICATE, "mine goes first"};
     auto first = control();
     auto accept = acceptor();
     EXPECT_FALSE(run(first, accept).ok());
     EXPECT_EQ(first.refused()->code, RejectCode::DUPLICATE);
-    admission_.greeting.reset();
+    admission_.refusal.reset();
     admission_.admission = Reject{RejectCode::NAME_TAKEN, "another alice is here"};
     auto second = control();
     auto accept_again = acceptor();

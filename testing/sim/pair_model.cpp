@@ -46,7 +46,7 @@ std::optional<base::Digest> PairModel::sessionKey(const Identity& /*peer*/) {
     return std::nullopt;
 }
 
-std::optional<Reject> PairModel::greet(const Identity& /*peer*/) {
+std::optional<Reject> PairModel::checkIncoming(const Identity& /*peer*/) {
     return std::nullopt;
 }
 
@@ -97,9 +97,9 @@ void PairModel::step() {
 
 void PairModel::transfers(uint64_t what) {
     if (what < 80) {
-        const std::optional<size_t> slot = stream_.submit();
-        if (slot && world_.bug == Bug::EARLY_NOTIFY) {
-            notify(initiator_, slot);
+        const std::optional<size_t> cell = stream_.submit();
+        if (cell && world_.bug == Bug::EARLY_NOTIFY) {
+            notify(initiator_, cell);
         }
     } else if (what < 93) {
         stream_.move();
@@ -110,11 +110,11 @@ void PairModel::transfers(uint64_t what) {
 }
 
 void PairModel::notifyDone() {
-    for (const size_t slot : stream_.takeDone()) {
+    for (const size_t cell : stream_.takeDone()) {
         if (world_.pick(3) == 0 || world_.bug == Bug::EARLY_NOTIFY) {
-            stream_.release(slot);  // nobody is told
+            stream_.release(cell);  // nobody is told
         } else {
-            notify(initiator_, slot);
+            notify(initiator_, cell);
         }
     }
 }
@@ -294,8 +294,8 @@ void PairModel::flush(Side& side) {
     }
 }
 
-void PairModel::notify(Side& side, std::optional<size_t> slot) {
-    if (!slot && sent_ >= kMostMessages) {
+void PairModel::notify(Side& side, std::optional<size_t> cell) {
+    if (!cell && sent_ >= kMostMessages) {
         return;
     }
     const uint64_t id = ++world_.nextId;
@@ -303,14 +303,14 @@ void PairModel::notify(Side& side, std::optional<size_t> slot) {
     std::string message(sizes[world_.pick(5)], 'n');
     std::memcpy(message.data(), &id, sizeof(id));
     if (!side.session->send(std::move(message), id).ok()) {
-        if (slot) {
-            stream_.release(*slot);
+        if (cell) {
+            stream_.release(*cell);
         }
         return;
     }
-    side.pending.emplace(id, slot);
-    if (slot) {
-        carrying_.emplace(id, *slot);
+    side.pending.emplace(id, cell);
+    if (cell) {
+        carrying_.emplace(id, *cell);
     }
     ++sent_;
     ++world_.outcome.notifications;
@@ -372,8 +372,8 @@ void PairModel::deliverMessage(Side& side, uint64_t epoch, Event& event) {
     if (!side.delivered.empty() && side.delivered.back() >= id) {
         world_.broken("notifications arrived out of order");
     }
-    if (const auto slot = carrying_.find(id); slot != carrying_.end()) {
-        if (!stream_.arrived(slot->second)) {
+    if (const auto cell = carrying_.find(id); cell != carrying_.end()) {
+        if (!stream_.arrived(cell->second)) {
             world_.broken("a notification came before its data");
         }
     }
@@ -420,9 +420,9 @@ void PairModel::passTime(milliseconds time) {
 // --- Restarts: a new incarnation, which knows nothing ---
 
 void PairModel::forget(Side& side) {
-    for (const auto& [id, slot] : side.pending) {
-        if (slot && carrying_.erase(id) != 0) {
-            stream_.release(*slot);
+    for (const auto& [id, cell] : side.pending) {
+        if (cell && carrying_.erase(id) != 0) {
+            stream_.release(*cell);
         }
     }
     const auto number = side.identity.incarnation[1];
@@ -486,7 +486,7 @@ void PairModel::check() {
     }
 }
 
-bool PairModel::settle(int round) {
+bool PairModel::resolve(int round) {
     if (round % 10 == 0) {
         dial();
     }

@@ -29,13 +29,13 @@ class PairModel final : public peer::Admission {
     void check();
     void restartTarget();
     // The network has recovered: one round in which everything moves on; true when all has ended.
-    bool settle(int round);
+    bool resolve(int round);
     size_t waiting() const { return initiator_.pending.size() + target_.pending.size(); }
 
     // Admission
     std::optional<peer::Key> grantKey(peer::GrantId grant) override;
     std::optional<base::Digest> sessionKey(const peer::Identity& peer) override;
-    std::optional<peer::Reject> greet(const peer::Identity& peer) override;
+    std::optional<peer::Reject> checkIncoming(const peer::Identity& peer) override;
     std::optional<peer::Earlier> earlier(const peer::Identity& peer) override;
     std::optional<peer::Reject> admit(const peer::HandshakeResult& result) override;
 
@@ -67,7 +67,7 @@ class PairModel final : public peer::Admission {
         std::set<uint64_t> deliveredEver;
         std::vector<std::pair<uint64_t, uint64_t>> untaken;  // epoch and cost
         uint64_t untakenCost = 0;
-        std::map<uint64_t, std::optional<size_t>> pending;  // message id, and slot of its transfer
+        std::map<uint64_t, std::optional<size_t>> pending;  // message id, and cell of its transfer
     };
 
     static peer::SessionLimits limits();
@@ -88,7 +88,7 @@ class PairModel final : public peer::Admission {
     void adopt();
     void receive(Side& side, const std::string& bytes);
     void flush(Side& side);
-    void notify(Side& side, std::optional<size_t> slot);
+    void notify(Side& side, std::optional<size_t> cell);
     void dispatch(Side& side, size_t thread);
     void handle(Side& side, uint64_t epoch, Event& event);
     void deliverMessage(Side& side, uint64_t epoch, Event& event);
@@ -114,7 +114,7 @@ class PairModel final : public peer::Admission {
     std::optional<peer::Acceptor> acceptor_;
     std::string handshakeInput_[2];  // of the initiator and the target
     bool adoptDue_ = false;          // accepted; the target has not yet changed over
-    // Slots whose notification has not come to its end.
+    // Cells whose notification has not come to its end.
     std::map<uint64_t, size_t> carrying_;
 };
 

@@ -15,7 +15,7 @@ enum class Bug : uint8_t {
     EARLY_ACK,     // a notification is acknowledged before it is queued
     WRONG_RESUME,  // a reconnect claims what has not arrived
     NO_FENCE,      // the target does not look at revocations
-    SLOT_ORDER,    // the host lane looks at generations before it enters its slot
+    MARK_ORDER,    // the host lane looks at generations before it enters its mark
     EARLY_NOTIFY,  // a transfer's notification is sent before its data has arrived
     HELP_ORDER,    // two threads hand on a session's events at the same time
     EARLY_UNMAP,   // a mapping goes while a copy through it is under way

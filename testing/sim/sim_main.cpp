@@ -18,7 +18,7 @@ bool parseBug(const char* name, Bug& bug) {
                  {"early-ack", Bug::EARLY_ACK},
                  {"wrong-resume", Bug::WRONG_RESUME},
                  {"no-fence", Bug::NO_FENCE},
-                 {"slot-order", Bug::SLOT_ORDER},
+                 {"mark-order", Bug::MARK_ORDER},
                  {"early-notify", Bug::EARLY_NOTIFY},
                  {"help-order", Bug::HELP_ORDER},
                  {"early-unmap", Bug::EARLY_UNMAP}};
@@ -34,7 +34,7 @@ bool parseBug(const char* name, Bug& bug) {
 int usage() {
     std::fprintf(stderr,
                  "usage: nixl_sim [--seeds N] [--seed N] [--bug "
-                 "none|early-ack|wrong-resume|no-fence|slot-order|early-notify|help-order]\n");
+                 "none|early-ack|wrong-resume|no-fence|mark-order|early-notify|help-order]\n");
     return 2;
 }
 

@@ -1,5 +1,5 @@
 // The revocation pages (lanes/host/pages.h) in interleaved steps of the lane's own code: an
-// initiator with several copy threads, and a target that deregisters a region, waits for the slots
+// initiator with several copy threads, and a target that deregisters a region, waits for the marks
 // and gives the memory to somebody else. Copies go through a mapping of the region, which the
 // initiator lets go of when it is told.
 #include <array>
@@ -24,32 +24,32 @@ constexpr size_t kThreads = 3;
 
 // What both sides share. One for all schedules: the page of generations is large.
 struct Pages {
-    Pages() : slots(std::make_shared<peer::PeerSlots>()) {
-        slots->page = map<peer::SlotPage>();
-        slots->pidfd = base::Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));  // readable: it has ended
+    Pages() : marks(std::make_shared<peer::PeerMarks>()) {
+        marks->page = map<peer::MarkPage>();
+        marks->pidfd = base::Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));  // readable: it has ended
         memory = map<peer::GenerationPage>();
     }
     void reset() {
         uint64_t count = 0;
         if (std::exchange(ended, false)) {
-            static_cast<void>(!read(slots->pidfd.get(), &count, sizeof(count)));
+            static_cast<void>(!read(marks->pidfd.get(), &count, sizeof(count)));
         }
         generations().epoch = 1;
         generations().lowestValid[kRegion] = 0;
-        for (peer::SlotPage::Slot& slot : slotPage().slots) {
-            slot.epoch = 0;
+        for (peer::MarkPage::Mark& mark : markPage().marks) {
+            mark.epoch = 0;
         }
     }
     void endProcess() {
         const uint64_t one = 1;
         ended = true;
-        static_cast<void>(!write(slots->pidfd.get(), &one, sizeof(one)));
+        static_cast<void>(!write(marks->pidfd.get(), &one, sizeof(one)));
     }
     peer::GenerationPage& generations() { return *memory.as<peer::GenerationPage>(); }
-    peer::SlotPage& slotPage() { return *slots->page.as<peer::SlotPage>(); }
+    peer::MarkPage& markPage() { return *marks->page.as<peer::MarkPage>(); }
 
     static constexpr uint64_t kRegion = 7;
-    const std::shared_ptr<peer::PeerSlots> slots;
+    const std::shared_ptr<peer::PeerMarks> marks;
     peer::Mapping memory;
     bool ended = false;
 
@@ -67,7 +67,7 @@ Pages& pages() {
     return *kPages;
 }
 
-// One copy thread, one step at a time: enter a slot, look at the generation, copy in pieces, leave.
+// One copy thread, one step at a time: enter a mark, look at the generation, copy in pieces, leave.
 struct Copier {
     enum class At : uint8_t { IDLE, ENTER, CHECK, COPY, LEAVE };
     At at = At::IDLE;
@@ -94,7 +94,7 @@ class PageModel {
                 dropMapping();
             }
             if (random_() % 2000 == 0) {
-                dead_ = true;  // the initiator is killed: its slots stay as they are
+                dead_ = true;  // the initiator is killed: its marks stay as they are
                 pages_.endProcess();
             }
         }
@@ -118,20 +118,20 @@ class PageModel {
             case Copier::At::IDLE:
                 copier.mapped = inTable_;
                 holders_ += copier.mapped ? 1 : 0;
-                // Near each other, so that they also meet at one slot.
-                copier.access.emplace(pages_.slotPage(), pages_.generations(),
+                // Near each other, so that they also meet at one mark.
+                copier.access.emplace(pages_.markPage(), pages_.generations(),
                                       static_cast<unsigned>(random_() % kThreads));
-                copier.at = bug_ == Bug::SLOT_ORDER ? Copier::At::CHECK : Copier::At::ENTER;
+                copier.at = bug_ == Bug::MARK_ORDER ? Copier::At::CHECK : Copier::At::ENTER;
                 break;
             case Copier::At::ENTER:
                 if (copier.access->enter()) {
-                    copier.at = bug_ == Bug::SLOT_ORDER ? Copier::At::COPY : Copier::At::CHECK;
+                    copier.at = bug_ == Bug::MARK_ORDER ? Copier::At::COPY : Copier::At::CHECK;
                     copier.piecesLeft = static_cast<int>(random_() % 3) + 1;
                 }
                 break;
             case Copier::At::CHECK:
                 copier.allowed = copier.access->allowed(Pages::kRegion, kGeneration);
-                copier.at = bug_ == Bug::SLOT_ORDER ? Copier::At::ENTER : Copier::At::COPY;
+                copier.at = bug_ == Bug::MARK_ORDER ? Copier::At::ENTER : Copier::At::COPY;
                 break;
             case Copier::At::COPY:
                 if (copier.allowed && phase_ == Phase::REUSED) {
@@ -166,12 +166,12 @@ class PageModel {
                 break;
             case Phase::REVOKE:
                 if (revocation_->step()) {
-                    wait_.emplace(pages_.generations(), std::vector{pages_.slots});
+                    wait_.emplace(pages_.generations(), std::vector{pages_.marks});
                     phase_ = Phase::WAIT;
                 }
                 break;
             case Phase::WAIT:
-                // The slots that are in use are the first ones; of the others many at once.
+                // The marks that are in use are the first ones; of the others many at once.
                 for (uint64_t looks = looked_++ < 2 * kThreads ? 1 : 20; looks > 0; --looks) {
                     if (wait_->step()) {
                         phase_ = Phase::REUSED;

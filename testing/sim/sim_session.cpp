@@ -12,8 +12,8 @@ namespace {
 // The network recovers: then everything must come to its end.
 void heal(World& world, PairModel& alice, PairModel& carol) {
     for (int round = 0; round < 4000 && world.outcome.good; ++round) {
-        const bool alice_ended = alice.settle(round);
-        const bool carol_ended = carol.settle(round);
+        const bool alice_ended = alice.resolve(round);
+        const bool carol_ended = carol.resolve(round);
         if (alice_ended && carol_ended) {
             return;
         }

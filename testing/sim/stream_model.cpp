@@ -13,8 +13,8 @@ StreamModel::StreamModel(World& world, uint64_t region, bool calm)
     : world_(world),
       region_(region),
       calm_(calm),
-      remote_(kSlots * kSlotBytes),
-      local_(kSlots * kSlotBytes) {
+      remote_(kCells * kCellBytes),
+      local_(kCells * kCellBytes) {
     world_.access.enter(region_, remote_.data(), remote_.size());
 }
 
@@ -26,8 +26,8 @@ void StreamModel::open() {
     toInitiator_.clear();
 }
 
-void StreamModel::fillSlot(size_t at) {
-    for (size_t i = at * kSlotBytes; i < (at + 1) * kSlotBytes; ++i) {
+void StreamModel::fillCell(size_t at) {
+    for (size_t i = at * kCellBytes; i < (at + 1) * kCellBytes; ++i) {
         local_[i] = static_cast<char>(world_.random());
         if (!revoked_) {
             remote_[i] = static_cast<char>(world_.random());
@@ -39,31 +39,31 @@ std::optional<size_t> StreamModel::submit() {
     if (client_ == nullptr) {
         open();
     }
-    const size_t at = world_.pick(kSlots);
-    Slot& slot = slots_[at];
-    if (slot.busy || slot.held || !client_->hasRoom()) {
+    const size_t at = world_.pick(kCells);
+    Cell& cell = cells_[at];
+    if (cell.busy || cell.held || !client_->hasRoom()) {
         return std::nullopt;
     }
-    slot.busy = true;
-    slot.canary = false;
-    slot.op = world_.pick(2) == 0 ? OpType::READ : OpType::WRITE;
-    fillSlot(at);
-    const auto local = reinterpret_cast<uint64_t>(local_.data() + at * kSlotBytes);
-    const auto remote = reinterpret_cast<uint64_t>(remote_.data() + at * kSlotBytes);
+    cell.busy = true;
+    cell.canary = false;
+    cell.op = world_.pick(2) == 0 ? OpType::READ : OpType::WRITE;
+    fillCell(at);
+    const auto local = reinterpret_cast<uint64_t>(local_.data() + at * kCellBytes);
+    const auto remote = reinterpret_cast<uint64_t>(remote_.data() + at * kCellBytes);
     Request request;
-    request.op = slot.op;
+    request.op = cell.op;
     request.grant = grantId(kGrant);
     request.flags = world_.pick(2) == 0 ? kRequestChecksum : 0;
     request.regions = {{region_, 1}};
     const uint64_t pieces = 1 + world_.pick(3);
-    const uint64_t size = kSlotBytes / pieces;
+    const uint64_t size = kCellBytes / pieces;
     request.bytes = size * pieces;
     request.runs = {{remote, size, size, pieces, 0}};
     const std::vector<MemoryRun> here = {{local, size, size, pieces, 0}};
     client_->submit(
-        {std::make_shared<PreparedRequest>(request, kGrant, here, 0), ++world_.nextId, slot.owner});
+        {std::make_shared<PreparedRequest>(request, kGrant, here, 0), ++world_.nextId, cell.owner});
     ++world_.outcome.transfers;
-    return slot.op == OpType::WRITE ? std::optional(at) : std::nullopt;
+    return cell.op == OpType::WRITE ? std::optional(at) : std::nullopt;
 }
 
 template <typename From>
@@ -136,29 +136,29 @@ void StreamModel::move() {
 
 void StreamModel::finishParts() {
     for (FinishedPart& finished : client_->takeFinished()) {
-        const auto slot = std::find_if(slots_.begin(), slots_.end(), [&](const Slot& one) {
+        const auto cell = std::find_if(cells_.begin(), cells_.end(), [&](const Cell& one) {
             return one.owner == finished.part.owner;
         });
-        if (slot == slots_.end() || !slot->busy) {
+        if (cell == cells_.end() || !cell->busy) {
             world_.broken("a transfer ended twice");
             return;
         }
-        slot->busy = false;
-        const auto at = static_cast<size_t>(slot - slots_.begin());
+        cell->busy = false;
+        const auto at = static_cast<size_t>(cell - cells_.begin());
         if (!finished.status.ok()) {
-            if (calm_ && !slot->canary && !world_.targetRestarted) {
+            if (calm_ && !cell->canary && !world_.targetRestarted) {
                 world_.broken("another peer's fault ended a transfer: " +
                               finished.status.message());
             }
             continue;
         }
-        if (slot->canary) {
+        if (cell->canary) {
             world_.broken("a canceled transfer is DONE");
-        } else if (std::memcmp(local_.data() + at * kSlotBytes, remote_.data() + at * kSlotBytes,
+        } else if (std::memcmp(local_.data() + at * kCellBytes, remote_.data() + at * kCellBytes,
                                finished.part.request->bytes) != 0) {
             world_.broken("DONE, and the bytes are not there");
-        } else if (slot->op == OpType::WRITE) {
-            slot->held = true;
+        } else if (cell->op == OpType::WRITE) {
+            cell->held = true;
             done_.push_back(at);
         }
     }
@@ -168,19 +168,19 @@ std::vector<size_t> StreamModel::takeDone() {
     return std::exchange(done_, {});
 }
 
-bool StreamModel::arrived(size_t slot) const {
-    return std::memcmp(local_.data() + slot * kSlotBytes, remote_.data() + slot * kSlotBytes,
-                       kSlotBytes) == 0;
+bool StreamModel::arrived(size_t cell) const {
+    return std::memcmp(local_.data() + cell * kCellBytes, remote_.data() + cell * kCellBytes,
+                       kCellBytes) == 0;
 }
 
 void StreamModel::cancel() {
-    const size_t at = world_.pick(kSlots);
-    if (client_ == nullptr || !slots_[at].busy || slots_[at].canary) {
+    const size_t at = world_.pick(kCells);
+    if (client_ == nullptr || !cells_[at].busy || cells_[at].canary) {
         return;
     }
-    client_->cancel(slots_[at].owner.get());
-    slots_[at].canary = true;
-    std::memset(local_.data() + at * kSlotBytes, 'c', kSlotBytes);
+    client_->cancel(cells_[at].owner.get());
+    cells_[at].canary = true;
+    std::memset(local_.data() + at * kCellBytes, 'c', kCellBytes);
     finishParts();
 }
 
@@ -209,18 +209,18 @@ void StreamModel::fail() {
 }
 
 bool StreamModel::busy() const {
-    return std::any_of(slots_.begin(), slots_.end(),
-                       [](const Slot& slot) { return slot.busy || slot.held; });
+    return std::any_of(cells_.begin(), cells_.end(),
+                       [](const Cell& cell) { return cell.busy || cell.held; });
 }
 
 void StreamModel::check() {
     if (revoked_ && fenced_ != remote_) {
         world_.broken("bytes changed after the region was deregistered");
     }
-    for (size_t at = 0; at < kSlots; ++at) {
-        if (slots_[at].canary) {
-            const char* const begin = local_.data() + at * kSlotBytes;
-            if (begin[0] != 'c' || std::memcmp(begin, begin + 1, kSlotBytes - 1) != 0) {
+    for (size_t at = 0; at < kCells; ++at) {
+        if (cells_[at].canary) {
+            const char* const begin = local_.data() + at * kCellBytes;
+            if (begin[0] != 'c' || std::memcmp(begin, begin + 1, kCellBytes - 1) != 0) {
                 world_.broken("bytes changed after a cancel returned");
             }
         }

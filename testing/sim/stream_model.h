@@ -19,28 +19,28 @@ class StreamModel {
     // `calm`: nothing happens to this initiator, so nothing of its may fail.
     StreamModel(World& world, uint64_t region, bool calm);
 
-    // Starts a transfer in a random free slot; gives the slot where it is a WRITE.
+    // Starts a transfer in a random free cell; gives the cell where it is a WRITE.
     std::optional<size_t> submit();
     void move();    // one step of one end of the connection
     void cancel();  // a random transfer; its memory must not change from here on
     void fail();    // the connection is lost
     void revoke();  // the target deregisters the region
 
-    // WRITEs that have ended DONE. Their slots stay as they are until they are released.
+    // WRITEs that have ended DONE. Their cells stay as they are until they are released.
     std::vector<size_t> takeDone();
-    // Whether the target's memory holds what was written from the slot.
-    bool arrived(size_t slot) const;
-    void release(size_t slot) { slots_[slot].held = false; }
+    // Whether the target's memory holds what was written from the cell.
+    bool arrived(size_t cell) const;
+    void release(size_t cell) { cells_[cell].held = false; }
 
     void check();  // what holds at every step
     bool busy() const;
 
   private:
-    static constexpr size_t kSlots = 4;
-    static constexpr size_t kSlotBytes = 6000;
+    static constexpr size_t kCells = 4;
+    static constexpr size_t kCellBytes = 6000;
     static constexpr size_t kPipeLimit = 200'000;
 
-    struct Slot {
+    struct Cell {
         bool busy = false;
         bool canary = false;  // canceled: local bytes are 'c' and must stay so
         bool held = false;    // DONE; waits for its notification
@@ -53,7 +53,7 @@ class StreamModel {
 
     void open();
     void finishParts();
-    void fillSlot(size_t at);
+    void fillCell(size_t at);
     template <typename From>
     void produce(From& from, std::string& pipe);
     template <typename To>
@@ -66,7 +66,7 @@ class StreamModel {
     std::vector<char> local_;
     std::vector<char> fenced_;
     bool revoked_ = false;
-    std::array<Slot, kSlots> slots_;
+    std::array<Cell, kCells> cells_;
     std::vector<size_t> done_;
     std::unique_ptr<peer::StreamClient> client_;
     std::unique_ptr<peer::StreamTarget> target_;

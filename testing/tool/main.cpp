@@ -7,7 +7,7 @@
 
 #include "backend/plugins.h"
 #include "testing/conformance.h"
-#include "testing/tool/self_place.h"
+#include "testing/tool/self_buffer.h"
 
 namespace {
 
@@ -58,15 +58,17 @@ void setRemote(Subject& subject, const std::string& text) {
         subject.kind = Subject::NETWORK;
     } else if (text == "file" || text == "path") {
         const FileMode mode = text == "file" ? FileMode::DESCRIPTOR : FileMode::PATH;
-        subject.remote = [mode](uint64_t size) { return nixl::testkit::makeFilePlace(size, mode); };
+        subject.remote = [mode](uint64_t size) {
+            return nixl::testkit::makeFileBuffer(size, mode);
+        };
     } else if (text.starts_with("folder:")) {
-        subject.remote = nixl::testkit::folderPlaces(text.substr(7), MemType::OBJECT);
+        subject.remote = nixl::testkit::folderBuffers(text.substr(7), MemType::OBJECT);
     } else if (text.starts_with("self:")) {
         const auto type = nixl::parseMemType(text.substr(5));
         if (!type.ok()) {
             usage(type.status().message());
         }
-        subject.remote = nixl::testkit::selfPlaces(subject, type.value());
+        subject.remote = nixl::testkit::selfBuffers(subject, type.value());
     } else {
         usage("--remote=" + text + " is none of memory, file, path, folder:DIR, self:TYPE");
     }

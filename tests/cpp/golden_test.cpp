@@ -242,7 +242,9 @@ class GoldenAdmission : public peer::Admission {
     std::optional<base::Digest> sessionKey(const peer::Identity& peer) override {
         return peer == kAlice ? session : std::nullopt;
     }
-    std::optional<peer::Reject> greet(const peer::Identity& /*peer*/) override { return {}; }
+    std::optional<peer::Reject> checkIncoming(const peer::Identity& /*peer*/) override {
+        return {};
+    }
     std::optional<peer::Earlier> earlier(const peer::Identity& /*peer*/) override { return kept; }
     std::optional<peer::Reject> admit(const peer::HandshakeResult& /*result*/) override {
         return {};

@@ -97,7 +97,7 @@ TEST_P(RoundsTest, AgentsComeAndGo) {
         once();
     }
     EXPECT_EQ(openDescriptors(), descriptors);
-    EXPECT_TRUE(threadsSettle(threads)) << threadCount() << " threads, not " << threads;
+    EXPECT_TRUE(threadsEnd(threads)) << threadCount() << " threads, not " << threads;
     EXPECT_LE(residentBytes(), before + 4 * kAllowed);
 }
 

@@ -132,7 +132,7 @@ int threadCount() {
     return entriesOf("/proc/self/task");
 }
 
-bool threadsSettle(int most) {
+bool threadsEnd(int most) {
     return testkit::eventually([&] { return threadCount() <= most; });
 }
 

@@ -20,7 +20,7 @@ uint64_t residentBytes();  // of this process
 int openDescriptors();
 int threadCount();
 // Until threadCount() is at most `most`: a joined thread shows for a moment. False after 5 s.
-bool threadsSettle(int most);
+bool threadsEnd(int most);
 
 // How often loops run: NIXL_SOAK multiplies what fits a test.
 uint64_t rounds(uint64_t usual);

@@ -77,7 +77,7 @@ def companion(make_far):
 
 
 @pytest.fixture(params=["host", "mapped", "stream"])
-def way(request) -> str:
+def transport(request) -> str:
     """How bytes get to the other process of this host."""
     return request.param
 
@@ -133,13 +133,13 @@ def network():
 
 
 @pytest.fixture
-def stranger():
+def unknown_peer():
     """A socket connected to an agent, by its metadata: over "tcp" or the "abstract" socket."""
     opened: list[socket.socket] = []
 
-    def connect(metadata: bytes, way: str) -> socket.socket:
+    def connect(metadata: bytes, transport: str) -> socket.socket:
         blob = wire.Blob.decode(metadata)
-        if way == "tcp":
+        if transport == "tcp":
             sock = socket.create_connection(("127.0.0.1", blob.port), 10)
         else:
             sock = socket.socket(socket.AF_UNIX)

@@ -75,25 +75,35 @@ class FarError(Exception):
         self.kind = kind
 
 
-def with_way(options: dict, way: str) -> dict:
-    """The options of an agent whose bytes are to go this way."""
-    options = {"backends": ["UCX"], "lanes": "host" if way == "mapped" else way, **options}
-    if way == "ucx":
+def with_transport(options: dict, transport: str) -> dict:
+    """The options of an agent whose bytes are to use this transport."""
+    options = {
+        "backends": ["UCX"],
+        "lanes": "host" if transport == "mapped" else transport,
+        **options,
+    }
+    if transport == "ucx":
         options.setdefault("backend_params", {"UCX": {**UCX_OVER_TCP}})
     return options
 
 
 class Far:
     """An agent in another process. `prefix` is a command that starts it, `options` its config.
-    Way "mapped" is the lane host over memory that both processes map."""
+    Transport "mapped" is the lane host over memory that both processes map."""
 
     def __init__(
-        self, size: int = MIB, way: str = "", name: str = "", prefix=(), environment=None, **options
+        self,
+        size: int = MIB,
+        transport: str = "",
+        name: str = "",
+        prefix=(),
+        environment=None,
+        **options,
     ) -> None:
         self.name = name or fresh_name("far")
         self.size = size
-        options = with_way(options, way)
-        what = (self.name, size, way == "mapped", options)
+        options = with_transport(options, transport)
+        what = (self.name, size, transport == "mapped", options)
         self.process = subprocess.Popen(
             [*prefix, sys.executable, str(HERE / "far.py"), repr(what)],
             stdin=subprocess.PIPE,
@@ -200,15 +210,15 @@ result += agent.get_new_notifs().get({sender!r}, [])
 class Near:
     """An agent in this process, with memory that holds pattern(size, 1)."""
 
-    def __init__(self, size: int = MIB, way: str = "", **options) -> None:
-        options = with_way(options, way)
+    def __init__(self, size: int = MIB, transport: str = "", **options) -> None:
+        options = with_transport(options, transport)
         self.agent = nixl.nixl_agent(fresh_name("near"), nixl.nixl_agent_config(**options))
         self.name = self.agent.name
         self.array = pattern(size)
         self.base = self.array.ctypes.data
         self.registered = self.agent.register_memory(self.array)
 
-    def knows(self, far: Far, metadata: bytes | None = None) -> None:
+    def add_metadata_of(self, far: Far, metadata: bytes | None = None) -> None:
         assert self.agent.add_remote_agent(metadata or far.metadata) == far.name.encode()
 
     def prepare(self, operation: str, far: Far, pieces, notif: bytes = b""):
@@ -310,7 +320,7 @@ class Companion:
 
     def __init__(self, near: Near, far: Far) -> None:
         self.near, self.far = near, far
-        near.knows(far)
+        near.add_metadata_of(far)
         self.array = pattern(self.SIZE, 7)
         near.agent.register_memory(self.array)
         self.rounds = 0

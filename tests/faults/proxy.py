@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 CONTROL, DATA = "control", "data"
-_KIND_AT = 8 + 8 + 4  # the greeting's magic, the frame's header, two version numbers
+_KIND_AT = 8 + 8 + 4  # the connection's magic, the frame's header, two version numbers
 
 
 class Flow:
@@ -81,7 +81,7 @@ class Proxy:
 
     def freeze_all(self) -> None:
         kinds = (CONTROL, DATA, "")
-        self.freeze(*((kind, way) for kind in kinds for way in ("up", "down")))
+        self.freeze(*((kind, direction) for kind in kinds for direction in ("up", "down")))
 
     def thaw(self) -> None:
         self.freeze()
@@ -95,19 +95,19 @@ class Proxy:
             self.changed.notify_all()
         return len(chosen)
 
-    def cut_after(self, kind: str, way: str, size: int) -> None:
+    def cut_after(self, kind: str, direction: str, size: int) -> None:
         """Cuts the first connection that has moved so many bytes more, exactly there."""
         with self.changed:
-            self.limits[kind, way] = size
+            self.limits[kind, direction] = size
 
-    def freeze_after(self, kind: str, way: str, size: int) -> None:
+    def freeze_after(self, kind: str, direction: str, size: int) -> None:
         """Stands still when one connection has moved so many bytes more (about)."""
         with self.changed:
-            self.freezes[kind, way] = size
+            self.freezes[kind, direction] = size
 
-    def moved(self, kind: str, way: str) -> int:
+    def moved(self, kind: str, direction: str) -> int:
         with self.changed:
-            return sum(one.flows[way].moved for one in self.connections if one.kind == kind)
+            return sum(one.flows[direction].moved for one in self.connections if one.kind == kind)
 
     def said(self, kind: str) -> bytes:
         """What the first connection of that kind began with, as its client sent it."""
@@ -141,19 +141,21 @@ class Proxy:
                 connection = Connection(client, server)
                 with self.changed:
                     self.connections.append(connection)
-                for way in ("up", "down"):
-                    threading.Thread(target=self._run, args=(connection, way), daemon=True).start()
+                for direction in ("up", "down"):
+                    threading.Thread(
+                        target=self._run, args=(connection, direction), daemon=True
+                    ).start()
 
-    def _run(self, connection: Connection, way: str) -> None:
-        flow = connection.flows[way]
+    def _run(self, connection: Connection, direction: str) -> None:
+        flow = connection.flows[direction]
         head = b""
         with contextlib.suppress(OSError, ValueError):
             while data := flow.source.recv(64 << 10):
-                if way == "up" and not connection.kind:
+                if direction == "up" and not connection.kind:
                     head += data
                     if len(head) > _KIND_AT:
                         connection.kind = DATA if head[_KIND_AT] else CONTROL
-                if not self._pass(connection, way, flow, data):
+                if not self._pass(connection, direction, flow, data):
                     return
             flow.sink.shutdown(socket.SHUT_WR)
         with self.changed:
@@ -162,12 +164,12 @@ class Proxy:
                 connection.close()
             self.changed.notify_all()
 
-    def _pass(self, connection: Connection, way: str, flow: Flow, data: bytes) -> bool:
+    def _pass(self, connection: Connection, direction: str, flow: Flow, data: bytes) -> bool:
         def free() -> bool:
-            return connection.ended or (connection.kind, way) not in self.frozen
+            return connection.ended or (connection.kind, direction) not in self.frozen
 
         with self.changed:
-            key = (connection.kind, way)
+            key = (connection.kind, direction)
             if key in self.freezes:
                 self.freezes[key] -= len(data)
                 if self.freezes[key] <= 0:

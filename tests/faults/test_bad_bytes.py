@@ -159,7 +159,7 @@ def test_damaged_metadata_of_a_live_peer(make_near, make_far, blobs):
             for known in near.agent.peers():
                 near.agent.remove_remote_agent(known)
     assert far("bool((array == 0x5A).all())")
-    near.knows(far)
+    near.add_metadata_of(far)
     near.works_with(far)
 
 

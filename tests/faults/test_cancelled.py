@@ -70,10 +70,10 @@ class StreamStage(Stage):
             eventually(lambda: self.near.agent.stats()["connections"] <= left)
             self.near.agent.transfer(handle)
         elif self.phase == "moving":
-            way = "up" if self.source_here else "down"
-            self.proxy.freeze_after(DATA, way, 3 * MIB)
+            direction = "up" if self.source_here else "down"
+            self.proxy.freeze_after(DATA, direction, 3 * MIB)
             self.near.agent.transfer(handle)
-            assert self.proxy.wait(lambda: (DATA, way) in self.proxy.frozen)
+            assert self.proxy.wait(lambda: (DATA, direction) in self.proxy.frozen)
         else:
             self.proxy.freeze((CONTROL, "up"))
             self.near.agent.transfer(handle)
@@ -108,17 +108,17 @@ def phase(request) -> str:
 
 
 @pytest.fixture
-def make_stage(make_near, make_far, make_proxy, way, phase, operation):
+def make_stage(make_near, make_far, make_proxy, transport, phase, operation):
     def make() -> Stage:
-        near = make_near(SIZE, way, peer_timeout=60)
-        far = make_far(SIZE, way, peer_timeout=60)
+        near = make_near(SIZE, transport, peer_timeout=60)
+        far = make_far(SIZE, transport, peer_timeout=60)
         proxy = None
-        if way == "stream":
+        if transport == "stream":
             proxy, metadata = make_proxy(far)
-            near.knows(far, metadata)
+            near.add_metadata_of(far, metadata)
         else:
-            near.knows(far)
-        if phase != "waiting" or way == "stream":
+            near.add_metadata_of(far)
+        if phase != "waiting" or transport == "stream":
             near.works_with(far)
         if proxy is not None:
             return StreamStage(near, far, operation, phase, proxy)
@@ -148,7 +148,7 @@ def check_afterwards(stage: Stage, confirmed: bool) -> None:
     near.works_with(far)
 
 
-def test_cancel(make_stage, companion, way, phase, operation):
+def test_cancel(make_stage, companion, transport, phase, operation):
     stage = make_stage()
     others = companion(stage.near)
     with others.paused():
@@ -161,7 +161,7 @@ def test_cancel(make_stage, companion, way, phase, operation):
     with pytest.raises(nixl.nixlCancelledError) as error:
         handle.wait(0)
     unconfirmed = "remote_unconfirmed" in str(error.value)
-    if way == "stream":
+    if transport == "stream":
         # Nobody at the other side could answer; a READ and what was not sent need no answer.
         sent = phase == "notifying" or (phase == "moving" and operation == "WRITE")
         assert unconfirmed == sent, error.value
@@ -171,7 +171,7 @@ def test_cancel(make_stage, companion, way, phase, operation):
     check_afterwards(stage, confirmed=phase != "notifying")
 
 
-def test_release(make_stage, companion, way, phase, operation):
+def test_release(make_stage, companion, transport, phase, operation):
     stage = make_stage()
     others = companion(stage.near)
     with others.paused():
@@ -190,7 +190,7 @@ def test_release(make_stage, companion, way, phase, operation):
 def test_cancel_before_the_session_can_be_made(make_near, make_far, operation):
     """Nothing was ever sent: the notification is taken back."""
     near, far = make_near(SIZE, peer_timeout=60), make_far(SIZE, peer_timeout=60)
-    near.knows(far)
+    near.add_metadata_of(far)
     far.stop()
     handle = near.post(operation, far, [(0, 0, SIZE)], b"never")
     handle.cancel()
@@ -201,11 +201,11 @@ def test_cancel_before_the_session_can_be_made(make_near, make_far, operation):
     assert (near.array == CANARY).all() and not far("array.any()")
 
 
-def test_cancel_at_any_moment(make_near, make_far, way, operation):
+def test_cancel_at_any_moment(make_near, make_far, transport, operation):
     """DONE or cancelled, never both: a notification comes if and only if it was DONE (or the end
     was not confirmed)."""
-    near, far = make_near(SIZE, way), make_far(SIZE, way)
-    near.knows(far)
+    near, far = make_near(SIZE, transport), make_far(SIZE, transport)
+    near.add_metadata_of(far)
     near.works_with(far)
     handle = near.prepare(operation, far, [(0, 0, SIZE)])
     done, unknown = [], []

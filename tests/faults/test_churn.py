@@ -34,10 +34,10 @@ def resident(pid: int | str) -> int:
     return int(status.split("VmRSS:")[1].split()[0])
 
 
-def test_removed_and_added_a_thousand_times(make_near, make_far, companion, way):
+def test_removed_and_added_a_thousand_times(make_near, make_far, companion, transport):
     """In every state of a transfer. DONE means that the message comes, once; an end that is not
     marked means that it does not."""
-    near, far = make_near(SIZE, way), make_far(SIZE, way)
+    near, far = make_near(SIZE, transport), make_far(SIZE, transport)
     others = companion(near)
     choose = random.Random(21)
     done: list[bytes] = []
@@ -45,7 +45,7 @@ def test_removed_and_added_a_thousand_times(make_near, make_far, companion, way)
     arrived: list[bytes] = []
     sizes: dict[str, list[int]] = {"near": [], "far": []}
     for number in range(ROUNDS):
-        near.knows(far)
+        near.add_metadata_of(far)
         size = choose.choice([1, 4096, 65536, SIZE])
         tag = f"{number}".encode()
         handle = near.post(choose.choice(["WRITE", "READ"]), far, [(0, 0, size)], tag)
@@ -66,7 +66,7 @@ def test_removed_and_added_a_thousand_times(make_near, make_far, companion, way)
             sizes["far"].append(resident(far.pid))
             if number == 199:
                 descriptors = open_descriptors(), open_descriptors(far.pid)
-    near.knows(far)
+    near.add_metadata_of(far)
     near.agent.send_notif(far.name, b"last")
     while b"last" not in arrived:
         arrived += far("agent.get_new_notifs()").get(near.name, [])
@@ -89,7 +89,7 @@ def test_the_control_connection_is_made_again(make_near, make_far, make_proxy, o
     session with every message."""
     near, far = make_near(24 * MIB), make_far(24 * MIB)
     proxy, metadata = make_proxy(far)
-    near.knows(far, metadata)
+    near.add_metadata_of(far, metadata)
     near.works_with(far)
     choose = random.Random(22)
     tags: list[bytes] = []

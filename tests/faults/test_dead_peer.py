@@ -33,10 +33,10 @@ def operation(request) -> str:
     return request.param
 
 
-def test_killed_before_anything(make_far, make_near, way, operation, companion):
-    far, near = make_far(SIZE, way), make_near(SIZE, way)
+def test_killed_before_anything(make_far, make_near, transport, operation, companion):
+    far, near = make_far(SIZE, transport), make_near(SIZE, transport)
     companion(near).more()
-    near.knows(far)
+    near.add_metadata_of(far)
     far.kill()
     far.gone()
     handle = near.prepare(operation, far, [(0, 0, SIZE)])
@@ -46,9 +46,9 @@ def test_killed_before_anything(make_far, make_near, way, operation, companion):
         assert time.monotonic() - begin < SOON
 
 
-def test_killed_between_two(make_far, make_near, way, operation, companion):
-    far, near = make_far(SIZE, way), make_near(SIZE, way)
-    near.knows(far)
+def test_killed_between_two(make_far, make_near, transport, operation, companion):
+    far, near = make_far(SIZE, transport), make_near(SIZE, transport)
+    near.add_metadata_of(far)
     near.works_with(far)
     handle = near.prepare(operation, far, [(0, 0, SIZE)], b"never")
     assert posted(near, handle) == "DONE"
@@ -56,19 +56,19 @@ def test_killed_between_two(make_far, make_near, way, operation, companion):
     far.gone()
     end = time.monotonic() + SOON
     while (result := posted(near, handle)) == "DONE":  # its memory may still be mapped here
-        assert way == "mapped" and time.monotonic() < end
+        assert transport == "mapped" and time.monotonic() < end
     assert result == DISCONNECT and far.name in str(handle.error)
     assert time.monotonic() < end
 
 
-def test_killed_in_the_middle(make_far, make_near, way, operation, companion):
+def test_killed_in_the_middle(make_far, make_near, transport, operation, companion):
     """Its own transfers fail, soon; the others go on, and nothing is left of it."""
-    near = make_near(SIZE, way, peer_timeout=60)
+    near = make_near(SIZE, transport, peer_timeout=60)
     others = companion(near)
     before = open_descriptors()
     for _ in range(8):
-        far = make_far(SIZE, way)
-        near.knows(far)
+        far = make_far(SIZE, transport)
+        near.add_metadata_of(far)
         near.works_with(far)
         try:
             handle = in_the_middle(near, far, operation, signal.SIGKILL)
@@ -88,10 +88,13 @@ def test_killed_in_the_middle(make_far, make_near, way, operation, companion):
     eventually(lambda: open_descriptors() <= before)
 
 
-def test_stopped_for_less_than_the_timeout(make_far, make_near, way, operation):
+def test_stopped_for_less_than_the_timeout(make_far, make_near, transport, operation):
     """Nothing is lost: messages wait, transfers end well, each once."""
-    near, far = make_near(SIZE, way, peer_timeout=60), make_far(SIZE, way, peer_timeout=60)
-    near.knows(far)
+    near, far = (
+        make_near(SIZE, transport, peer_timeout=60),
+        make_far(SIZE, transport, peer_timeout=60),
+    )
+    near.add_metadata_of(far)
     near.works_with(far)
     handle = near.prepare(operation, far, [(0, 0, SIZE)])
     for number in range(3):
@@ -103,19 +106,19 @@ def test_stopped_for_less_than_the_timeout(make_far, make_near, way, operation):
     assert far.notifications(near.name, 3) == [b"0", b"1", b"2"]
 
 
-def test_restarted_under_its_name(make_far, make_near, way, operation, companion):
+def test_restarted_under_its_name(make_far, make_near, transport, operation, companion):
     """Handles of the one before are errors; the new one works at once and gets no old message."""
-    near = make_near(SIZE, way)
+    near = make_near(SIZE, transport)
     others = companion(near)
-    far = make_far(SIZE, way)
-    near.knows(far)
+    far = make_far(SIZE, transport)
+    near.add_metadata_of(far)
     near.works_with(far)
     old = near.prepare(operation, far, [(0, 0, SIZE)], b"old")
     for _ in range(3):
         far.kill()
         far.gone()
-        far = make_far(SIZE, way, name=far.name)
-        near.knows(far)
+        far = make_far(SIZE, transport, name=far.name)
+        near.add_metadata_of(far)
         near.works_with(far)
         canary = pattern(SIZE, 9)
         near.array[:] = canary
@@ -127,14 +130,14 @@ def test_restarted_under_its_name(make_far, make_near, way, operation, companion
     others.more()
 
 
-def test_a_newcomer_of_the_same_name_takes_over_when_added(make_far, make_near, way):
+def test_a_newcomer_of_the_same_name_takes_over_when_added(make_far, make_near, transport):
     """Both live: whoever was added last is meant; the other's transfers end."""
-    near, first = make_near(SIZE, way), make_far(SIZE, way)
-    near.knows(first)
+    near, first = make_near(SIZE, transport), make_far(SIZE, transport)
+    near.add_metadata_of(first)
     near.works_with(first)
     handle = near.prepare("WRITE", first, [(0, 0, SIZE)])
-    second = make_far(SIZE, way, name=first.name)
-    near.knows(second)
+    second = make_far(SIZE, transport, name=first.name)
+    near.add_metadata_of(second)
     near.works_with(second)
     first("array[:] = 0")
     assert posted(near, handle) == DISCONNECT

@@ -21,9 +21,9 @@ DEREGISTER = f"(agent.deregister_memory(registered), array.fill({OTHER}))"
 
 
 @pytest.fixture
-def met(make_near, make_far, way):
-    near, far = make_near(SIZE, way), make_far(SIZE, way)
-    near.knows(far)
+def met(make_near, make_far, transport):
+    near, far = make_near(SIZE, transport), make_far(SIZE, transport)
+    near.add_metadata_of(far)
     near.works_with(far)
     return near, far
 
@@ -31,7 +31,7 @@ def met(make_near, make_far, way):
 def again(near, far) -> None:
     """The target registers anew, and all is well."""
     far("registered = agent.register_memory(array)")
-    near.knows(far, far("agent.get_agent_metadata()"))
+    near.add_metadata_of(far, far("agent.get_agent_metadata()"))
     near.works_with(far)
 
 
@@ -102,7 +102,7 @@ def test_what_is_named_as_moved_has_been_moved(met, operation):
 parts = [array[i * {piece} : (i + 1) * {piece}] for i in range({pieces})]
 several = [agent.register_memory(part) for part in parts]
 """)
-        near.knows(far, far("agent.get_agent_metadata()"))
+        near.add_metadata_of(far, far("agent.get_agent_metadata()"))
         handle = near.prepare(operation, far, [(i * piece, i * piece, piece) for i in range(64)])
         far.order("for one in several[::-1]: agent.deregister_memory(one)")
         result = posted(near, handle)
@@ -119,7 +119,7 @@ several = [agent.register_memory(part) for part in parts]
             far(f"source = pattern({SIZE}, {SEED})")
             assert far(f"all((array[a:b] == source[a:b]).all() for a, b in {where})")
         far("registered = agent.register_memory(array)")
-    near.knows(far, far("agent.get_agent_metadata()"))
+    near.add_metadata_of(far, far("agent.get_agent_metadata()"))
     near.works_with(far)
 
 
@@ -137,16 +137,16 @@ result = array.ctypes.data, agent.get_agent_metadata()
 
 @pytest.mark.parametrize("checksum", [False, True], ids=["plain", "checksum"])
 @pytest.mark.parametrize("operation", ["WRITE", "READ"])
-def test_truncated_at_the_target(make_near, make_far, companion, way, operation, checksum):
-    """EFAULT on the descriptors that are not there any more; the others are moved. Neither process
+def test_truncated_at_the_target(make_near, make_far, companion, transport, operation, checksum):
+    """EFAULT on the descriptors that are no longer mapped; the others are moved. Neither process
     dies of it (touching such memory is SIGBUS)."""
-    if way == "mapped":
+    if transport == "mapped":
         pytest.skip("memory that is mapped is sealed: it cannot be truncated")
     options = {"backend_params": {"UCX": {"checksum": checksum}}}
-    near, far = make_near(SIZE, way, **options), make_far(SIZE, way, **options)
+    near, far = make_near(SIZE, transport, **options), make_far(SIZE, transport, **options)
     others = companion(near)
     far.base, metadata = far(MAKE_FILE)
-    near.knows(far, metadata)
+    near.add_metadata_of(far, metadata)
     pieces = [(i * MIB, i * MIB, MIB) for i in range(8)]
     handle = near.prepare(operation, far, pieces, b"whole")
     assert posted(near, handle) == "DONE"
@@ -162,14 +162,14 @@ def test_truncated_at_the_target(make_near, make_far, companion, way, operation,
 
 
 @pytest.mark.parametrize("operation", ["WRITE", "READ"])
-def test_truncated_in_the_middle(make_near, make_far, companion, way, operation):
-    """While bytes move: what is not there any more fails, the rest is moved, both live on."""
-    if way == "mapped":
+def test_truncated_in_the_middle(make_near, make_far, companion, transport, operation):
+    """While bytes move: what is no longer mapped fails, the rest is moved, both live on."""
+    if transport == "mapped":
         pytest.skip("memory that is mapped is sealed: it cannot be truncated")
-    near, far = make_near(SIZE, way), make_far(SIZE, way)
+    near, far = make_near(SIZE, transport), make_far(SIZE, transport)
     others = companion(near)
     far.base, metadata = far(MAKE_FILE)
-    near.knows(far, metadata)
+    near.add_metadata_of(far, metadata)
     shrink = f"os.ftruncate(file, {4 * MIB})"
     for exponent in range(12):
         far(f"os.ftruncate(file, {SIZE}); array[:] = {0 if operation == 'WRITE' else 7}")
@@ -216,11 +216,11 @@ def check_truncated(handle) -> None:
 
 
 @pytest.mark.parametrize("operation", ["WRITE", "READ"])
-def test_truncated_on_this_side(make_near, make_far, way, operation):
-    if way == "mapped":
+def test_truncated_on_this_side(make_near, make_far, transport, operation):
+    if transport == "mapped":
         pytest.skip("a copy inside this process: to take its memory away is this process' fault")
-    near, far = make_near(MIB, way), make_far(SIZE, way)
-    near.knows(far)
+    near, far = make_near(MIB, transport), make_far(SIZE, transport)
+    near.add_metadata_of(far)
     near.works_with(far)
     before = open_descriptors()
     file = os.memfd_create("shrinks")

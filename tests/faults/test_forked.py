@@ -49,11 +49,11 @@ def check(answer) -> None:
 
 
 @pytest.mark.parametrize("operation", ["WRITE", "READ"])
-def test_the_target_forks(make_near, make_far, companion, way, operation):
+def test_the_target_forks(make_near, make_far, companion, transport, operation):
     """Under a transfer; the memory that is moved is the parent's, before and after."""
-    near, far = make_near(SIZE, way), make_far(SIZE, way)
+    near, far = make_near(SIZE, transport), make_far(SIZE, transport)
     others = companion(near)
-    near.knows(far)
+    near.add_metadata_of(far)
     near.works_with(far)
     for number in range(2):
         near.array[:] = pattern(SIZE, number) if operation == "WRITE" else 0
@@ -70,8 +70,8 @@ def test_the_target_forks(make_near, make_far, companion, way, operation):
 
 
 @pytest.mark.parametrize("operation", ["WRITE", "READ"])
-def test_the_initiator_forks(make_near, make_far, way, operation):
-    asks, serves = make_far(SIZE, way), make_far(SIZE, way)
+def test_the_initiator_forks(make_near, make_far, transport, operation):
+    asks, serves = make_far(SIZE, transport), make_far(SIZE, transport)
     code = f"""
 agent.add_remote_agent({serves.metadata!r})
 descs = lambda at: agent.get_xfer_descs([(at, {SIZE}, 0)] * 100, "DRAM")
@@ -93,12 +93,12 @@ handle = agent.initialize_xfer(
     assert asks("handle.wait(60)") == "DONE"
 
 
-def test_killed_with_a_child_that_lives_on(make_near, make_far, companion, way):
+def test_killed_with_a_child_that_lives_on(make_near, make_far, companion, transport):
     """The child keeps the sockets open, so nothing hangs up: its parent's end is seen all the
     same, on one host at once."""
-    near, far = make_near(SIZE, way, peer_timeout=60), make_far(SIZE, way)
+    near, far = make_near(SIZE, transport, peer_timeout=60), make_far(SIZE, transport)
     others = companion(near)
-    near.knows(far)
+    near.add_metadata_of(far)
     near.works_with(far)
     child = far(FORK)[2]
     handle = near.prepare("WRITE", far, [(0, 0, SIZE)])

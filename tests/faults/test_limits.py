@@ -15,7 +15,7 @@ from faults_support import MIB, eventually, outcome, posted  # noqa: E402
 
 DISCONNECT = "nixlRemoteDisconnectError"
 SIZE = 4 * MIB
-# The way is the one preferred: there is another where it needs too many descriptors.
+# The transport is the one preferred: there is another where it needs too many descriptors.
 LANES = {"host": "", "mapped": "", "stream": "stream"}
 
 # In the process that is to run out of them; `room`: how many it may still open.
@@ -55,17 +55,19 @@ def move(far, near, tag: bytes = b"") -> str:
     return far(f"move('WRITE', {near.name!r}, {near.base}, {SIZE}, {tag!r})")
 
 
-def all_is_well(near, far, way: str) -> None:
-    """Both ways, over the way that is preferred."""
-    lane = "stream" if way == "stream" else "host"
+def all_is_well(near, far, transport: str) -> None:
+    """Both ways, over the transport that is preferred."""
+    lane = "stream" if transport == "stream" else "host"
     # A session that was made without the lane host stays so: a new one.
     far(f"if {near.name!r} in agent.peers(): agent.remove_remote_agent({near.name!r})")
     if far.name not in near.agent.peers():
-        near.knows(far)  # else a session that the other side began, and now ends, would be used
+        near.add_metadata_of(
+            far
+        )  # else a session that the other side began, and now ends, would be used
     near.agent.remove_remote_agent(far.name)
     far("agent.get_new_notifs()")
-    near.knows(far)
-    # The farewell of the session before may still be on its way.
+    near.add_metadata_of(far)
+    # The close reason of the session before may still be on its way.
     eventually(lambda: posted(near, near.prepare("WRITE", far, [(0, 0, 1)])) == "DONE")
     near.works_with(far)
     handle = near.prepare("WRITE", far, [(0, 0, 4096)])
@@ -76,9 +78,9 @@ def all_is_well(near, far, way: str) -> None:
 
 
 @pytest.mark.parametrize("room", [0, 3])
-def test_no_descriptor_for_the_one_who_asks(make_near, make_far, way, room):
-    near = make_near(SIZE, way, lanes=LANES[way])
-    far = make_far(SIZE, way, lanes=LANES[way], peer_timeout=1)
+def test_no_descriptor_for_the_one_who_asks(make_near, make_far, transport, room):
+    near = make_near(SIZE, transport, lanes=LANES[transport])
+    far = make_far(SIZE, transport, lanes=LANES[transport], peer_timeout=1)
     far(TOOLS)
     far(f"agent.add_remote_agent({near.agent.get_agent_metadata()!r})")
     far(f"run_out({room})")
@@ -90,7 +92,7 @@ def test_no_descriptor_for_the_one_who_asks(make_near, make_far, way, room):
     far("recover()")
     far("array[:] = 4")
     assert move(far, near, tag=b"2") == "DONE" and (near.array == 4).all()
-    all_is_well(near, far, way)
+    all_is_well(near, far, transport)
 
 
 def test_an_agent_has_its_backend_or_is_none(make_far):
@@ -116,13 +118,13 @@ made = None
 
 @pytest.mark.parametrize("when", ["before the first", "between two"])
 @pytest.mark.parametrize("room", [0, 3])
-def test_no_descriptor_at_the_target(make_near, make_far, companion, way, room, when):
-    """Who connects waits for one, for as long as his peer timeout; or his connection ends."""
-    near = make_near(SIZE, way, lanes=LANES[way], peer_timeout=60)
-    far = make_far(SIZE, way, lanes=LANES[way])
+def test_no_descriptor_at_the_target(make_near, make_far, companion, transport, room, when):
+    """Who connects waits for one, for as long as its peer timeout; or his connection ends."""
+    near = make_near(SIZE, transport, lanes=LANES[transport], peer_timeout=60)
+    far = make_far(SIZE, transport, lanes=LANES[transport])
     others = companion(near)
     far(TOOLS)
-    near.knows(far)
+    near.add_metadata_of(far)
     if when == "between two":
         near.agent.send_notif(far.name, b"the session is there")
         far.notifications(near.name, 1)
@@ -139,14 +141,14 @@ def test_no_descriptor_at_the_target(make_near, make_far, companion, way, room, 
     assert result == "DONE" or (room > 0 and result == DISCONNECT), handle.error
     far.notifications(near.name, 1 if result == "DONE" else 0)
     others.more()
-    all_is_well(near, far, way)
+    all_is_well(near, far, transport)
 
 
 @pytest.mark.parametrize("room", [MIB, 16 * MIB])
-def test_no_memory_for_the_one_who_asks(make_near, make_far, way, room):
+def test_no_memory_for_the_one_who_asks(make_near, make_far, transport, room):
     """Every call ends with an error that says so, or does what it should."""
-    near = make_near(SIZE, way, lanes=LANES[way])
-    far = make_far(SIZE, way, lanes=LANES[way], peer_timeout=1)
+    near = make_near(SIZE, transport, lanes=LANES[transport])
+    far = make_far(SIZE, transport, lanes=LANES[transport], peer_timeout=1)
     far(TOOLS)
     far(f"agent.add_remote_agent({near.agent.get_agent_metadata()!r})")
     far(f"run_out_of_memory({room})")
@@ -163,17 +165,17 @@ def test_no_memory_for_the_one_who_asks(make_near, make_far, way, room):
     result = move(far, near, tag=b"moved")
     assert result == "DONE" or any(word in result for word in words), result
     far("recover()")
-    all_is_well(near, far, way)
+    all_is_well(near, far, transport)
 
 
 @pytest.mark.parametrize("when", ["before the first", "between two"])
-def test_no_memory_at_the_target(make_near, make_far, companion, way, when):
+def test_no_memory_at_the_target(make_near, make_far, companion, transport, when):
     """Its process lives on; whoever asks it for something gets it, or an error."""
-    near = make_near(SIZE, way, lanes=LANES[way], peer_timeout=2)
-    far = make_far(SIZE, way, lanes=LANES[way])
+    near = make_near(SIZE, transport, lanes=LANES[transport], peer_timeout=2)
+    far = make_far(SIZE, transport, lanes=LANES[transport])
     others = companion(near)
     far(TOOLS)
-    near.knows(far)
+    near.add_metadata_of(far)
     if when == "between two":
         near.works_with(far)
     far(f"run_out_of_memory({MIB})")  # less, and the interpreter fails
@@ -184,4 +186,4 @@ def test_no_memory_at_the_target(make_near, make_far, companion, way, when):
         assert handle.error is None or far.name in str(handle.error)
     others.more()
     far("recover()")
-    all_is_well(near, far, way)
+    all_is_well(near, far, transport)

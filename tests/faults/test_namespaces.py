@@ -54,7 +54,7 @@ result = handle.wait(60), agent.explain(handle)["lane"], agent.explain(handle)["
 
 
 def test_another_user_without_a_key_is_refused(make_near, make_far, companion):
-    """Either way: who runs as somebody else is a stranger, and learns why."""
+    """Either way: who runs as somebody else is an unknown peer, and learns why."""
     usable(NOBODY)
     near, far = make_near(SIZE), make_far(SIZE, prefix=NOBODY)
     others = companion(near)
@@ -65,7 +65,7 @@ def test_another_user_without_a_key_is_refused(make_near, make_far, companion):
     assert refused.value.kind == "nixlNotAllowedError"
     assert (near.array == canary).all()
     others.more()
-    near.knows(far)  # root may, as everywhere
+    near.add_metadata_of(far)  # root may, as everywhere
     near.works_with(far)
 
 
@@ -78,7 +78,7 @@ def test_another_user_with_the_key(make_near, make_far):
     assert (outcome, lane) == ("DONE", "stream")
     assert "attach" in reason or "pidfd" in reason, reason
     assert far("bool((array[:4096] == 7).all())")
-    near.knows(far)
+    near.add_metadata_of(far)
     near.works_with(far)
 
 
@@ -108,7 +108,7 @@ def test_another_pid_namespace(make_near, make_far):
     assert far("os.getpid()") == 1
     outcome, lane, reason = asked(far, near)
     assert (outcome, lane) == ("DONE", "stream") and "PID namespace" in reason, reason
-    near.knows(far)
+    near.add_metadata_of(far)
     near.works_with(far)
 
 
@@ -178,7 +178,7 @@ result = agent.explain(handle)["lane"], agent.explain(handle)["reason"], outcome
 """)
 
 
-def test_no_way_at_all_says_so(make_far):
+def test_no_transport_at_all_says_so(make_far):
     """Alone in a network namespace without a cable, with no shared directory."""
     usable(["unshare", "--net"])
     near, far = make_far(SIZE, peer_timeout=2), make_far(SIZE, prefix=["unshare", "--net"])
@@ -228,13 +228,13 @@ def test_the_directory_is_named_where_it_cannot_be_used(tmp_path):
 def test_a_killed_process_leaves_a_socket_that_harms_nobody(make_near, make_far, shared):
     near = make_near(SIZE, socket_dir=shared)
     far = make_far(SIZE, socket_dir=shared)
-    near.knows(far)
+    near.add_metadata_of(far)
     near.works_with(far)
     handle = near.prepare("WRITE", far, [(0, 0, 4096)])
     far.kill()
     far.gone()
     assert len(os.listdir(shared)) == 2  # its own and near's
     second = make_far(SIZE, socket_dir=shared, name=far.name)
-    near.knows(second)
+    near.add_metadata_of(second)
     near.works_with(second)
     assert posted(near, handle) == "nixlRemoteDisconnectError"

@@ -1,4 +1,4 @@
-"""The way to the peer is slow, half-open, or is cut in the middle of a frame (a proxy does it)."""
+"""The connection to the peer is slow, half-open, or cut within a frame (a proxy does it)."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def met(make_far, make_near, make_proxy):
     """(near, far, proxy): near reaches far through the proxy."""
     far, near = make_far(8 * MIB, peer_timeout=2), make_near(8 * MIB, peer_timeout=2)
     proxy, metadata = make_proxy(far)
-    near.knows(far, metadata)
+    near.add_metadata_of(far, metadata)
     return near, far, proxy
 
 
-def test_a_slow_way_only_takes_time(met):
+def test_a_slow_connection_only_takes_time(met):
     """Longer than the peer timeout, with bytes that flow: nothing fails."""
     near, far, proxy = met
     near.works_with(far)
@@ -49,7 +49,7 @@ def test_a_slow_way_only_takes_time(met):
     near.works_with(far)
 
 
-def test_a_delayed_way_only_takes_time(met):
+def test_a_delayed_connection_only_takes_time(met):
     near, far, proxy = met
     proxy.delay = 0.05
     for number in range(5):
@@ -60,9 +60,9 @@ def test_a_delayed_way_only_takes_time(met):
 
 @pytest.mark.parametrize("operation", ["WRITE", "READ"])
 @pytest.mark.parametrize("frozen", ["everything", "data", "data down", "data up"])
-def test_a_half_open_way_ends_the_transfer(met, companion, operation, frozen):
+def test_a_half_open_connection_ends_the_transfer(met, companion, operation, frozen):
     """Nothing says that the other side is gone: within about the peer timeout the transfer fails.
-    Others go on, and when the way is open again so is this one."""
+    Others go on, and when the connection is open again so is this one."""
     near, far, proxy = met
     near.works_with(far)
     others = companion(near)
@@ -70,8 +70,8 @@ def test_a_half_open_way_ends_the_transfer(met, companion, operation, frozen):
         if frozen == "everything":
             proxy.freeze_all()
         else:
-            ways = frozen.split()[1:] or ["up", "down"]
-            proxy.freeze(*((DATA, way) for way in ways))
+            directions = frozen.split()[1:] or ["up", "down"]
+            proxy.freeze(*((DATA, direction) for direction in directions))
         handle = near.prepare(operation, far, [(MIB, MIB, 7 * MIB)], b"never")
         begin = time.monotonic()
         result = posted(near, handle)
@@ -85,7 +85,7 @@ def test_a_half_open_way_ends_the_transfer(met, companion, operation, frozen):
         near.works_with(far)
 
 
-def test_a_way_that_never_answers_ends_the_transfer(met):
+def test_a_connection_that_never_answers_ends_the_transfer(met):
     near, far, proxy = met
     proxy.mute = True
     begin = time.monotonic()
@@ -131,15 +131,15 @@ def test_cut_in_the_middle_of_payload(met, operation, where):
 
 
 @pytest.mark.parametrize("where", [1, 8, 40, 70_000, 900_000])
-@pytest.mark.parametrize("way", ["up", "down"])
-def test_cut_in_the_middle_of_a_notification(met, way, where):
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_cut_in_the_middle_of_a_notification(met, direction, where):
     """The session goes on over another connection: each message once, in order."""
     near, far, proxy = met
     near.works_with(far)
     messages = [f"{i}".encode() * (1 + 20_000 * (i % 4)) for i in range(60)]
-    if way == "down":
+    if direction == "down":
         where //= 20_000  # acknowledgements are short
-    proxy.cut_after(CONTROL, way, where + 1)
+    proxy.cut_after(CONTROL, direction, where + 1)
     for message in messages:
         near.agent.send_notif(far.name, message)
     assert far.notifications(near.name, len(messages)) == messages

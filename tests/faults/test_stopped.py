@@ -36,12 +36,15 @@ CASES = [
 
 
 @pytest.fixture
-def make_pair(make_near, make_far, way):
+def make_pair(make_near, make_far, transport):
     """(near, far), acquainted; the far one never gives up first."""
 
     def make(when: str, **options):
-        near, far = make_near(SIZE, way, **options), make_far(SIZE, way, peer_timeout=60)
-        near.knows(far)
+        near, far = (
+            make_near(SIZE, transport, **options),
+            make_far(SIZE, transport, peer_timeout=60),
+        )
+        near.add_metadata_of(far)
         if when != "before the first":
             near.works_with(far)
         return near, far

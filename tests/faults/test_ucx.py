@@ -48,7 +48,7 @@ def operation(request) -> str:
 def pair(make_near, make_far):
     def make(**options):
         near, far = make_near(SIZE, "ucx", **options), make_far(SIZE, "ucx", **options)
-        near.knows(far)
+        near.add_metadata_of(far)
         return near, far
 
     return make
@@ -112,7 +112,7 @@ def test_killed_in_the_middle(pair, make_far, operation):
         others.more()
         far.gone()
         again = make_far(SIZE, "ucx", name=far.name)
-        near.knows(again)
+        near.add_metadata_of(again)
         near.works_with(again)
         assert posted(near, handle) == DISCONNECT  # of the one before
         handle.release()
@@ -139,7 +139,7 @@ def test_stopped_for_good(pair, make_far, operation):
         far.kill()  # going on, UCX could abort it: see the plugin's README
         far.gone()
         far = make_far(SIZE, "ucx", name=far.name)
-        near.knows(far)
+        near.add_metadata_of(far)
         near.works_with(far)
     finally:
         others.end()
@@ -227,7 +227,7 @@ def test_cancelled_write_ends(pair):
     in_progress(near, far, "WRITE", handle)
     handle.cancel()
     assert outcome(handle) == "nixlCancelledError"
-    eventually(lambda: not unsettled(near))
+    eventually(lambda: not unresolved(near))
     at_rest = far("array.tobytes()")
     near.array[:] = CANARY
     time.sleep(0.2)  # sleeps: for what nobody stopped
@@ -236,7 +236,7 @@ def test_cancelled_write_ends(pair):
     assert far("agent.get_new_notifs()") == {}
 
 
-def unsettled(near) -> bool:
+def unresolved(near) -> bool:
     """Whether its memory is still in use (it is registered again where it was not)."""
     try:
         near.agent.deregister_memory(near.registered)
@@ -252,7 +252,7 @@ def test_idle_takes_no_time_and_wakes_up(pair):
     # sleeps: idleness is what is measured
     used = "import time; start = time.process_time(); time.sleep(1)\n"
     used += "result = time.process_time() - start"
-    eventually(lambda: far(used) < 0.05)  # sessions settle first
+    eventually(lambda: far(used) < 0.05)  # sessions open first
     scope: dict[str, float] = {}
     eventually(lambda: (exec(used, scope), scope["result"] < 0.05)[1])
     near.works_with(far)
@@ -290,7 +290,7 @@ def test_eight_threads_over_several_workers(pair):
 def test_agents_with_different_numbers_of_workers(make_near, make_far):
     near = make_near(SIZE, "ucx", backend_params={"UCX": {**UCX_OVER_TCP, "num_threads": "3"}})
     far = make_far(SIZE, "ucx")
-    near.knows(far)
+    near.add_metadata_of(far)
     near.works_with(far)
 
 
@@ -299,7 +299,7 @@ def test_transports_that_cannot_connect(make_near, make_far, transports, operati
     params = {"UCX": {"UCX_TLS": transports}}
     near = make_near(SIZE, "ucx", backend_params=params)
     far = make_far(SIZE, "ucx", backend_params=params)
-    near.knows(far)
+    near.add_metadata_of(far)
     handle = near.prepare(operation, far, [(0, 0, SIZE)])
     if (result := posted(near, handle)) == "DONE":
         assert transports != "self"  # some versions of UCX can wire up over shared memory
@@ -315,4 +315,4 @@ def test_removed_and_added_again(pair):
         near.agent.transfer(handle)
         near.agent.remove_remote_agent(far.name)
         assert outcome(handle) == DISCONNECT
-        near.knows(far)
+        near.add_metadata_of(far)

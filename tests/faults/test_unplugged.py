@@ -58,7 +58,7 @@ class Host:
         self.far(f"other = prepare('WRITE', {self.beside.name!r}, {self.beside.base}, size=4096)")
         self.far("runner = threading.Thread(target=keep_on, args=[other]); runner.start()")
 
-    def knows(self, host: Host) -> None:
+    def add_metadata_of(self, host: Host) -> None:
         self.far(f"agent.add_remote_agent({host.far.metadata!r})")
 
     def prepare(self, operation: str, host: Host, count: int = 1, notif: bytes = b"") -> None:
@@ -81,8 +81,8 @@ def make_hosts(network, make_far):
     def make(**options) -> list[Host]:
         for name in (network.near, network.far):
             made.append(Host(make_far, network.inside(name), **options))
-        made[0].knows(made[1])
-        made[1].knows(made[0])
+        made[0].add_metadata_of(made[1])
+        made[1].add_metadata_of(made[0])
         return made
 
     yield make

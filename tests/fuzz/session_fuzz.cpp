@@ -26,7 +26,7 @@ class AnyAdmission final : public Admission {
     std::optional<nixl::base::Digest> sessionKey(const Identity& /*peer*/) override {
         return nixl::base::Digest{};
     }
-    std::optional<Reject> greet(const Identity& /*peer*/) override { return std::nullopt; }
+    std::optional<Reject> checkIncoming(const Identity& /*peer*/) override { return std::nullopt; }
     std::optional<Earlier> earlier(const Identity& /*peer*/) override { return Earlier{}; }
     std::optional<Reject> admit(const HandshakeResult& /*result*/) override { return std::nullopt; }
 };

@@ -345,12 +345,12 @@ class Peer:
             while True:
                 sock, _ = listener.accept()
                 self.accepted.append(sock)
-                threading.Thread(target=self.greet, args=(sock,), daemon=True).start()
+                threading.Thread(target=self.accept_handshake, args=(sock,), daemon=True).start()
 
-    def greet(self, sock: socket.socket) -> None:
+    def accept_handshake(self, sock: socket.socket) -> None:
         try:
             if receive(sock, 8) != wire.MAGIC:
-                raise ProtocolError("a stranger")
+                raise ProtocolError("an unknown peer")
             body = expect(sock, wire.HELLO)
             hello = wire.Hello.decode(body)
             who = (hello.name, hello.incarnation)

@@ -26,16 +26,16 @@ def conformance(build_tree: pathlib.Path) -> pathlib.Path:
     return program
 
 
-@pytest.mark.parametrize("places", ["folder:{}", "self:OBJ"])
+@pytest.mark.parametrize("buffers", ["folder:{}", "self:OBJ"])
 def test_passes_the_conformance_suite(
-    places: str, conformance: pathlib.Path, plugin_dir: pathlib.Path, tmp_path: pathlib.Path
+    buffers: str, conformance: pathlib.Path, plugin_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """By files of the folder, and by nothing but the plugin itself."""
     shown = run(
         conformance,
         "SHELF",
         f"--param=folder={tmp_path}",
-        f"--remote={places.format(tmp_path)}",
+        f"--remote={buffers.format(tmp_path)}",
         "--largest=8388608",
         env={"NIXL_PLUGIN_DIR": str(plugin_dir)},
     )

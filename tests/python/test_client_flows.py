@@ -90,7 +90,7 @@ def flat(blocks):
     return (np.arange(LAYERS)[:, None] * BLOCKS + np.asarray(blocks)[None, :]).ravel()
 
 
-def settle(agent, handle, seconds: float = 20) -> str:
+def finish(agent, handle, seconds: float = 20) -> str:
     end = time.monotonic() + seconds
     state = "PROC"
     while state == "PROC" and time.monotonic() < end:
@@ -127,7 +127,7 @@ def test_pulling_blocks_with_a_request_id(engine, peer, dtype):
         "READ", engine.near, ours, engine.far, theirs, notif_msg=b"request-1:1"
     )
     agent.transfer(handle)
-    assert settle(agent, handle) == "DONE"
+    assert finish(agent, handle) == "DONE"
     figures = agent.get_xfer_telemetry(handle)
     assert figures.totalBytes == ours.size * SIZE
     assert figures.descCount == ours.size
@@ -151,7 +151,7 @@ def test_pushing_blocks_and_an_answer_by_notification(engine, peer):
         handles.append(agent.make_prepped_xfer("WRITE", engine.near, indices, engine.far, indices))
         assert handles[-1]
         assert agent.transfer(handles[-1]) in ("DONE", "PROC")
-    assert [settle(agent, handle) for handle in handles] == ["DONE"] * 8
+    assert [finish(agent, handle) for handle in handles] == ["DONE"] * 8
     handles.clear()
     first = np.array(peer.ask("first"))
     assert (first[indices] == 255).all() and (first == 255).sum() == indices.size
@@ -174,12 +174,12 @@ def test_a_lost_peer_is_told_by_class_name_and_text(engine, peer):
     one = np.array([1], np.int32)
     handle = agent.make_prepped_xfer("READ", engine.near, one, engine.far, one)
     agent.transfer(handle)
-    assert settle(agent, handle) == "DONE"
+    assert finish(agent, handle) == "DONE"
     peer.kill()
     with pytest.raises(nixlBind.nixlRemoteDisconnectError) as caught:
         again = agent.make_prepped_xfer("READ", engine.near, one, engine.far, one)
         assert agent.transfer(again) != "DONE"
-        settle(agent, again)
+        finish(agent, again)
     assert type(caught.value).__name__ == "nixlRemoteDisconnectError"
     assert str(caught.value).startswith("NIXL_ERR_REMOTE_DISCONNECT")
     # The local knowledge of the peer stays until it is removed; all of it goes without an error.
@@ -195,7 +195,7 @@ def test_a_wrong_block_is_an_error_of_that_request_alone(engine):
         agent.make_prepped_xfer("READ", engine.near, [0], engine.far, [LAYERS * BLOCKS])
     good = agent.make_prepped_xfer("READ", engine.near, [0], engine.far, [1])
     agent.transfer(good)
-    assert settle(agent, good) == "DONE"
+    assert finish(agent, good) == "DONE"
     assert engine.cache[0, 0] == 1
 
 
@@ -222,13 +222,13 @@ def test_pages_in_files_of_a_pool(tmp_path):
     at = [pages.ctypes.data + i * page for i in range(count)]
     memory = agent.register_memory([(a, page, 0, "") for a in at], mem_type="DRAM")
     near = agent.prep_xfer_dlist("", agent.get_xfer_descs([(a, page, 0) for a in at], "DRAM"))
-    slots = agent.register_memory([(0, page, fd, "") for fd in files], mem_type="FILE")
+    registered = agent.register_memory([(0, page, fd, "") for fd in files], mem_type="FILE")
     far = agent.prep_xfer_dlist("pages", [(0, page, fd) for fd in files], mem_type="FILE")
 
     def run(operation, ours, theirs):
         handle = agent.make_prepped_xfer(operation, near, ours, far, theirs)
         agent.transfer(handle)
-        state = settle(agent, handle)
+        state = finish(agent, handle)
         agent.release_xfer_handle(handle)
         return state
 
@@ -237,13 +237,13 @@ def test_pages_in_files_of_a_pool(tmp_path):
         assert run("READ", [3, 4, 5], [7, 6, 5]) == "DONE"
         assert pages[3:6, 0].tolist() == [3, 2, 1]
         with pytest.raises(nixlBind.nixlBackendError, match="NIXL_ERR_BACKEND"):
-            run("READ", [0], [0])  # that slot was never written
+            run("READ", [0], [0])  # that file was never written
         assert run("READ", [0], [7]) == "DONE"  # and its failure is its own
         assert pages[0, 0] == 3
     finally:
         agent.release_dlist_handle(far)
         agent.release_dlist_handle(near)
-        agent.deregister_memory(slots)
+        agent.deregister_memory(registered)
         agent.deregister_memory(memory)
         for fd in files:
             os.close(fd)

@@ -122,7 +122,7 @@ def test_closing_wakes_everybody_who_waits(make_agent):
     threads = [threading.Thread(target=wait, args=(i,), daemon=True) for i in range(4)]
     for thread in threads:
         thread.start()
-    # One sleeps in the core, the others wait for him.
+    # One sleeps in the core, the others wait for it.
     condition = agent._notifs_changed
     end = time.monotonic() + 20
     while time.monotonic() < end:

@@ -24,10 +24,10 @@
 namespace nb = nanobind;
 using nixl::Status;
 using nixl::hicache::Batch;
+using nixl::hicache::Item;
+using nixl::hicache::ItemState;
 using nixl::hicache::Part;
 using nixl::hicache::Row;
-using nixl::hicache::Slot;
-using nixl::hicache::SlotState;
 using nixl::hicache::Store;
 using nixl::hicache::StoreOptions;
 
@@ -53,7 +53,7 @@ void raise(const Status& status) {
     throw std::runtime_error(status.message());
 }
 
-// A batch belongs to the store it came from and gives its places back when it is dropped.
+// A batch belongs to the store it came from and gives its extents back when it is dropped.
 class PyBatch {
   public:
     explicit PyBatch(std::shared_ptr<Store> store) : store_(std::move(store)) {}
@@ -127,11 +127,11 @@ class PyStore {
         }
         const auto scope = nixl::hicache::scopeOf(suffix.size(), owner.size());
         auto out = makeBatch(keys, suffix, true, scope);
-        if (lengths.shape(0) != out->batch.slots.size()) {
+        if (lengths.shape(0) != out->batch.items.size()) {
             throw std::invalid_argument("reserve: one length for each key is needed");
         }
-        for (size_t i = 0; i < out->batch.slots.size(); ++i) {
-            out->batch.slots[i].length = lengths(i);
+        for (size_t i = 0; i < out->batch.items.size(); ++i) {
+            out->batch.items[i].length = lengths(i);
         }
         std::string message;
         call([&] {
@@ -149,13 +149,13 @@ class PyStore {
     std::pair<nb::object, nb::object> describe(PyBatch& batch,
                                                uint8_t state,
                                                const Rows& parts,
-                                               size_t per_slot) {
-        expectRows(batch, parts, per_slot);
+                                               size_t per_item) {
+        expectRows(batch, parts, per_item);
         auto local = std::make_unique<std::vector<Row>>();
         auto remote = std::make_unique<std::vector<Row>>();
         {
             const nixl::python::GilRelease release;
-            store_->describe(batch.batch, static_cast<SlotState>(state), partsOf(parts), per_slot,
+            store_->describe(batch.batch, static_cast<ItemState>(state), partsOf(parts), per_item,
                              *local, *remote);
         }
         return {toArray(std::move(local)), toArray(std::move(remote))};
@@ -165,21 +165,21 @@ class PyStore {
     std::string move(PyBatch& batch,
                      uint8_t state,
                      const Rows& parts,
-                     size_t per_slot,
+                     size_t per_item,
                      bool verify,
                      bool direct) {
-        expectRows(batch, parts, per_slot);
+        expectRows(batch, parts, per_item);
         const nixl::python::GilRelease release;
         return store_
-            ->move(batch.batch, static_cast<SlotState>(state), partsOf(parts), per_slot, verify,
+            ->move(batch.batch, static_cast<ItemState>(state), partsOf(parts), per_item, verify,
                    direct)
             .message();
     }
 
-    void checksum(PyBatch& batch, const Rows& parts, size_t per_slot) {
-        expectRows(batch, parts, per_slot);
+    void checksum(PyBatch& batch, const Rows& parts, size_t per_item) {
+        expectRows(batch, parts, per_item);
         const nixl::python::GilRelease release;
-        store_->checksum(batch.batch, partsOf(parts), per_slot);
+        store_->checksum(batch.batch, partsOf(parts), per_item);
     }
 
     void confirm(PyBatch& batch) {
@@ -287,7 +287,7 @@ class PyStore {
                                        bool keep_names,
                                        uint32_t scope = 0) {
         auto out = std::make_unique<PyBatch>(store_);
-        out->batch.slots.reserve(nb::len(keys));
+        out->batch.items.reserve(nb::len(keys));
         std::string whole;
         for (nb::handle key : keys) {
             Py_ssize_t size = 0;
@@ -302,9 +302,9 @@ class PyStore {
         return out;
     }
 
-    static void expectRows(const PyBatch& batch, const Rows& parts, size_t per_slot) {
-        if (per_slot == 0 || parts.shape(0) != batch.batch.slots.size() * per_slot) {
-            throw std::invalid_argument("the array of parts must have keys * per_slot rows");
+    static void expectRows(const PyBatch& batch, const Rows& parts, size_t per_item) {
+        if (per_item == 0 || parts.shape(0) != batch.batch.items.size() * per_item) {
+            throw std::invalid_argument("the array of parts must have keys * per_item rows");
         }
     }
     static std::span<const Part> partsOf(const Rows& rows) {
@@ -326,9 +326,9 @@ class PyStore {
 
 nb::bytes states(const PyBatch& batch) {
     std::string out;
-    out.reserve(batch.batch.slots.size());
-    for (const Slot& slot : batch.batch.slots) {
-        out.push_back(static_cast<char>(slot.state));
+    out.reserve(batch.batch.items.size());
+    for (const Item& item : batch.batch.items) {
+        out.push_back(static_cast<char>(item.state));
     }
     return nb::bytes(out.data(), out.size());
 }
@@ -355,11 +355,11 @@ void moveFiles(const std::vector<std::string>& paths, const Rows& rows, bool wri
         const nixl::python::GilRelease release;
         const std::span<const Part> parts(reinterpret_cast<const Part*>(rows.data()),
                                           rows.shape(0));
-        std::vector<Slot> slots(parts.size());
+        std::vector<Item> items(parts.size());
         std::vector<nixl::hicache::Piece> pieces;
         for (size_t i = 0; i < parts.size(); ++i) {
-            slots[i].length = parts[i].length;
-            pieces.push_back({&slots[i], parts.subspan(i, 1), &paths[i]});
+            items[i].length = parts[i].length;
+            pieces.push_back({&items[i], parts.subspan(i, 1), &paths[i]});
         }
         status = nixl::hicache::movePieces(std::move(pieces),
                                            {.write = write, .direct = direct, .create = write});
@@ -368,17 +368,17 @@ void moveFiles(const std::vector<std::string>& paths, const Rows& rows, bool wri
 }
 
 void setState(PyBatch& batch, size_t i, uint8_t state) {
-    if (i >= batch.batch.slots.size() || state > static_cast<uint8_t>(SlotState::SIZE)) {
-        throw nb::index_error("batch: no such slot or state");
+    if (i >= batch.batch.items.size() || state > static_cast<uint8_t>(ItemState::SIZE)) {
+        throw nb::index_error("batch: no such item or state");
     }
-    batch.batch.slots[i].state = static_cast<SlotState>(state);
+    batch.batch.items[i].state = static_cast<ItemState>(state);
 }
 
 std::vector<uint64_t> lengths(const PyBatch& batch) {
     std::vector<uint64_t> out;
-    out.reserve(batch.batch.slots.size());
-    for (const Slot& slot : batch.batch.slots) {
-        out.push_back(slot.length);
+    out.reserve(batch.batch.items.size());
+    for (const Item& item : batch.batch.items) {
+        out.push_back(item.length);
     }
     return out;
 }
@@ -388,14 +388,14 @@ std::vector<uint64_t> lengths(const PyBatch& batch) {
 NB_MODULE(_hicache, m) {
     nb::set_leak_warnings(false);  // a connector may live until the interpreter ends
     m.doc() = "The packed store of HiCache (internal; use nixl.hicache).";
-    m.attr("MISS") = static_cast<int>(SlotState::MISS);
-    m.attr("HIT") = static_cast<int>(SlotState::HIT);
-    m.attr("NEW") = static_cast<int>(SlotState::NEW);
-    m.attr("STORED") = static_cast<int>(SlotState::STORED);
-    m.attr("REFUSED") = static_cast<int>(SlotState::REFUSED);
-    m.attr("CORRUPT") = static_cast<int>(SlotState::CORRUPT);
-    m.attr("FAILED") = static_cast<int>(SlotState::FAILED);
-    m.attr("SIZE") = static_cast<int>(SlotState::SIZE);
+    m.attr("MISS") = static_cast<int>(ItemState::MISS);
+    m.attr("HIT") = static_cast<int>(ItemState::HIT);
+    m.attr("NEW") = static_cast<int>(ItemState::NEW);
+    m.attr("STORED") = static_cast<int>(ItemState::STORED);
+    m.attr("REFUSED") = static_cast<int>(ItemState::REFUSED);
+    m.attr("CORRUPT") = static_cast<int>(ItemState::CORRUPT);
+    m.attr("FAILED") = static_cast<int>(ItemState::FAILED);
+    m.attr("SIZE") = static_cast<int>(ItemState::SIZE);
 
     m.def("checksums", &checksums, nb::arg("rows"), nb::arg("per_block"));
 
@@ -406,7 +406,7 @@ NB_MODULE(_hicache, m) {
         .def("states", &states)
         .def("lengths", &lengths)
         .def("set_state", &setState, nb::arg("index"), nb::arg("state"))
-        .def("__len__", [](const PyBatch& batch) { return batch.batch.slots.size(); });
+        .def("__len__", [](const PyBatch& batch) { return batch.batch.items.size(); });
 
     nb::class_<PyStore>(m, "Store")
         .def(nb::init<std::vector<std::string>, uint64_t, uint64_t, bool, bool, bool, bool,
@@ -421,11 +421,11 @@ NB_MODULE(_hicache, m) {
              nb::arg("replace"), nb::arg("owner") = "")
         .def("commit", &PyStore::commit, nb::arg("batch"))
         .def("describe", &PyStore::describe, nb::arg("batch"), nb::arg("state"), nb::arg("parts"),
-             nb::arg("per_slot"))
+             nb::arg("per_item"))
         .def("move", &PyStore::move, nb::arg("batch"), nb::arg("state"), nb::arg("parts"),
-             nb::arg("per_slot"), nb::arg("verify"), nb::arg("direct"))
+             nb::arg("per_item"), nb::arg("verify"), nb::arg("direct"))
         .def("checksum", &PyStore::checksum, nb::arg("batch"), nb::arg("parts"),
-             nb::arg("per_slot"))
+             nb::arg("per_item"))
         .def("confirm", &PyStore::confirm, nb::arg("batch"))
         .def("forget_corrupt", &PyStore::forgetCorrupt, nb::arg("batch"))
         .def("erase", &PyStore::erase, nb::arg("keys"))

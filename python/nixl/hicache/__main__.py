@@ -281,7 +281,7 @@ def clear(path: str, everything: bool, yes: bool) -> int:
             rows.append(("packed blocks", str(blocks), size(stats["disk_bytes"])))
         except Damaged:
             taken = sum(info.st_blocks * 512 for info in below(os.path.join(path, ".nixl-packed")))
-            rows.append(("packed blocks that cannot be found any more", "?", size(taken)))
+            rows.append(("packed blocks that are no longer indexed", "?", size(taken)))
     print(path)
     table(rows, ("to be removed", "number", "on the disk"))
     if foreign:

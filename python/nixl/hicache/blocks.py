@@ -162,9 +162,9 @@ class PackedBlocks:
             self._read(batch, mine, per)
             after = batch.states()
             again = []
-            for slot, i in enumerate(todo):
-                found[i] = after[slot] == _hicache.HIT
-                if before[slot] == _hicache.HIT and after[slot] == _hicache.MISS:
+            for at, i in enumerate(todo):
+                found[i] = after[at] == _hicache.HIT
+                if before[at] == _hicache.HIT and after[at] == _hicache.MISS:
                     again.append(i)
             todo = again
             if not todo:

@@ -119,33 +119,33 @@ class _Reader:
         number = find(self.text, path) or find(self.text, path[-1:])
         return f"{self.source}, line {number}" if number else self.source
 
-    def warn_unknown(self, what: str, name: str, valid: list[str], place: str) -> None:
+    def warn_unknown(self, what: str, name: str, valid: list[str], origin: str) -> None:
         by_lower = {known.lower(): known for known in valid}
         near = difflib.get_close_matches(name.lower(), by_lower, 1, 0.5)
         hint = f'; did you mean "{by_lower[near[0]]}"?' if near else ""
         hint = hint or f"; valid: {', '.join(sorted(valid))}"
-        logger.warning('%s: unknown %s "%s"%s', place, what, name, hint)
+        logger.warning('%s: unknown %s "%s"%s', origin, what, name, hint)
 
     def value(self, section: str, name: str, key: Key, value: Any, written: str = "") -> Any:
         label = f"{section}.{name}" if section else name
-        place = self.where(written or section, name)
+        origin = self.where(written or section, name)
         try:
             out = convert(key, value)
         except (ValueError, TypeError, OverflowError):
             expected = EXPECTED.get(key.kind) or f"one of {', '.join(key.choices)}"
             shown = _shown(value)
-            raise ConfigError(f"{place}: {label} = {shown}: expected {expected}") from None
+            raise ConfigError(f"{origin}: {label} = {shown}: expected {expected}") from None
         if key.low is not None and out != key.default and not key.low <= out <= key.high:
             low, high = (f"{n:04o}" if key.kind == "mode" else n for n in (key.low, key.high))
-            raise ConfigError(f"{place}: {label} = {_shown(value)}: out of range [{low}, {high}]")
+            raise ConfigError(f"{origin}: {label} = {_shown(value)}: out of range [{low}, {high}]")
         return out
 
     def section(self, name: str, values: Any, written: str = "") -> dict[str, Any]:
         """Checks a section; `written` is its name in the text, where that is another one."""
         written = written or name
         if not isinstance(values, dict):
-            place = self.where(written, "")
-            raise ConfigError(f"{place}: {name} = {_shown(values)}: expected a section")
+            origin = self.where(written, "")
+            raise ConfigError(f"{origin}: {name} = {_shown(values)}: expected a section")
         self.check_names(values, written)
         out = {}
         for key, value in values.items():
@@ -162,8 +162,8 @@ class _Reader:
         for key in values:
             if not isinstance(key, str):
                 inside = f" in {section}" if section else ""
-                place = self.where(section, str(key))
-                raise ConfigError(f"{place}: key {_shown(key)}{inside}: expected a string")
+                origin = self.where(section, str(key))
+                raise ConfigError(f"{origin}: key {_shown(key)}{inside}: expected a string")
 
     def read(self, raw: dict[str, Any]) -> Config:
         self.check_names(raw)
@@ -201,12 +201,12 @@ class _Reader:
         """Keys of the top that stand in [runtime] or with a plugin: taken as if they stood there;
         what SGLang reads at the top is named, as it does not apply where it is."""
         plugins = raw.get("plugin")
-        places = [("runtime", raw.get("runtime"))]
-        places += [
+        origins = [("runtime", raw.get("runtime"))]
+        origins += [
             (f"plugin.{name}", keys)
             for name, keys in (plugins.items() if isinstance(plugins, dict) else ())
         ]
-        for section, keys in places:
+        for section, keys in origins:
             for name, value in keys.items() if isinstance(keys, dict) else ():
                 if name in SCHEMA[""]:
                     checked = self.value(section, name, SCHEMA[""][name], value)
@@ -237,8 +237,8 @@ class _Reader:
 
     def plugins(self, value: Any, out: Config) -> None:
         if not isinstance(value, dict):
-            place = self.where("", "plugin")
-            raise ConfigError(f"{place}: plugin = {_shown(value)}: expected a section")
+            origin = self.where("", "plugin")
+            raise ConfigError(f"{origin}: plugin = {_shown(value)}: expected a section")
         self.check_names(value, "plugin")
         valid = [name[7:] for name in SCHEMA if name.startswith("plugin.")]
         for name, keys in value.items():
@@ -247,9 +247,9 @@ class _Reader:
                 section = self.section(f"plugin.{lower}", keys, f"plugin.{name}")
                 out.plugins[plugin_name(name)] = section
             else:
-                place = self.where(f"plugin.{name}", "")
+                origin = self.where(f"plugin.{name}", "")
                 self.warn_unknown(
-                    "section", f"plugin.{name}", [f"plugin.{v}" for v in valid], place
+                    "section", f"plugin.{name}", [f"plugin.{v}" for v in valid], origin
                 )
                 if isinstance(keys, dict):
                     out.plugins[plugin_name(name)] = dict(keys)
@@ -287,38 +287,38 @@ def load(source: Any) -> Config:
 
 
 def _parse_inline(text: str) -> dict[str, Any]:
-    place = "inline configuration"
+    origin = "inline configuration"
     try:
         raw = json.loads(text)
     except RecursionError:
-        raise ConfigError(f"{place}: nested too deeply: {_shown(text)}") from None
+        raise ConfigError(f"{origin}: nested too deeply: {_shown(text)}") from None
     except ValueError as json_error:
         try:
             raw = ast.literal_eval(text)  # the guide's single-quoted form
         except (RecursionError, MemoryError):
-            raise ConfigError(f"{place}: nested too deeply: {_shown(text)}") from None
+            raise ConfigError(f"{origin}: nested too deeply: {_shown(text)}") from None
         except (ValueError, SyntaxError, TypeError):
-            raise ConfigError(f"{place}: {json_error}: {_shown(text)}") from None
+            raise ConfigError(f"{origin}: {json_error}: {_shown(text)}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{place}: expected {{key: value, …}}, got {_shown(text)}")
+        raise ConfigError(f"{origin}: expected {{key: value, …}}, got {_shown(text)}")
     return raw
 
 
 def load_file(path: str | os.PathLike[str]) -> Config:
     """Reads a TOML, JSON or YAML file, told apart by its ending."""
-    place = os.fspath(path)
+    origin = os.fspath(path)
     try:
         text = pathlib.Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{place}: {error.strerror}") from error
+        raise ConfigError(f"{origin}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         before = error.object[: error.start]
         raise ConfigError(
-            f"{place}, line {before.count(10) + 1}: byte {error.object[error.start]:#04x} is not "
+            f"{origin}, line {before.count(10) + 1}: byte {error.object[error.start]:#04x} is not "
             "UTF-8; save the file as UTF-8"
         ) from None
     except ValueError as error:  # a path with a null byte
-        raise ConfigError(f"{place!r}: {error}") from None
+        raise ConfigError(f"{origin!r}: {error}") from None
     ending = pathlib.Path(path).suffix.lower()
     try:
         if ending == ".toml":
@@ -328,16 +328,16 @@ def load_file(path: str | os.PathLike[str]) -> Config:
         elif ending in (".yaml", ".yml"):
             raw = _yaml(text)
         else:
-            raise ConfigError(f"{place}: ending {ending!r}: expected .toml, .json, .yaml or .yml")
+            raise ConfigError(f"{origin}: ending {ending!r}: expected .toml, .json, .yaml or .yml")
     except ConfigError:
         raise
     except (RecursionError, MemoryError):
-        raise ConfigError(f"{place}: nested too deeply") from None
+        raise ConfigError(f"{origin}: nested too deeply") from None
     except Exception as error:
-        raise ConfigError(f"{place}: {error}") from error
+        raise ConfigError(f"{origin}: {error}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{place}: expected sections and keys at the top")
-    return _Reader(place, text).read(raw)
+        raise ConfigError(f"{origin}: expected sections and keys at the top")
+    return _Reader(origin, text).read(raw)
 
 
 def _toml(text: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class DirectIo:
             return not any(a < end and address < b for a, b in self._unpinned)
 
     def unpin(self, region: tuple[int, int]) -> None:
-        """From now on this memory goes another way; the first is told."""
+        """From now on this memory takes another path; the first is reported."""
         with self._lock:
             if region not in self._unpinned:
                 if len(self._unpinned) >= MAX_REGIONS:
@@ -88,21 +88,21 @@ class Bounce:
 
     def run(self, rows: np.ndarray, write: bool, move: Callable[[list[int], Any], None]) -> None:
         """Calls `move` with the numbers of some rows and rows to use in their place, until all are
-        through. Lengths and places are aligned."""
+        through. Lengths and offsets are aligned."""
         if self._process != os.getpid():  # a forked child: the lock may be one left locked
             self._lock = threading.Lock()
         with self._lock:
             for some in _batches(rows[:, 1].tolist()):
                 mine = rows[some].copy()
-                places = np.concatenate(([0], np.cumsum(mine[:, 1], dtype=np.uint64)))
-                mine[:, 0] = self._room(int(places[-1])) + places[:-1]
+                offsets = np.concatenate(([0], np.cumsum(mine[:, 1], dtype=np.uint64)))
+                mine[:, 0] = self._room(int(offsets[-1])) + offsets[:-1]
                 if write:
-                    for i, place in zip(some, places, strict=False):
-                        self._load(int(rows[i][0]), int(rows[i][1]), int(place))
+                    for i, offset in zip(some, offsets, strict=False):
+                        self._load(int(rows[i][0]), int(rows[i][1]), int(offset))
                 move(some, mine)
                 if not write:
-                    for i, place in zip(some, places, strict=False):
-                        self._store(int(rows[i][0]), int(rows[i][1]), int(place))
+                    for i, offset in zip(some, offsets, strict=False):
+                        self._store(int(rows[i][0]), int(rows[i][1]), int(offset))
 
     def _room(self, size: int) -> np.uint64:
         """The address of at least so many bytes."""
@@ -115,17 +115,17 @@ class Bounce:
             self._memory = mmap.mmap(self._fd, size)
         return np.uint64(ctypes.addressof(ctypes.c_char.from_buffer(self._memory)))
 
-    def _load(self, address: int, length: int, place: int) -> None:
+    def _load(self, address: int, length: int, offset: int) -> None:
         view = memoryview((ctypes.c_char * length).from_address(address)).cast("B")
         done = 0
         while done < length:
-            done += os.pwrite(self._fd, view[done:], place + done)
+            done += os.pwrite(self._fd, view[done:], offset + done)
 
-    def _store(self, address: int, length: int, place: int) -> None:
+    def _store(self, address: int, length: int, offset: int) -> None:
         view = memoryview((ctypes.c_char * length).from_address(address)).cast("B")
         done = 0
         while done < length:
-            done += os.preadv(self._fd, [view[done:]], place + done)
+            done += os.preadv(self._fd, [view[done:]], offset + done)
 
     def close(self) -> None:
         if self._memory is not None:

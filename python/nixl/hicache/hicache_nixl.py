@@ -285,21 +285,21 @@ class HiCacheNixl(PageInterface, _Base):
         try:
             if isinstance(items[0], (tuple, list)):
                 return self.mover.register_host([(int(a), int(n)) for a, n, *_ in items])
-            places = [memory.source(item, None, None, self._gpu_ok) for item in items]
-            for place, item in zip(places, items, strict=True):
+            extents = [memory.source(item, None, None, self._gpu_ok) for item in items]
+            for extent, item in zip(extents, items, strict=True):
                 if (
-                    place.keep is not None
+                    extent.keep is not None
                     and memory.is_tensor(item)
-                    and (place.address != item.data_ptr())
+                    and (extent.address != item.data_ptr())
                 ):
                     raise ValueError(
                         "a tensor that is not contiguous, or on a GPU that "
                         "this backend cannot reach, cannot be registered"
                     )
             out = None
-            for mem, device in sorted({(p.mem, p.device) for p in places}):
+            for mem, device in sorted({(p.mem, p.device) for p in extents}):
                 ranges = [
-                    (p.address, p.length) for p in places if (p.mem, p.device) == (mem, device)
+                    (p.address, p.length) for p in extents if (p.mem, p.device) == (mem, device)
                 ]
                 out = self.mover.register_host(ranges, mem, device)
             return out
@@ -347,17 +347,17 @@ class HiCacheNixl(PageInterface, _Base):
             return self.keyed
         return self.packed if self.layout == "packed" or length < PACKED_BELOW else self.keyed
 
-    def _move(self, op: str, keys: list[str], places: list[memory.Place]) -> list[bool]:
-        """Stores or fetches each key's place, grouped by what one transfer can hold."""
+    def _move(self, op: str, keys: list[str], extents: list[memory.Extent]) -> list[bool]:
+        """Stores or fetches each key's extent, grouped by what one transfer can hold."""
         done = [False] * len(keys)
         groups: dict[tuple[int, str], list[int]] = {}
-        for i, place in enumerate(places):
-            packed = self._blocks_for(place.length) is self.packed
-            groups.setdefault((packed and self.packed is not None, place.mem), []).append(i)
+        for i, extent in enumerate(extents):
+            packed = self._blocks_for(extent.length) is self.packed
+            groups.setdefault((packed and self.packed is not None, extent.mem), []).append(i)
         for (packed, mem), members in groups.items():
             blocks = self.packed if packed else self.keyed
             some = [keys[i] for i in members]
-            rows = rows_of([(places[i].address, places[i].length, places[i].device)
+            rows = rows_of([(extents[i].address, extents[i].length, extents[i].device)
                             for i in members])  # fmt: skip
             own = blocks.own and mem == "DRAM"
             with contextlib.nullcontext() if own else self.mover.host(rows, mem):
@@ -402,15 +402,15 @@ class HiCacheNixl(PageInterface, _Base):
             _check_keys(keys)
             rows = _zip(keys, values, target_locations, target_sizes)
             gpu_ok = self._gpu_ok and self.layout == "files"
-            places = [memory.source(v, loc, size, gpu_ok) for v, loc, size in rows]
+            extents = [memory.source(v, loc, size, gpu_ok) for v, loc, size in rows]
             with self.stats.timed("set"):
-                done = self._move("set", keys, places)
+                done = self._move("set", keys, extents)
         except Exception as error:
             logger.error("set of %d keys: %s", len(keys), error)
             self.stats.count("set_failures", len(keys))
             return False
         self.stats.moved(
-            "set", sum(done), sum(p.length for p, ok in zip(places, done, strict=True) if ok), 0
+            "set", sum(done), sum(p.length for p, ok in zip(extents, done, strict=True) if ok), 0
         )
         self._exporter.maybe()
         if not all(done):
@@ -434,18 +434,18 @@ class HiCacheNixl(PageInterface, _Base):
         _check_keys(keys)
         rows = _zip(keys, None, target_locations, target_sizes)
         gpu_ok = self._gpu_ok and self.layout == "files"
-        places = [memory.target(location, size, gpu_ok) for _, location, size in rows]
+        extents = [memory.target(location, size, gpu_ok) for _, location, size in rows]
         try:
             with self.stats.timed("get"):
-                done = self._move("get", keys, places)
+                done = self._move("get", keys, extents)
         except Exception as error:
             logger.error("get of %d keys: %s", len(keys), error)
             return [None] * len(keys)
         self.stats.moved(
-            "get", sum(done), sum(p.length for p, ok in zip(places, done, strict=True) if ok), 0
+            "get", sum(done), sum(p.length for p, ok in zip(extents, done, strict=True) if ok), 0
         )
         self._exporter.maybe()
-        return [place.finish() if ok else None for place, ok in zip(places, done, strict=True)]
+        return [extent.finish() if ok else None for extent, ok in zip(extents, done, strict=True)]
 
     def exists(self, key: str) -> bool:
         return self._present([key])[0]

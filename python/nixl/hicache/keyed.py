@@ -83,7 +83,7 @@ class KeyedBlocks:
             ]
             there = [i for i in chunk if i not in todo] if len(todo) < len(chunk) else []
             for i in there:
-                done[i] = self._settled([keys[i] + suffix + name for name in names])
+                done[i] = self._resolved([keys[i] + suffix + name for name in names])
             for i, ok in zip(
                 todo, self._put_some(keys, suffix, rows, per, names, mem, todo), strict=True
             ):
@@ -103,7 +103,7 @@ class KeyedBlocks:
         except OSError:
             return False
 
-    def _settled(self, names: list[str]) -> bool:
+    def _resolved(self, names: list[str]) -> bool:
         """What was stored before, perhaps by somebody who did not wait for the disk."""
         if self.durable and self.files is not None:
             paths = [self.files.get_file_path(name) for name in names]

@@ -25,11 +25,11 @@ def move(
         _hicache.move_files(paths, rows, write, False)
         return
     one = _Move(direct, paths, folders, rows, write)
-    ways: dict[str, list[int]] = {}
+    paths_taken: dict[str, list[int]] = {}
     for i in range(len(rows)):
-        ways.setdefault(one.way(i), []).append(i)
-    for way, members in ways.items():
-        one.go(way, members)
+        paths_taken.setdefault(one.path_of(i), []).append(i)
+    for path, members in paths_taken.items():
+        one.go(path, members)
 
 
 class _Move:
@@ -44,49 +44,49 @@ class _Move:
         self.rows = rows
         self.write = write
 
-    def way(self, i: int) -> str:
+    def path_of(self, i: int) -> str:
         address, length = int(self.rows[i][0]), int(self.rows[i][1])
         if not length or (address | length) % ALIGNMENT or not self.direct.takes(self.folders[i]):
             return BUFFERED
         return DIRECT if self.direct.pins(address, length) else BOUNCED
 
-    def go(self, way: str, members: list[int]) -> None:
+    def go(self, path: str, members: list[int]) -> None:
         try:
-            self._attempt(way, members)
+            self._attempt(path, members)
         except OSError as error:
-            if way == BUFFERED or error.errno not in (*REFUSED, errno.EFAULT):
+            if path == BUFFERED or error.errno not in (*REFUSED, errno.EFAULT):
                 raise
-            self._again(way, members, error)
+            self._again(path, members, error)
 
-    def _again(self, way: str, members: list[int], error: OSError) -> None:
-        """After a refusal: every folder and region by itself, and what refused another way."""
+    def _again(self, path: str, members: list[int], error: OSError) -> None:
+        """After a refusal: every folder and region by itself, and what refused another path."""
         if self.write:
             for i in members:
                 with contextlib.suppress(OSError):
                     os.unlink(self.paths[i])
-        places: dict[tuple[str, tuple[int, int]], list[int]] = {}
+        groups: dict[tuple[str, tuple[int, int]], list[int]] = {}
         for i in members:
             region = self.direct.region_of(int(self.rows[i][0]), int(self.rows[i][1]))
-            places.setdefault((self.folders[i], region), []).append(i)
-        if len(places) > 1:
-            for some in places.values():
-                self.go(way, some)
+            groups.setdefault((self.folders[i], region), []).append(i)
+        if len(groups) > 1:
+            for some in groups.values():
+                self.go(path, some)
             return
-        ((folder, region),) = places
+        ((folder, region),) = groups
         if error.errno != errno.EFAULT:
             self.direct.refuse(folder, os.strerror(error.errno))
             self.go(BUFFERED, members)
-        elif way == BOUNCED:
+        elif path == BOUNCED:
             raise error  # there is no such memory
         else:
             self.go(BOUNCED, members)
             self.direct.unpin(region)
 
-    def _attempt(self, way: str, members: list[int]) -> None:
+    def _attempt(self, path: str, members: list[int]) -> None:
         paths = [self.paths[i] for i in members]
         rows = self.rows[members]
-        if way != BOUNCED:
-            _hicache.move_files(paths, rows, self.write, way == DIRECT)
+        if path != BOUNCED:
+            _hicache.move_files(paths, rows, self.write, path == DIRECT)
             return
         self.direct.bounce.run(
             rows,

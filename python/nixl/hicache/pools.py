@@ -112,8 +112,8 @@ class _Bounce:
         memory = torch.empty(self.pages * stride + 4096, dtype=torch.uint8)
         start = -memory.data_ptr() % 4096
         self.memory = memory
-        slots = memory[start : start + self.pages * stride].view(self.pages, stride)
-        self.slots = [slots[i][:page_bytes].view(dtype) for i in range(self.pages)]
+        views = memory[start : start + self.pages * stride].view(self.pages, stride)
+        self.views = [views[i][:page_bytes].view(dtype) for i in range(self.pages)]
         base = memory.data_ptr() + start
         mover.register_host([(base, self.pages * stride)])
         self.table = np.zeros((self.pages, 3), dtype=np.uint64)
@@ -211,9 +211,9 @@ class HostPool:
         with bounce.lock:
             for at in range(0, len(keys), bounce.pages):
                 some = keys[at : at + bounce.pages]
-                for slot, start in enumerate(starts[at : at + bounce.pages]):
+                for index, start in enumerate(starts[at : at + bounce.pages]):
                     page = self.pool.get_data_page(int(start), flat=True)
-                    bounce.slots[slot].copy_(page)
+                    bounce.views[index].copy_(page)
                 rows = bounce.table[: len(some)].copy()
                 done += blocks.put(some, suffix, rows, 1, names=self.names)
         return done
@@ -234,9 +234,9 @@ class HostPool:
                 some = keys[at : at + bounce.pages]
                 rows = bounce.table[: len(some)].copy()
                 ok = blocks.get(some, suffix, rows, 1, names=self.names)
-                for slot, start in enumerate(starts[at : at + bounce.pages]):
-                    if ok[slot]:
-                        self.pool.set_from_flat_data_page(int(start), bounce.slots[slot])
+                for index, start in enumerate(starts[at : at + bounce.pages]):
+                    if ok[index]:
+                        self.pool.set_from_flat_data_page(int(start), bounce.views[index])
                 done += ok
         return done
 

@@ -22,8 +22,8 @@ class Histogram:
         self.max_us = 0.0
 
     def add(self, us: float) -> None:
-        slot = next((i for i, bound in enumerate(BOUNDS) if us <= bound), len(BOUNDS))
-        self.counts[slot] += 1
+        bucket = next((i for i, bound in enumerate(BOUNDS) if us <= bound), len(BOUNDS))
+        self.counts[bucket] += 1
         self.total += 1
         self.sum_us += us
         self.max_us = max(self.max_us, us)

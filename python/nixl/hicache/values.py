@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass
-class Place:
+class Extent:
     """Contiguous memory of a value or target; `finish` copies a bounce to where it belongs."""
 
     address: int
@@ -29,7 +29,7 @@ def is_tensor(value: Any) -> bool:
     return hasattr(value, "data_ptr") and hasattr(value, "element_size")
 
 
-def _array_place(array: Any, writable: bool) -> Place:
+def _array_extent(array: Any, writable: bool) -> Extent:
     import numpy as np
 
     view = np.asarray(array)
@@ -41,10 +41,10 @@ def _array_place(array: Any, writable: bool) -> Place:
         if writable:
             raise ValueError("a target array must be contiguous")
         view = np.ascontiguousarray(view)
-    return Place(view.ctypes.data, view.nbytes, 0, "DRAM", array, view)
+    return Extent(view.ctypes.data, view.nbytes, 0, "DRAM", array, view)
 
 
-def _buffer_place(value: Any) -> Place:
+def _buffer_extent(value: Any) -> Extent:
     """A target that lends its memory (bytearray, memoryview, array.array, mmap, …)."""
     import numpy as np
 
@@ -62,9 +62,9 @@ def _buffer_place(value: Any) -> Place:
         )
     if not view.c_contiguous:
         raise ValueError("a target buffer must be contiguous")
-    place = _array_place(np.frombuffer(view.cast("B"), dtype=np.uint8), True)
-    place.result = value
-    return place
+    extent = _array_extent(np.frombuffer(view.cast("B"), dtype=np.uint8), True)
+    extent.result = value
+    return extent
 
 
 def is_address(value: Any) -> bool:
@@ -73,7 +73,7 @@ def is_address(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def _tensor_place(tensor: Any, writable: bool, gpu_ok: bool) -> Place:
+def _tensor_extent(tensor: Any, writable: bool, gpu_ok: bool) -> Extent:
     import torch
 
     tensor = tensor.detach()
@@ -81,7 +81,7 @@ def _tensor_place(tensor: Any, writable: bool, gpu_ok: bool) -> Place:
     if tensor.is_contiguous() and (gpu_ok or not gpu):
         mem, device = ("VRAM", tensor.get_device()) if gpu else ("DRAM", 0)
         size = tensor.numel() * tensor.element_size()
-        return Place(tensor.data_ptr(), size, device, mem, tensor, tensor)
+        return Extent(tensor.data_ptr(), size, device, mem, tensor, tensor)
     if writable:
         bounce = torch.empty(tensor.shape, dtype=tensor.dtype)
         target = tensor
@@ -89,10 +89,10 @@ def _tensor_place(tensor: Any, writable: bool, gpu_ok: bool) -> Place:
         bounce = tensor.contiguous().cpu()
         target = None
     size = bounce.numel() * bounce.element_size()
-    return Place(bounce.data_ptr(), size, 0, "DRAM", tensor, bounce, target)
+    return Extent(bounce.data_ptr(), size, 0, "DRAM", tensor, bounce, target)
 
 
-def source(value: Any, location: Any, size: Any, gpu_ok: bool) -> Place:
+def source(value: Any, location: Any, size: Any, gpu_ok: bool) -> Extent:
     """Where the bytes to store are: a tensor, an array, bytes, or an address with a size."""
     if value is None:
         value = location
@@ -101,15 +101,15 @@ def source(value: Any, location: Any, size: Any, gpu_ok: bool) -> Place:
     if is_address(value):
         return _address(int(value), size)
     if is_tensor(value):
-        return _tensor_place(value, False, gpu_ok)
+        return _tensor_extent(value, False, gpu_ok)
     if isinstance(value, (bytes, bytearray, memoryview)):
         import numpy as np
 
-        return _array_place(np.frombuffer(value, dtype=np.uint8), False)
-    return _array_place(value, False)
+        return _array_extent(np.frombuffer(value, dtype=np.uint8), False)
+    return _array_extent(value, False)
 
 
-def target(location: Any, size: Any, gpu_ok: bool) -> Place:
+def target(location: Any, size: Any, gpu_ok: bool) -> Extent:
     """Where the bytes of a key go; None with a size allocates."""
     if location is None:
         if size is None:
@@ -118,24 +118,24 @@ def target(location: Any, size: Any, gpu_ok: bool) -> Place:
     if is_address(location):
         return _address(int(location), size)
     if is_tensor(location):
-        place = _tensor_place(location, True, gpu_ok)
-        place.result = location
-        return place
+        extent = _tensor_extent(location, True, gpu_ok)
+        extent.result = location
+        return extent
     import numpy as np
 
     return (
-        _array_place(location, True)
+        _array_extent(location, True)
         if isinstance(location, np.ndarray)
-        else _buffer_place(location)
+        else _buffer_extent(location)
     )
 
 
-def _address(address: int, size: Any) -> Place:
+def _address(address: int, size: Any) -> Extent:
     if size is None:
         raise ValueError(f"address {address:#x}: target_sizes is needed with an address")
     if int(size) < 0 or address < 0:
         raise ValueError(f"address {address:#x} with size {size}: must not be negative")
-    return Place(address, int(size), 0, "DRAM", address)
+    return Extent(address, int(size), 0, "DRAM", address)
 
 
 def _allocate(size: int) -> Any:

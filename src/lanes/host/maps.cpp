@@ -43,7 +43,7 @@ bool RegionMap::pending() const {
     return state_ != State::ANSWERED;
 }
 
-void RegionMap::settle(MappedRegionPtr mapped, std::string reason) {
+void RegionMap::resolve(MappedRegionPtr mapped, std::string reason) {
     const MutexLock lock(mutex_);
     state_ = State::ANSWERED;
     answered_ = Clock::now();
@@ -91,7 +91,7 @@ std::vector<MapRequest::Region> HostMaps::nextRequest(const Grants& grants, Gran
         wanted_.pop_back();
         const auto found = regions_.find(entry->id);
         if (found == regions_.end() || found->second != entry) {
-            entry->settle(nullptr, "the region has been registered anew");
+            entry->resolve(nullptr, "the region has been registered anew");
             continue;
         }
         const MutexLock lock(entry->mutex_);
@@ -107,8 +107,8 @@ Result<std::shared_ptr<PeerFile>> HostMaps::mapFile(const base::Fd& fd) {
     if (fstat(fd.get(), &info) < 0) {
         return Status::backend("fstat", errno);
     }
-    std::weak_ptr<PeerFile>& slot = files_[{info.st_dev, info.st_ino}];
-    if (auto known = slot.lock()) {
+    std::weak_ptr<PeerFile>& mark = files_[{info.st_dev, info.st_ino}];
+    if (auto known = mark.lock()) {
         return known;
     }
     // The peer says so too, but it is this process that would be killed.
@@ -131,7 +131,7 @@ Result<std::shared_ptr<PeerFile>> HostMaps::mapFile(const base::Fd& fd) {
     file->size = size;
     // A child of this process has no agents, and must not keep the peer's memory alive.
     madvise(at, size, MADV_DONTFORK);
-    slot = file;
+    mark = file;
     return file;
 }
 
@@ -168,14 +168,14 @@ Status HostMaps::take(const MapReply& reply, const std::vector<base::Fd>& files)
         }
         if (!reply.answers) {
             if (region.pieces.empty()) {
-                found->second->settle(nullptr, region.reason);
+                found->second->resolve(nullptr, region.reason);
                 regions_.erase(found);
             }
             continue;
         }
         std::string reason = region.reason;
         MappedRegionPtr mapped = map(region, files, reason);
-        found->second->settle(std::move(mapped), std::move(reason));
+        found->second->resolve(std::move(mapped), std::move(reason));
     }
     std::erase_if(files_, [](const auto& one) { return one.second.expired(); });
     return {};
@@ -186,7 +186,7 @@ void HostMaps::dropRevoked(const HostPeer& host) {
         if (host.valid(one.second->id, one.second->generation)) {
             return false;
         }
-        one.second->settle(nullptr, "the region has been deregistered");
+        one.second->resolve(nullptr, "the region has been deregistered");
         return true;
     });
     std::erase_if(files_, [](const auto& one) { return one.second.expired(); });
@@ -208,7 +208,7 @@ void HostMaps::sessionLost() {
     wanted_.clear();
     std::erase_if(regions_, [](const auto& one) { return one.second.use_count() == 1; });
     for (const auto& [id, entry] : regions_) {
-        entry->settle(nullptr, "no session");
+        entry->resolve(nullptr, "no session");
         const MutexLock lock(entry->mutex_);
         entry->state_ = RegionMap::State::WANTED;
         wanted_.push_back(entry);

@@ -62,7 +62,7 @@ class RegionMap {
     using Clock = std::chrono::steady_clock;
     enum class State : uint8_t { WANTED, ASKED, ANSWERED };
 
-    void settle(MappedRegionPtr mapped, std::string reason);
+    void resolve(MappedRegionPtr mapped, std::string reason);
 
     std::atomic<bool> whole_{false};
     mutable Mutex mutex_;

@@ -111,7 +111,7 @@ bool processEnded(const base::Fd& pidfd) {
 
 bool PageAccess::enter() {
     if (epoch_ == 0) {
-        if (slot().load(std::memory_order_relaxed) == 0) {
+        if (mark().load(std::memory_order_relaxed) == 0) {
             epoch_ = generations_.epoch.load();
         } else {
             ++at_;
@@ -120,7 +120,7 @@ bool PageAccess::enter() {
     }
     uint64_t expected = 0;
     // Read-modify-write: it is ordered before the look at the generations that follows.
-    if (slot().compare_exchange_strong(expected, std::exchange(epoch_, 0))) {
+    if (mark().compare_exchange_strong(expected, std::exchange(epoch_, 0))) {
         return true;
     }
     ++at_;
@@ -138,15 +138,15 @@ bool Revocation::step() {
 
 bool QuietWait::step() {
     if (peer_ < peers_.size()) {
-        const PeerSlots& peer = *peers_[peer_];
-        const uint64_t begun = peer.page.as<SlotPage>()->slots[slot_].epoch.load();
+        const PeerMarks& peer = *peers_[peer_];
+        const uint64_t begun = peer.page.as<MarkPage>()->marks[mark_].epoch.load();
         if (begun != 0 && begun < epoch_ && !processEnded(peer.pidfd)) {
             ++looks_;
             return false;
         }
         looks_ = 0;
-        slot_ = (slot_ + 1) % SlotPage::kSlots;
-        peer_ += slot_ == 0 ? 1 : 0;
+        mark_ = (mark_ + 1) % MarkPage::kMarks;
+        peer_ += mark_ == 0 ? 1 : 0;
     }
     return peer_ == peers_.size();
 }
@@ -158,7 +158,7 @@ const std::string& QuietWait::peer() const {
 std::string HostOffer::encode() const {
     base::ByteWriter out;
     out.fixed(generationsFd);
-    out.fixed(slotsFd);
+    out.fixed(marksFd);
     return out.take();
 }
 
@@ -166,8 +166,8 @@ Result<HostOffer> HostOffer::decode(std::string_view body) {
     base::ByteReader in(body);
     HostOffer offer;
     offer.generationsFd = in.fixed<uint32_t>();
-    offer.slotsFd = in.fixed<uint32_t>();
-    if (!in.ok() || !in.atEnd() || offer.generationsFd > INT32_MAX || offer.slotsFd > INT32_MAX) {
+    offer.marksFd = in.fixed<uint32_t>();
+    if (!in.ok() || !in.atEnd() || offer.generationsFd > INT32_MAX || offer.marksFd > INT32_MAX) {
         return Status::invalidParam("malformed HOST_OFFER frame");
     }
     return offer;
@@ -191,30 +191,30 @@ Status HostTarget::ensurePage() {
     return {};
 }
 
-Result<std::shared_ptr<PeerSlots>> HostTarget::open(const std::string& peer, base::Fd pidfd) {
-    auto slots = std::make_shared<PeerSlots>();
-    slots->peer = peer;
-    slots->pidfd = std::move(pidfd);
-    auto page = makeShared("nixl-slots", sizeof(SlotPage), false, slots->file);
+Result<std::shared_ptr<PeerMarks>> HostTarget::open(const std::string& peer, base::Fd pidfd) {
+    auto marks = std::make_shared<PeerMarks>();
+    marks->peer = peer;
+    marks->pidfd = std::move(pidfd);
+    auto page = makeShared("nixl-marks", sizeof(MarkPage), false, marks->file);
     if (!page.ok()) {
         return page.status();
     }
-    slots->page = std::move(page).value();
+    marks->page = std::move(page).value();
     const MutexLock lock(mutex_);
     NIXL_RETURN_IF_ERROR(ensurePage());
-    peers_.push_back(slots);
-    return slots;
+    peers_.push_back(marks);
+    return marks;
 }
 
-HostOffer HostTarget::offer(const PeerSlots& slots) const {
+HostOffer HostTarget::offer(const PeerMarks& marks) const {
     const MutexLock lock(mutex_);
-    return {static_cast<uint32_t>(file_.get()), static_cast<uint32_t>(slots.file.get())};
+    return {static_cast<uint32_t>(file_.get()), static_cast<uint32_t>(marks.file.get())};
 }
 
-std::vector<base::Fd> HostTarget::pages(const PeerSlots& slots) const {
+std::vector<base::Fd> HostTarget::pages(const PeerMarks& marks) const {
     std::vector<base::Fd> both;
     const MutexLock lock(mutex_);
-    for (const base::Fd* const one : {&file_, &slots.file}) {
+    for (const base::Fd* const one : {&file_, &marks.file}) {
         both.push_back(duplicateFd(*one));
         if (!both.back()) {
             return {};
@@ -223,18 +223,18 @@ std::vector<base::Fd> HostTarget::pages(const PeerSlots& slots) const {
     return both;
 }
 
-void HostTarget::close(const std::shared_ptr<PeerSlots>& slots) {
+void HostTarget::close(const std::shared_ptr<PeerMarks>& marks) {
     const MutexLock lock(mutex_);
-    // Where the process may go on, so may an access of it: the slots are kept until it has left
+    // Where the process may go on, so may an access of it: the marks are kept until it has left
     // them or has ended.
-    std::erase_if(peers_, [&](const std::shared_ptr<PeerSlots>& one) {
-        if (one != slots && one.use_count() > 1) {
+    std::erase_if(peers_, [&](const std::shared_ptr<PeerMarks>& one) {
+        if (one != marks && one.use_count() > 1) {
             return false;
         }
-        const auto* page = one->page.as<SlotPage>();
+        const auto* page = one->page.as<MarkPage>();
         return processEnded(one->pidfd) ||
-               std::all_of(std::begin(page->slots), std::end(page->slots),
-                           [](const SlotPage::Slot& slot) { return slot.epoch.load() == 0; });
+               std::all_of(std::begin(page->marks), std::end(page->marks),
+                           [](const MarkPage::Mark& mark) { return mark.epoch.load() == 0; });
     });
 }
 
@@ -323,13 +323,13 @@ Result<std::shared_ptr<HostPeer>> HostPeer::create(HostProcess process,
                                                    const std::vector<base::Fd>& passed) {
     std::shared_ptr<HostPeer> peer(new HostPeer);
     peer->process_ = std::move(process);
-    peer->passes_ = passed.size() == 2;
+    peer->canPassDescriptors_ = passed.size() == 2;
     const Status attached = peer->attach();
     peer->attachError_ = attached.message();
     std::vector<base::Fd> taken;
-    if (!peer->passes_) {
+    if (!peer->canPassDescriptors_) {
         NIXL_RETURN_IF_ERROR(attached);
-        for (const uint32_t number : {offer.generationsFd, offer.slotsFd}) {
+        for (const uint32_t number : {offer.generationsFd, offer.marksFd}) {
             auto fd = takeForeign(peer->process_.pidfd, number);
             if (!fd.ok()) {
                 return fd.status();
@@ -337,17 +337,17 @@ Result<std::shared_ptr<HostPeer>> HostPeer::create(HostProcess process,
             taken.push_back(std::move(fd).value());
         }
     }
-    const std::vector<base::Fd>& pages = peer->passes_ ? passed : taken;
+    const std::vector<base::Fd>& pages = peer->canPassDescriptors_ ? passed : taken;
     auto generations = mapForeign(pages[0], sizeof(GenerationPage), PROT_READ);
     if (!generations.ok()) {
         return generations.status();
     }
-    auto slots = mapForeign(pages[1], sizeof(SlotPage), PROT_READ | PROT_WRITE);
-    if (!slots.ok()) {
-        return slots.status();
+    auto marks = mapForeign(pages[1], sizeof(MarkPage), PROT_READ | PROT_WRITE);
+    if (!marks.ok()) {
+        return marks.status();
     }
     peer->generations_ = std::move(generations).value();
-    peer->slots_ = std::move(slots).value();
+    peer->marks_ = std::move(marks).value();
     return peer;
 }
 
@@ -403,7 +403,7 @@ Status HostPeer::copyAttached(OpType op, const Batch& batch, uint64_t& moved) co
                                                 error);
     }
     moved = static_cast<uint64_t>(done);
-    return moved < batch.bytes ? Status::backend("part of the memory is not there any more", EFAULT)
+    return moved < batch.bytes ? Status::backend("part of the memory is not mapped", EFAULT)
                                : Status();
 }
 
@@ -411,9 +411,9 @@ Status HostPeer::transfer(OpType op, const Batch& batch, uint64_t& moved) {
     moved = 0;
     static std::atomic<unsigned> next_start{0};
     thread_local const unsigned start = next_start.fetch_add(1);
-    PageAccess access(*slots_.as<SlotPage>(), *generations_.as<const GenerationPage>(), start);
+    PageAccess access(*marks_.as<MarkPage>(), *generations_.as<const GenerationPage>(), start);
     for (unsigned step = 1; !access.enter(); ++step) {
-        if (step % SlotPage::kSlots == 0) {
+        if (step % MarkPage::kMarks == 0) {
             std::this_thread::yield();
         }
     }

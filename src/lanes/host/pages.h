@@ -1,8 +1,8 @@
 // The host lane's shared pages, and copies to and from another process: by attaching to it, or
 // through its memory mapped here (host_maps.h). The target publishes the lowest
 // valid generation of every region in a page that peers can only read, and gives each peer a page
-// of slots in which it marks that it is inside an access. A deregistration bumps the generation and
-// waits for the slots. The boundary on one host is the user and ptrace: whoever may attach may do
+// of marks in which it marks that it is inside an access. A deregistration bumps the generation and
+// waits for the marks. The boundary on one host is the user and ptrace: whoever may attach may do
 // anything; the pages guard against mistakes and races.
 #pragma once
 
@@ -62,13 +62,13 @@ struct GenerationPage {
 };
 
 // Layout of the page of one pair, written by the initiator: the epoch at which the access in each
-// slot began, 0 where there is none.
-struct SlotPage {
-    static constexpr size_t kSlots = 64;
-    struct alignas(64) Slot {
+// mark began, 0 where there is none.
+struct MarkPage {
+    static constexpr size_t kMarks = 64;
+    struct alignas(64) Mark {
         std::atomic<uint64_t> epoch;
     };
-    Slot slots[kSlots];
+    Mark marks[kMarks];
 };
 
 // The protocol of the pages, in steps: of what happens in one of them nobody sees a part. The lane
@@ -78,24 +78,24 @@ struct SlotPage {
 // One access of an initiator: entered, then looked whether it is allowed, then copied, then left.
 class PageAccess {
   public:
-    // Looks for a free slot from `start` on.
-    PageAccess(SlotPage& slots, const GenerationPage& generations, unsigned start)
-        : slots_(slots), generations_(generations), at_(start) {}
+    // Looks for a free mark from `start` on.
+    PageAccess(MarkPage& marks, const GenerationPage& generations, unsigned start)
+        : marks_(marks), generations_(generations), at_(start) {}
     // A step of entering; true: it is inside.
     bool enter();
     bool allowed(uint64_t region, uint32_t generation) const {
         return region < GenerationPage::kRegions &&
                generations_.lowestValid[region].load() <= generation;
     }
-    void leave() { slot().exchange(0); }
+    void leave() { mark().exchange(0); }
 
   private:
-    std::atomic<uint64_t>& slot() { return slots_.slots[at_ % SlotPage::kSlots].epoch; }
+    std::atomic<uint64_t>& mark() { return marks_.marks[at_ % MarkPage::kMarks].epoch; }
 
-    SlotPage& slots_;
+    MarkPage& marks_;
     const GenerationPage& generations_;
     unsigned at_;
-    uint64_t epoch_ = 0;  // not 0: read, to be entered in the slot
+    uint64_t epoch_ = 0;  // not 0: read, to be entered in the mark
 };
 
 // A target's revocation of a region; accesses that enter after its last step are refused.
@@ -112,36 +112,36 @@ class Revocation {
     bool refused_ = false;
 };
 
-struct PeerSlots;
+struct PeerMarks;
 
-// A target's waiting for the accesses that began before now: one look at one slot a step.
+// A target's waiting for the accesses that began before now: one look at one mark a step.
 class QuietWait {
   public:
-    QuietWait(const GenerationPage& page, std::vector<std::shared_ptr<PeerSlots>> peers)
+    QuietWait(const GenerationPage& page, std::vector<std::shared_ptr<PeerMarks>> peers)
         : epoch_(page.epoch.load()), peers_(std::move(peers)) {}
     bool step();  // true: that was the last
-    // How often it has looked at the slot it stands at, and whose that is.
+    // How often it has looked at the mark it stands at, and whose that is.
     unsigned looks() const { return looks_; }
     const std::string& peer() const;
 
   private:
     const uint64_t epoch_;
-    const std::vector<std::shared_ptr<PeerSlots>> peers_;
+    const std::vector<std::shared_ptr<PeerMarks>> peers_;
     size_t peer_ = 0;
-    size_t slot_ = 0;
+    size_t mark_ = 0;
     unsigned looks_ = 0;
 };
 
 // What a target tells a peer on the control connection: where to find its pages.
 struct HostOffer {
     uint32_t generationsFd = 0;
-    uint32_t slotsFd = 0;
+    uint32_t marksFd = 0;
     std::string encode() const;
     static Result<HostOffer> decode(std::string_view body);
 };
 
-// The slots of one peer, on the target's side.
-struct PeerSlots {
+// The marks of one peer, on the target's side.
+struct PeerMarks {
     std::string peer;
     base::Fd file;
     Mapping page;
@@ -153,11 +153,11 @@ class HostTarget {
   public:
     // Pages for one more peer, of whose process `pidfd` is a descriptor (invalid: unknown).
     // NOT_SUPPORTED where the system has no sealed memory.
-    Result<std::shared_ptr<PeerSlots>> open(const std::string& peer, base::Fd pidfd);
-    HostOffer offer(const PeerSlots& slots) const;
+    Result<std::shared_ptr<PeerMarks>> open(const std::string& peer, base::Fd pidfd);
+    HostOffer offer(const PeerMarks& marks) const;
     // Duplicates of the descriptors of both pages, to be passed to the peer; none where that fails.
-    std::vector<base::Fd> pages(const PeerSlots& slots) const;
-    void close(const std::shared_ptr<PeerSlots>& slots);
+    std::vector<base::Fd> pages(const PeerMarks& marks) const;
+    void close(const std::shared_ptr<PeerMarks>& marks);
 
     void revoke(uint64_t region, uint32_t generation);
     void restore(uint64_t region, uint32_t generation);
@@ -170,7 +170,7 @@ class HostTarget {
     mutable Mutex mutex_;
     base::Fd file_ NIXL_GUARDED_BY(mutex_);
     Mapping page_ NIXL_GUARDED_BY(mutex_);
-    std::vector<std::shared_ptr<PeerSlots>> peers_ NIXL_GUARDED_BY(mutex_);
+    std::vector<std::shared_ptr<PeerMarks>> peers_ NIXL_GUARDED_BY(mutex_);
     // Revocations from before there was a page.
     std::unordered_map<uint64_t, uint32_t> early_ NIXL_GUARDED_BY(mutex_);
 };
@@ -186,7 +186,7 @@ struct HostProcess {
 // The initiator's side of one process. Thread-safe.
 class HostPeer {
   public:
-    // Maps the pages of `offer`, from `passed` (generations, slots) where the session brought
+    // Maps the pages of `offer`, from `passed` (generations, marks) where the session brought
     // their descriptors, and tries to attach: checks that the process holds `cookie` at
     // `cookieAt`. NOT_SUPPORTED with the reason where neither copies by attaching nor through
     // mapped memory are possible.
@@ -220,7 +220,7 @@ class HostPeer {
     bool attached() const { return attachError_.empty(); }
     const std::string& attachError() const { return attachError_; }
     // The peer passes descriptors over the session.
-    bool passes() const { return passes_; }
+    bool canPassDescriptors() const { return canPassDescriptors_; }
     pid_t pid() const { return process_.pid; }
 
     static constexpr size_t kMaxVectors = 64;
@@ -236,11 +236,11 @@ class HostPeer {
 
     HostProcess process_;
     std::string attachError_;
-    bool passes_ = false;
+    bool canPassDescriptors_ = false;
     std::atomic<bool> ended_{false};
     std::atomic<int64_t> seenAlive_{0};  // ns of steady_clock
     Mapping generations_;
-    Mapping slots_;
+    Mapping marks_;
 };
 
 base::Fd duplicateFd(const base::Fd& fd);

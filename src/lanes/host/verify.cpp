@@ -32,7 +32,7 @@ Status HostVerifier::verify(HostPeer& host, const HostPeer::Batch& batch, uint64
             const size_t size = std::min(vector.iov_len - done, kStep);
             const iovec piece{static_cast<char*>(vector.iov_base) + done, size};
             if (!memory::copyChecked(&piece, 1, here_.get(), size, memory::Copy::FROM_VECTORS)) {
-                return Status::backend("memory of this side is not there any more", EFAULT);
+                return Status::backend("local memory is not mapped", EFAULT);
             }
             const char* const there = there_.get() + good;
             const auto differs = std::mismatch(there, there + size, here_.get());

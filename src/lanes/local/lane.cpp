@@ -129,29 +129,30 @@ class LocalTransfer final : public BackendTransfer {
                 std::string_view notification,
                 bool has_notification) override {
         // A copy inside post needs nothing that outlives it, and posts are serialised.
-        const std::shared_ptr<Run> run = inline_ ? inlineRun_ : std::make_shared<Run>();
-        run->target = target_.lock();
-        if (run->target == nullptr) {
+        const std::shared_ptr<PostOperation> operation =
+            inline_ ? inlineOperation_ : std::make_shared<PostOperation>();
+        operation->target = target_.lock();
+        if (operation->target == nullptr) {
             return Status::disconnected("agent \"" + std::string(plan_.peer.name) +
                                         "\" of this process has been destroyed");
         }
         if (!plan_.peer.self) {
-            NIXL_RETURN_IF_ERROR(pinTarget(*run));
+            NIXL_RETURN_IF_ERROR(pinTarget(*operation));
         }
-        run->notify = has_notification;
+        operation->notify = has_notification;
         if (has_notification) {
-            run->notification = notification;
-            run->from = self_;
+            operation->notification = notification;
+            operation->from = self_;
         }
-        run->completion = std::move(completion);
+        operation->completion = std::move(completion);
         if (inline_) {
             if (plan_.bytes > 0) {
                 copyRange(plan_, 0, plan_.bytes);
             }
-            finish(*run, true);
+            finish(*operation, true);
             return {};
         }
-        start(run);
+        start(operation);
         return {};
     }
 
@@ -161,10 +162,10 @@ class LocalTransfer final : public BackendTransfer {
         }
     }
 
-    // Whoever polls copies a chunk himself: otherwise he takes a processor from the pool.
+    // A caller that polls copies a chunk too: otherwise it takes a processor from the pool.
     void help() override {
         if (const auto job = current(); job != nullptr) {
-            job->help();
+            job->progress();
         }
     }
 
@@ -185,7 +186,7 @@ class LocalTransfer final : public BackendTransfer {
 
   private:
     // What one post keeps until its end.
-    struct Run {
+    struct PostOperation {
         CompletionPtr completion;
         std::shared_ptr<TargetAccess> target;
         std::vector<RegionPin> pins;
@@ -195,15 +196,15 @@ class LocalTransfer final : public BackendTransfer {
         std::atomic<uint64_t> copied{0};
     };
 
-    Status pinTarget(Run& run) {
-        run.pins.clear();  // of a post that was refused
-        run.pins.reserve(plan_.remoteRegions.size());
+    Status pinTarget(PostOperation& operation) {
+        operation.pins.clear();  // of a post that was refused
+        operation.pins.reserve(plan_.remoteRegions.size());
         for (const PlanRegion& region : plan_.remoteRegions) {
-            Result<RegionPin> pin = run.target->pin(region.id, region.generation);
+            Result<RegionPin> pin = operation.target->pin(region.id, region.generation);
             if (!pin.ok()) {
                 return pin.status();
             }
-            run.pins.push_back(std::move(pin).value());
+            operation.pins.push_back(std::move(pin).value());
         }
         return {};
     }
@@ -213,32 +214,34 @@ class LocalTransfer final : public BackendTransfer {
         return job_;
     }
 
-    void start(const std::shared_ptr<Run>& run) {
+    void start(const std::shared_ptr<PostOperation>& operation) {
         const uint64_t chunks = (plan_.bytes + chunkBytes_ - 1) / chunkBytes_;
-        // The plan outlives the post, and the run is the last to know of it.
+        // The plan outlives the post, and the operation is the last to know of it.
         const TransferPlan& plan = plan_;
         const uint64_t size = chunkBytes_;
         PluginServices& services = services_;
         const auto job = base::ChunkedJob::create(
             chunks,
-            [run, &plan, size, in_order = inOrder_](uint64_t index) {
-                if (run->completion->cancelRequested()) {
+            [operation, &plan, size, in_order = inOrder_](uint64_t index) {
+                if (operation->completion->cancelRequested()) {
                     return false;
                 }
                 if (in_order) {
-                    if (!copyInOrder(plan, *run->completion)) {
+                    if (!copyInOrder(plan, *operation->completion)) {
                         return false;
                     }
-                    run->copied.store(plan.bytes, std::memory_order_relaxed);
+                    operation->copied.store(plan.bytes, std::memory_order_relaxed);
                     return true;
                 }
                 const uint64_t begin = index * size;
                 const uint64_t end = std::min(begin + size, plan.bytes);
                 copyRange(plan, begin, end);
-                run->copied.fetch_add(end - begin, std::memory_order_relaxed);
+                operation->copied.fetch_add(end - begin, std::memory_order_relaxed);
                 return true;
             },
-            [run, bytes = plan.bytes] { finish(*run, run->copied.load() == bytes); });
+            [operation, bytes = plan.bytes] {
+                finish(*operation, operation->copied.load() == bytes);
+            });
         const auto workers = static_cast<unsigned>(
             std::min<uint64_t>(chunks, std::max(1U, services.copyPool().threads())));
         {
@@ -248,14 +251,15 @@ class LocalTransfer final : public BackendTransfer {
         job->start(services.copyPool(), workers, plan_.bytes > base::kBulkBytes);
     }
 
-    static void finish(Run& run, bool whole) {
-        const CompletionPtr completion = std::move(run.completion);
+    static void finish(PostOperation& operation, bool whole) {
+        const CompletionPtr completion = std::move(operation.completion);
         Status status;
-        if (whole && run.notify) {
-            status = run.target->deliverLocal(run.from, std::move(run.notification));
+        if (whole && operation.notify) {
+            status =
+                operation.target->deliverLocal(operation.from, std::move(operation.notification));
         }
-        run.pins.clear();
-        run.target.reset();
+        operation.pins.clear();
+        operation.target.reset();
         if (!whole) {
             completion->cancel();
         } else if (!status.ok()) {
@@ -273,7 +277,7 @@ class LocalTransfer final : public BackendTransfer {
     bool inline_ = false;
     uint64_t chunkBytes_ = 0;
     bool inOrder_ = false;  // one thread does all
-    const std::shared_ptr<Run> inlineRun_ = std::make_shared<Run>();
+    const std::shared_ptr<PostOperation> inlineOperation_ = std::make_shared<PostOperation>();
     Mutex mutex_;  // cancel may come while post sets the job
     std::shared_ptr<base::ChunkedJob> job_ NIXL_GUARDED_BY(mutex_);
 };

@@ -13,7 +13,7 @@ namespace nixl::peer {
 namespace {
 
 Status memoryGone() {
-    return Status::backend("memory of this side is not there any more", EFAULT);
+    return Status::backend("local memory is not mapped", EFAULT);
 }
 
 }  // namespace

@@ -93,7 +93,7 @@ Status TargetConnection::receiveSome(uint64_t& budget, bool& dry) {
             got = came.value();
             dry = got < room;
         }
-        loop_.sayMoved();
+        loop_.releaseMoved();
         NIXL_RETURN_IF_ERROR(target_.received(got));
         if (dry) {
             return {};
@@ -254,14 +254,14 @@ void ClientConnection::arm() {
 
 // Without the lock, after each use of it: does for those who could not get it what they came for.
 void ClientConnection::servePokes() {
-    while (poked_.load() && mutex_.tryLock()) {
-        poked_.store(false);
-        pokeLocked(kInlineBytes);
+    while (woken_.load() && mutex_.tryLock()) {
+        woken_.store(false);
+        wakeLocked(kInlineBytes);
     }
 }
 
 // With the lock, which it gives back.
-void ClientConnection::pokeLocked(uint64_t inline_bytes) {
+void ClientConnection::wakeLocked(uint64_t inline_bytes) {
     Report report;
     if (!ended_) {
         Status status;
@@ -271,14 +271,14 @@ void ClientConnection::pokeLocked(uint64_t inline_bytes) {
         } else {
             feed_(client_);
         }
-        report = settle(std::move(status));
+        report = finishTurn(std::move(status));
     }
     mutex_.unlock();
-    tell(std::move(report));
+    dispatchCompletions(std::move(report));
 }
 
 // After move(): arms the connection again, or ends it.
-ClientConnection::Report ClientConnection::settle(Status status) {
+ClientConnection::Report ClientConnection::finishTurn(Status status) {
     Report report;
     if (!ended_ && !status.ok()) {
         ended_ = true;
@@ -296,7 +296,7 @@ ClientConnection::Report ClientConnection::settle(Status status) {
 }
 
 // Without the lock: tells what finished, and the end of the connection.
-void ClientConnection::tell(Report report) {
+void ClientConnection::dispatchCompletions(Report report) {
     if (report.gone) {
         channel_->shutdown();
         loop_.remove(*this);
@@ -327,10 +327,10 @@ uint64_t ClientConnection::serve() {
             return 0;
         }
         moved = moved_;
-        report = settle(move(kTurn));
+        report = finishTurn(move(kTurn));
         moved = moved_ - moved;
     }
-    tell(std::move(report));
+    dispatchCompletions(std::move(report));
     servePokes();
     return moved;
 }
@@ -339,18 +339,18 @@ void ClientConnection::end(const Status& why) {
     Report report;
     {
         const MutexLock lock(mutex_);
-        report = settle(why);
+        report = finishTurn(why);
     }
-    tell(std::move(report));
+    dispatchCompletions(std::move(report));
 }
 
-void ClientConnection::poke(uint64_t inline_bytes) {
+void ClientConnection::wake(uint64_t inline_bytes) {
     if (mutex_.tryLock()) {
-        pokeLocked(inline_bytes);
+        wakeLocked(inline_bytes);
     } else {
-        // Somebody moves bytes right now and may have looked for parts already: he looks again when
-        // he lets go of the lock, unless he just has.
-        poked_.store(true);
+        // A thread moves bytes right now and may have looked for parts already: it looks again when
+        // it lets go of the lock, unless it just has.
+        woken_.store(true);
     }
     servePokes();
 }
@@ -361,10 +361,10 @@ void ClientConnection::pollReady() {
     }
     Report report;
     if (!ended_) {
-        report = settle(move(kHelpTurn));
+        report = finishTurn(move(kHelpTurn));
     }
     mutex_.unlock();
-    tell(std::move(report));
+    dispatchCompletions(std::move(report));
     servePokes();
 }
 
@@ -381,11 +381,11 @@ void ClientConnection::expire(Reactor::Clock::time_point now, std::chrono::milli
         seenUnsent_ = unsent;
         seenAt_ = now;
     } else if (!ended_ && now - seenAt_ >= patience) {
-        report = settle(Status::disconnected("nothing has moved on its data connection for " +
-                                             std::to_string(patience.count()) + " ms"));
+        report = finishTurn(Status::disconnected("nothing has moved on its data connection for " +
+                                                 std::to_string(patience.count()) + " ms"));
     }
     mutex_.unlock();
-    tell(std::move(report));
+    dispatchCompletions(std::move(report));
     servePokes();
 }
 
@@ -395,10 +395,10 @@ void ClientConnection::cancel(const PartOwner* owner) {
         const MutexLock lock(mutex_);
         if (!ended_) {
             client_.cancel(owner);
-            report = settle({});
+            report = finishTurn({});
         }
     }
-    tell(std::move(report));
+    dispatchCompletions(std::move(report));
     servePokes();
 }
 

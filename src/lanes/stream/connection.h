@@ -67,7 +67,7 @@ class ClientConnection final : public DataConnection {
     void end(const Status& why) override;
     // There may be something to take: sends at once what goes without waiting, at most
     // `inline_bytes`; the loop's threads do the rest.
-    void poke(uint64_t inline_bytes);
+    void wake(uint64_t inline_bytes);
     // Ends the connection where answers are owed and nothing has moved for `patience`: nobody may
     // be there any more. Called now and then, always by the same thread.
     void expire(Reactor::Clock::time_point now, std::chrono::milliseconds patience);
@@ -83,14 +83,14 @@ class ClientConnection final : public DataConnection {
     Status move(uint64_t budget) NIXL_REQUIRES(mutex_);
     void arm() NIXL_REQUIRES(mutex_);
     void servePokes();
-    void pokeLocked(uint64_t inline_bytes) NIXL_RELEASE(mutex_);
+    void wakeLocked(uint64_t inline_bytes) NIXL_RELEASE(mutex_);
     struct Report {
         bool gone = false;
         Status status;
         std::vector<FinishedPart> finished;
     };
-    Report settle(Status status) NIXL_REQUIRES(mutex_);
-    void tell(Report report);
+    Report finishTurn(Status status) NIXL_REQUIRES(mutex_);
+    void dispatchCompletions(Report report);
 
     Mutex mutex_;
     StreamClient client_ NIXL_GUARDED_BY(mutex_);
@@ -100,7 +100,7 @@ class ClientConnection final : public DataConnection {
     uint64_t seenMoved_ NIXL_GUARDED_BY(mutex_) = 0;
     size_t seenUnsent_ NIXL_GUARDED_BY(mutex_) = 0;
     Reactor::Clock::time_point seenAt_ NIXL_GUARDED_BY(mutex_);
-    std::atomic<bool> poked_{false};
+    std::atomic<bool> woken_{false};
     std::vector<FinishedPart> spare_ NIXL_GUARDED_BY(mutex_);  // empty; its memory is used again
     const Feed feed_;
     std::function<void(const Status&)> gone_;

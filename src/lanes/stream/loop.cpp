@@ -100,8 +100,8 @@ Status DataLoop::add(const std::shared_ptr<DataConnection>& connection, uint32_t
     return {};
 }
 
-void DataConnection::watchAgain() {
-    loop_.watchAgain(*this);
+void DataConnection::resumeReads() {
+    loop_.resumeReads(*this);
 }
 
 void DataLoop::arm(const DataConnection& connection, uint32_t events) {
@@ -129,7 +129,7 @@ void DataLoop::rearm(DataConnection& connection, uint32_t events, bool brief) {
     pollSet_.guard();
 }
 
-void DataLoop::watchAgain(DataConnection& connection) {
+void DataLoop::resumeReads(DataConnection& connection) {
     const MutexLock lock(connection.armMutex_);
     if (std::exchange(connection.left_, false)) {
         arm(connection, connection.events_);

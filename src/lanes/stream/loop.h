@@ -33,7 +33,7 @@ class DataConnection : public base::PollSet::Member {
     // Moves bytes until nothing moves or others should have a turn; ends with the loop's rearm()
     // or remove(). Returns how many it has moved.
     virtual uint64_t serve() = 0;
-    void watchAgain() override;
+    void resumeReads() override;
     // The loop has ended: nobody serves it any more.
     virtual void end(const Status& why) = 0;
 
@@ -71,12 +71,12 @@ class DataLoop {
     // Waits for `events` once more. Any thread, also while another serves. `brief`: what it waits
     // for is soon done, so callers who poll may do it.
     void rearm(DataConnection& connection, uint32_t events, bool brief);
-    void watchAgain(DataConnection& connection);
+    void resumeReads(DataConnection& connection);
     void remove(const DataConnection& connection);
     // Payload that a stream thread has moved is seen by whoever hears of it on another thread, also
     // where the word comes from another process: said after moving, asked before telling.
-    void sayMoved() { moved_.fetch_add(1, std::memory_order_acq_rel); }
-    void hearMoved() { moved_.fetch_add(0, std::memory_order_acq_rel); }
+    void releaseMoved() { moved_.fetch_add(1, std::memory_order_acq_rel); }
+    void acquireMoved() { moved_.fetch_add(0, std::memory_order_acq_rel); }
     // Ends the threads, then the connections.
     void stop(const Status& why);
     const base::BusyPoll& busyPoll() const { return busyPoll_; }

@@ -18,7 +18,7 @@ constexpr size_t kMaxReplies = 1 << 20;
 constexpr uint64_t kCopiedTail = 4096;
 
 Status memoryGone() {
-    return Status::backend("registered memory is not there any more", EFAULT);
+    return Status::backend("registered memory is not mapped", EFAULT);
 }
 
 }  // namespace
@@ -220,7 +220,7 @@ Status StreamTarget::onGrant(std::string_view body) {
 void StreamTarget::checkRequest() {
     regions_.clear();
     if (!proved_.contains(request_.grant)) {
-        failRequest(Status::notAllowed("the metadata used is not valid here any more"), 0);
+        failRequest(Status::notAllowed("the metadata used is no longer valid here"), 0);
         return;
     }
     for (const RegionRef& wanted : request_.regions) {

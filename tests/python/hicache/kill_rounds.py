@@ -68,7 +68,7 @@ def verifier(path: str, layout: str, wanted: list[str], unsure: list[str]) -> in
                 print(f"wrong bytes: {key}", file=sys.stderr)
                 bad += 1
     if connector.get_stats()["corrupt"] and layout != "files":
-        print("an acknowledged place was corrupt", file=sys.stderr)
+        print("an acknowledged folder was corrupt", file=sys.stderr)
         bad += 1
     connector.close()
     return bad

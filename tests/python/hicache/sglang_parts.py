@@ -50,12 +50,12 @@ class Finder(HollowFinder):
             return
         import torch
 
-        place = pathlib.Path(sys.modules[f"{CACHE}.pool_host"].__path__[0], "mha.py")
-        text = place.read_text()
+        folder = pathlib.Path(sys.modules[f"{CACHE}.pool_host"].__path__[0], "mha.py")
+        text = folder.read_text()
         if not hasattr(torch.float32, "itemsize"):  # torch < 2.1
             text = text.replace("self.dtype.itemsize", "_itemsize(self)")
             module._itemsize = lambda pool: torch.empty(0, dtype=pool.dtype).element_size()
-        exec(compile(text, str(place), "exec"), module.__dict__)
+        exec(compile(text, str(folder), "exec"), module.__dict__)
 
 
 def page_hashes(tokens, count, width, bigram, prior, page_size):

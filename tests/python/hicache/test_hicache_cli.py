@@ -97,10 +97,10 @@ def test_stat_counts_what_was_being_written(store):
 @pytest.mark.parametrize("damage", [b"", b"nonsense", None], ids=["empty", "damaged", "missing"])
 def test_a_damaged_format_comes_with_advice(store, damage):
     """The files are still looked at; what helps is said, and does help."""
-    place = store / ".nixl-packed" / "format"
-    place.unlink()
+    folder = store / ".nixl-packed" / "format"
+    folder.unlink()
     if damage is not None:
-        place.write_bytes(damage)
+        folder.write_bytes(damage)
     for command in ("stat", "verify", "compact"):
         done = run(command, str(store))
         words = f"nixl.hicache clear {store}"

@@ -19,13 +19,13 @@ MEMFD_SECRET = 447
 @pytest.fixture
 def ramfs(tmp_path):
     """A file system without O_DIRECT and without extended attributes."""
-    place = tmp_path / "ram"
-    place.mkdir()
-    done = subprocess.run(["mount", "-t", "ramfs", "ramfs", str(place)], capture_output=True)
+    folder = tmp_path / "ram"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "ramfs", "ramfs", str(folder)], capture_output=True)
     if done.returncode != 0:
         pytest.skip("mounting a ramfs needs root")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def aligned(blocks: int) -> np.ndarray:

@@ -21,16 +21,16 @@ from nixl.hicache.workshop import collect
 VALUE = np.arange(100, dtype=np.uint8)
 
 
-def files_of(place: pathlib.Path) -> set[str]:
+def files_of(folder: pathlib.Path) -> set[str]:
     return {
-        str(path.relative_to(place))
-        for path in place.rglob("*")
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
         if path.is_file() and ".nixl-" not in str(path)
     }
 
 
-def has_marks(place: pathlib.Path) -> bool:
-    probe = place / "probe"
+def has_marks(folder: pathlib.Path) -> bool:
+    probe = folder / "probe"
     probe.write_bytes(b"")
     try:
         os.setxattr(probe, "user.nixl.own", b"x")

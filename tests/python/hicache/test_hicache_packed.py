@@ -97,13 +97,13 @@ def test_one_key_replaced_under_a_cap_takes_no_more_than_the_cap(make, tmp_path,
 
 @pytest.mark.parametrize("layout", ["packed", "backend"])
 def test_a_full_disk_is_not_full_while_most_of_it_is_dead(make, tmp_path, layout):
-    place = tmp_path / "disk"
-    place.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
     if subprocess.run(words, capture_output=True).returncode != 0:
         pytest.skip("mounting a tmpfs needs root")
     try:
-        connector = make(place / "store", layout=layout)  # no cap
+        connector = make(folder / "store", layout=layout)  # no cap
         value = block(1, 1 << 20)
         for i in range(30):
             value[0] = i
@@ -111,7 +111,7 @@ def test_a_full_disk_is_not_full_while_most_of_it_is_dead(make, tmp_path, layout
         assert np.array_equal(fetch(connector, ["k"], 1 << 20)[0], value)
         connector.close()
     finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("layout", ["packed", "backend"])

@@ -41,17 +41,17 @@ for i, _ in enumerate(sys.stdin):  # a batch for each line
 """
 
 
-def mount(image: pathlib.Path, place: pathlib.Path) -> None:
-    place.mkdir(exist_ok=True)
+def mount(image: pathlib.Path, folder: pathlib.Path) -> None:
+    folder.mkdir(exist_ok=True)
     done = subprocess.run(
-        ["mount", "-o", "loop", str(image), str(place)], capture_output=True, text=True
+        ["mount", "-o", "loop", str(image), str(folder)], capture_output=True, text=True
     )
     if done.returncode != 0:
         pytest.skip(f"an ext4 cannot be mounted here: {done.stderr.strip()}")
 
 
-def umount(place: pathlib.Path) -> None:
-    subprocess.run(["umount", "-l", str(place)], check=True)
+def umount(folder: pathlib.Path) -> None:
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture
@@ -59,13 +59,13 @@ def image(tmp_path):
     """A mounted ext4: (its file, where it is)."""
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("mkfs.ext4 is not installed")
-    file, place = tmp_path / "disk.img", tmp_path / "disk"
+    file, folder = tmp_path / "disk.img", tmp_path / "disk"
     with open(file, "wb") as made:
         made.truncate(IMAGE_BYTES)
     subprocess.run(["mkfs.ext4", "-q", "-F", str(file)], check=True)
-    mount(file, place)
-    yield file, place
-    umount(place)
+    mount(file, folder)
+    yield file, folder
+    umount(folder)
 
 
 class Said:
@@ -89,20 +89,20 @@ class Said:
         return int(lines[-1].split(b"-")[1]) if lines else None
 
 
-def check(copy: pathlib.Path, place: pathlib.Path, layout: str, kind: str, upto: int) -> None:
+def check(copy: pathlib.Path, folder: pathlib.Path, layout: str, kind: str, upto: int) -> None:
     """As after the cut: every key up to that number is there, with its bytes."""
     from hicache_support import storage_config
     from kill_rounds import payload
     from nixl.hicache import HiCacheNixl
 
-    mount(copy, place)
+    mount(copy, folder)
     try:
         section = hicache_section(layout, verify="true")
         if kind == "pages":
             config = storage_config(extra_config={"hicache": section, "l3_cleaner_enabled": False})
-            connector = HiCacheNixl(config, str(place / "store"))
+            connector = HiCacheNixl(config, str(folder / "store"))
         else:
-            connector = HiCacheNixl(str(place / "store"), "POSIX", config={"hicache": section})
+            connector = HiCacheNixl(str(folder / "store"), "POSIX", config={"hicache": section})
         with connector:
             keys = [f"k-{i}" for i in range(upto + 1)]
             targets = [np.zeros(payload(key).size, dtype=np.uint8) for key in keys]
@@ -112,20 +112,20 @@ def check(copy: pathlib.Path, place: pathlib.Path, layout: str, kind: str, upto:
             for key, value in zip(keys, found, strict=True):
                 assert np.array_equal(value, payload(key)), key
     finally:
-        umount(place)
+        umount(folder)
 
 
 @pytest.mark.parametrize("kind", ["keys", "pages"])
 @pytest.mark.parametrize("layout", ["files", "packed"])
 def test_what_was_acknowledged_survives_a_power_cut(tmp_path, image, layout, kind):
-    file, place = image
+    file, folder = image
     seed = int.from_bytes(os.urandom(4), "little")
     print("seed", seed)
     rng = random.Random(seed)
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     env = dict(os.environ, PYTHONPATH=path)
     writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(place / "store"), layout, kind],
+        [sys.executable, "-c", WRITER, str(folder / "store"), layout, kind],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, bufsize=0,
     )  # fmt: skip
     said = Said(writer)

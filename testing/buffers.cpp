@@ -1,5 +1,5 @@
-// See places.h.
-#include "testing/places.h"
+// See buffers.h.
+#include "testing/buffers.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -21,9 +21,9 @@ constexpr uint64_t kPage = 4096;
     std::abort();
 }
 
-class HostPlace final : public Place {
+class HostBuffer final : public Buffer {
   public:
-    HostPlace(uint64_t size, uint64_t misalign) : Place(size), mapped_(size + misalign + kPage) {
+    HostBuffer(uint64_t size, uint64_t misalign) : Buffer(size), mapped_(size + misalign + kPage) {
         void* const memory =
             mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (memory == MAP_FAILED) {
@@ -32,7 +32,7 @@ class HostPlace final : public Place {
         base_ = static_cast<uint8_t*>(memory);
         start_ = base_ + misalign;
     }
-    ~HostPlace() override { munmap(base_, mapped_); }
+    ~HostBuffer() override { munmap(base_, mapped_); }
 
     MemoryRegion region() const override {
         return {MemType::DRAM, reinterpret_cast<uint64_t>(start_), size(), 0, {}};
@@ -50,10 +50,10 @@ class HostPlace final : public Place {
     uint8_t* start_ = nullptr;
 };
 
-class FilePlace final : public Place {
+class FileBuffer final : public Buffer {
   public:
-    FilePlace(uint64_t size, FileMode mode, const std::string& folder, int open_flags)
-        : Place(size), mode_(mode) {
+    FileBuffer(uint64_t size, FileMode mode, const std::string& folder, int open_flags)
+        : Buffer(size), mode_(mode) {
         const char* const temporary = std::getenv("TMPDIR");
         path_ = (!folder.empty()        ? folder
                  : temporary != nullptr ? temporary
@@ -66,7 +66,7 @@ class FilePlace final : public Place {
         given_ = mode == FileMode::PATH ? -1 : open(path_.c_str(), O_RDWR | O_CLOEXEC | open_flags);
         metadata_ = mode == FileMode::PATH ? "rw:" + path_ : "";
     }
-    ~FilePlace() override {
+    ~FileBuffer() override {
         close(own_);
         if (given_ >= 0) {
             close(given_);
@@ -119,20 +119,20 @@ std::vector<uint8_t> pattern(uint64_t seed, uint64_t offset, uint64_t size) {
     return out;
 }
 
-void Place::fill(uint64_t seed) {
+void Buffer::fill(uint64_t seed) {
     for (uint64_t offset = 0; offset < size_; offset += kStep) {
         write(offset, pattern(seed, offset, std::min(kStep, size_ - offset)));
     }
 }
 
-void Place::clear() {
+void Buffer::clear() {
     const std::vector<uint8_t> zeros(std::min(kStep, size_));
     for (uint64_t offset = 0; offset < size_; offset += kStep) {
         write(offset, std::span(zeros).first(std::min(kStep, size_ - offset)));
     }
 }
 
-std::vector<uint8_t> Place::bytes(uint64_t offset, uint64_t size) const {
+std::vector<uint8_t> Buffer::bytes(uint64_t offset, uint64_t size) const {
     std::vector<uint8_t> out(size);
     if (size > 0) {
         read(offset, out);
@@ -140,15 +140,15 @@ std::vector<uint8_t> Place::bytes(uint64_t offset, uint64_t size) const {
     return out;
 }
 
-std::unique_ptr<Place> makeHostPlace(uint64_t size, uint64_t misalign) {
-    return std::make_unique<HostPlace>(size, misalign);
+std::unique_ptr<Buffer> makeHostBuffer(uint64_t size, uint64_t misalign) {
+    return std::make_unique<HostBuffer>(size, misalign);
 }
 
-std::unique_ptr<Place> makeFilePlace(uint64_t size,
-                                     FileMode mode,
-                                     const std::string& folder,
-                                     int open_flags) {
-    return std::make_unique<FilePlace>(size, mode, folder, open_flags);
+std::unique_ptr<Buffer> makeFileBuffer(uint64_t size,
+                                       FileMode mode,
+                                       const std::string& folder,
+                                       int open_flags) {
+    return std::make_unique<FileBuffer>(size, mode, folder, open_flags);
 }
 
 }  // namespace nixl::testkit

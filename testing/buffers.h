@@ -12,15 +12,15 @@
 
 namespace nixl::testkit {
 
-class Place {
+class Buffer {
   public:
-    explicit Place(uint64_t size) : size_(size) {}
-    virtual ~Place() = default;
-    Place(const Place&) = delete;
-    Place& operator=(const Place&) = delete;
+    explicit Buffer(uint64_t size) : size_(size) {}
+    virtual ~Buffer() = default;
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
 
     uint64_t size() const { return size_; }
-    // What to register; its metadata is valid as long as the place.
+    // What to register; its metadata is valid as long as the buffer.
     virtual MemoryRegion region() const = 0;
     virtual void write(uint64_t offset, std::span<const uint8_t> bytes) = 0;
     // REQUIRES: offset + size() of `bytes` is within what is there
@@ -40,14 +40,14 @@ class Place {
 std::vector<uint8_t> pattern(uint64_t seed, uint64_t offset, uint64_t size);
 
 // Host memory that begins `misalign` bytes after a page.
-std::unique_ptr<Place> makeHostPlace(uint64_t size, uint64_t misalign = 0);
+std::unique_ptr<Buffer> makeHostBuffer(uint64_t size, uint64_t misalign = 0);
 
 enum class FileMode : uint8_t { DESCRIPTOR, PATH };
-// A temporary file in `folder` (empty: TMPDIR, else /tmp), removed with the place. By descriptor
+// A temporary file in `folder` (empty: TMPDIR, else /tmp), removed with the buffer. By descriptor
 // number in deviceId, or by "rw:/path" in the metadata.
-std::unique_ptr<Place> makeFilePlace(uint64_t size,
-                                     FileMode mode = FileMode::DESCRIPTOR,
-                                     const std::string& folder = {},
-                                     int open_flags = 0);
+std::unique_ptr<Buffer> makeFileBuffer(uint64_t size,
+                                       FileMode mode = FileMode::DESCRIPTOR,
+                                       const std::string& folder = {},
+                                       int open_flags = 0);
 
 }  // namespace nixl::testkit

@@ -1,4 +1,4 @@
-"""Strangers on an agent's sockets: what they say wrongly, repeat after others, or never say."""
+"""Unknown peers on an agent's sockets: what they say wrongly, repeat after others, or never say."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def untouched(far) -> bool:
     return far("bool((array == 0x5A).all())") and far("agent.get_new_notifs()") == {}
 
 
-@pytest.mark.parametrize("who", ["the peer", "a stranger"])
+@pytest.mark.parametrize("who", ["the peer", "an unknown peer"])
 @pytest.mark.parametrize("key", ["guessed", "of another session"])
 def test_a_data_connection_that_proves_nothing(
-    make_near, make_far, make_peer, stranger, door, who, key
+    make_near, make_far, make_peer, unknown_peer, door, who, key
 ):
-    """Whoever names a session must hold its key, not one that he has himself."""
+    """Whoever names a session must hold its key, not one that it has itself."""
     near, far = make_near(SIZE), make_far(SIZE)
-    near.knows(far)
+    near.add_metadata_of(far)
     near.works_with(far)
     far("array[:] = 0x5A")
     there = wire.Blob.decode(far.metadata)
@@ -76,16 +76,16 @@ def test_a_data_connection_that_proves_nothing(
         secret = other.sessions[there.name, there.incarnation].key
     name, incarnation = near.name.encode(), wire.Blob.decode(near.agent.get_agent_metadata())
     me = wire.Self(name, incarnation.incarnation, b"", os.urandom)
-    if who == "a stranger":
+    if who == "an unknown peer":
         me = wire.Self(b"nobody knows", os.urandom(16), b"", os.urandom)
-    sock = stranger(far.metadata, door)
+    sock = unknown_peer(far.metadata, door)
     hello = wire.hello(me, wire.DATA, there.incarnation, 0)
     sock.sendall(wire.MAGIC + wire.frame(wire.HELLO, hello))
     with pytest.raises(Refused):
         body = expect(sock, wire.CHALLENGE)
         assert who == "the peer"
         transcript = wire.hashlib.sha256(hello + body[:-32]).digest()
-        with pytest.raises(wire.ProtocolError):  # nor has the agent proved to know his key
+        with pytest.raises(wire.ProtocolError):  # nor has the agent proved to know its key
             wire.check_challenge(secret, hello, body, (there.name, there.incarnation))
         sock.sendall(wire.frame(wire.AUTH, wire.auth(secret, transcript, wire.Resume(), None)))
         expect(sock, wire.READY)
@@ -95,11 +95,13 @@ def test_a_data_connection_that_proves_nothing(
 
 @pytest.mark.parametrize("kind", [CONTROL, DATA])
 @pytest.mark.parametrize("patient", [False, True], ids=["at once", "in turn"])
-def test_what_another_said_is_repeated(make_near, make_far, make_proxy, stranger, kind, patient):
+def test_what_another_said_is_repeated(
+    make_near, make_far, make_proxy, unknown_peer, kind, patient
+):
     """A whole connection that was overheard, with the WRITE and the message in it."""
     near, far = make_near(SIZE), make_far(SIZE)
     proxy, metadata = make_proxy(far)
-    near.knows(far, metadata)
+    near.add_metadata_of(far, metadata)
     assert near.post("WRITE", far, [(0, 0, SIZE)], b"heard").wait(60) == "DONE"
     assert far.notifications(near.name, 1) == [b"heard"]
     said = proxy.said(kind)
@@ -107,7 +109,7 @@ def test_what_another_said_is_repeated(make_near, make_far, make_proxy, stranger
     assert (b"heard" in said) == (kind == CONTROL)
     far("array[:] = 0x5A")
     for door in ("tcp", "abstract"):
-        sock = stranger(far.metadata, door)
+        sock = unknown_peer(far.metadata, door)
         hello = 8 + 8 + struct.unpack("<I", said[8:12])[0]
         try:
             sock.sendall(said[:hello])
@@ -134,10 +136,10 @@ GARBAGE = {
 def test_garbage_after_the_handshake(
     make_near, make_far, make_peer, companion, door, kind, garbage
 ):
-    """It costs whoever sends it his connection, and nobody anything else."""
+    """It costs whoever sends it its connection, and nobody anything else."""
     far, other = make_far(SIZE), make_peer()
     near = make_near(SIZE)
-    near.knows(far)
+    near.add_metadata_of(far)
     near.works_with(far)
     far("array[:] = 0x5A")
     there = wire.Blob.decode(far.metadata)
@@ -177,23 +179,25 @@ def sent_away(socks: list[socket.socket]) -> int:
     return len(poll.poll(0))
 
 
-def connected(stranger, metadata: bytes, door: str) -> socket.socket:
+def connected(unknown_peer, metadata: bytes, door: str) -> socket.socket:
     while True:
         try:
-            return stranger(metadata, door)
+            return unknown_peer(metadata, door)
         except BlockingIOError:  # more at once than the system lets wait
             time.sleep(0.001)  # sleeps: between two tries
 
 
 @pytest.mark.parametrize(("door", "count"), [("tcp", 300), ("abstract", 1100)])
-def test_idle_strangers_delay_nobody(make_near, make_far, stranger, many_descriptors, door, count):
+def test_idle_unknown_peers_delay_nobody(
+    make_near, make_far, unknown_peer, many_descriptors, door, count
+):
     """Nobody waits until they are sent away: the oldest goes where there are too many."""
     near, far = make_near(SIZE), make_far(SIZE)
     before = open_descriptors(far.pid)
-    for _ in range(5):  # where the machine needs longer than strangers are given time
-        idle = [connected(stranger, far.metadata, door) for _ in range(count)]
+    for _ in range(5):  # where the machine needs longer than unknown peers are given time
+        idle = [connected(unknown_peer, far.metadata, door) for _ in range(count)]
         eventually(lambda: open_descriptors(far.pid) > before + min(count, 1000) - 10)
-        near.knows(far)
+        near.add_metadata_of(far)
         near.works_with(far)
         gone = sent_away(idle[-300:])
         if not gone:

@@ -13,7 +13,7 @@
 
 namespace nixl::agent {
 
-struct BackendSlot {
+struct LoadedBackend {
     std::string name;
     unsigned index = 0;
     Parameters parameters;

@@ -1,5 +1,5 @@
-// See self_place.h.
-#include "testing/tool/self_place.h"
+// See self_buffer.h.
+#include "testing/tool/self_buffer.h"
 
 #include <atomic>
 #include <cstdio>
@@ -24,32 +24,32 @@ std::string nextName() {
     std::abort();
 }
 
-class SelfPlace final : public Place {
+class SelfBuffer final : public Buffer {
   public:
-    SelfPlace(std::shared_ptr<Side> side, MemType type, uint64_t size)
-        : Place(size), side_(std::move(side)), type_(type), name_(nextName()) {
+    SelfBuffer(std::shared_ptr<Side> side, MemType type, uint64_t size)
+        : Buffer(size), side_(std::move(side)), type_(type), name_(nextName()) {
         clear();  // whatever the store needs, there are `size` bytes now
     }
-    ~SelfPlace() override {
+    ~SelfBuffer() override {
         if (QuerySupport* const query = side_->backend().query(); query != nullptr) {
             static_cast<void>(query->remove(name_));
         }
     }
     MemoryRegion region() const override { return {type_, 0, size(), 0, name_}; }
     void write(uint64_t offset, std::span<const uint8_t> bytes) override {
-        auto memory = makeHostPlace(bytes.size());
+        auto memory = makeHostBuffer(bytes.size());
         memory->write(0, bytes);
         move(OpType::WRITE, offset, std::move(memory));
     }
     void read(uint64_t offset, std::span<uint8_t> bytes) const override {
-        const auto memory = move(OpType::READ, offset, makeHostPlace(bytes.size()));
-        memory->place().read(0, bytes);
+        const auto memory = move(OpType::READ, offset, makeHostBuffer(bytes.size()));
+        memory->buffer().read(0, bytes);
     }
 
   private:
     std::unique_ptr<Registered> move(OpType op,
                                      uint64_t offset,
-                                     std::unique_ptr<Place> memory) const {
+                                     std::unique_ptr<Buffer> memory) const {
         auto local = std::make_unique<Registered>(*side_, std::move(memory));
         const MemoryRegion here = region();
         auto there = side_->backend().registerMemory(here);
@@ -59,7 +59,7 @@ class SelfPlace final : public Place {
         const PlanRegion remote{here.type,           0, here.size, 0, here.metadata,
                                 there.value().get(), 1, 1};
         Job job(op, local->region(), remote, side_->peer(true));
-        if (!job.add({0, offset, local->place().size()}).run(side_->backend())) {
+        if (!job.add({0, offset, local->buffer().size()}).run(side_->backend())) {
             giveUp(name_ + ": the plugin itself failed to " + opName(op));
         }
         return local;
@@ -70,16 +70,16 @@ class SelfPlace final : public Place {
     const std::string name_;
 };
 
-class FolderPlace final : public Place {
+class FolderBuffer final : public Buffer {
   public:
-    FolderPlace(const std::string& folder, MemType type, uint64_t size)
-        : Place(size), type_(type), name_(nextName()), path_(folder + "/" + name_) {
+    FolderBuffer(const std::string& folder, MemType type, uint64_t size)
+        : Buffer(size), type_(type), name_(nextName()), path_(folder + "/" + name_) {
         file_ = open(path_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
         if (file_ < 0 || ftruncate(file_, static_cast<off_t>(size)) != 0) {
             giveUp(path_ + ": " + std::strerror(errno));
         }
     }
-    ~FolderPlace() override {
+    ~FolderBuffer() override {
         close(file_);
         unlink(path_.c_str());
     }
@@ -109,23 +109,23 @@ class FolderPlace final : public Place {
 
 }  // namespace
 
-PlaceMaker selfPlaces(const Subject& subject, MemType type) {
-    // One for all places, made when the first is, kept until the process ends.
+BufferMaker selfBuffers(const Subject& subject, MemType type) {
+    // One for all buffers, made when the first is, kept until the process ends.
     const auto shared = std::make_shared<std::shared_ptr<Side>>();
-    return [subject, type, shared](uint64_t size) -> std::unique_ptr<Place> {
+    return [subject, type, shared](uint64_t size) -> std::unique_ptr<Buffer> {
         if (!*shared) {
             *shared = std::make_shared<Side>(subject, "conformance-self");
             if (!**shared) {
-                giveUp("the backend for the places cannot be created");
+                giveUp("the backend for the buffers cannot be created");
             }
         }
-        return std::make_unique<SelfPlace>(*shared, type, size);
+        return std::make_unique<SelfBuffer>(*shared, type, size);
     };
 }
 
-PlaceMaker folderPlaces(const std::string& folder, MemType type) {
-    return [folder, type](uint64_t size) -> std::unique_ptr<Place> {
-        return std::make_unique<FolderPlace>(folder, type, size);
+BufferMaker folderBuffers(const std::string& folder, MemType type) {
+    return [folder, type](uint64_t size) -> std::unique_ptr<Buffer> {
+        return std::make_unique<FolderBuffer>(folder, type, size);
     };
 }
 
