@@ -10,7 +10,6 @@
 namespace nixl::hicache {
 namespace {
 
-constexpr uint32_t kTouchSeconds = 60;  // a block's recency is logged at most this often
 constexpr uint64_t kSecond = 1000000000;
 
 }  // namespace

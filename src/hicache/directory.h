@@ -27,6 +27,15 @@ namespace nixl::hicache {
 inline constexpr uint64_t kAlignment = 4096;
 // Evicting frees this part of the cap more than is needed, so that not every call evicts.
 inline constexpr uint64_t kEvictionSlack = 64;
+// Entries of other writers that evicting looks past, at most: they evict their own in their upkeep.
+inline constexpr uint32_t kEvictionScan = 1U << 16;
+// That a block was read is logged at most so often.
+inline constexpr uint32_t kTouchSeconds = 60;
+// A folder that changed less than so many nanoseconds ago may change again without its time
+// telling.
+inline constexpr uint64_t kUnsettled = 20000000;
+// A new log that another process locks first is left to it, and another made, so many times.
+inline constexpr int kCreateAttempts = 16;
 // What is not finished after so many seconds, and locked by nobody, never will be.
 inline constexpr int64_t kStaleSeconds = 600;
 constexpr uint64_t alignUp(uint64_t bytes) {
@@ -98,6 +107,9 @@ class Directory {
     Status clearOwners(const std::vector<std::string>& owners);
     // Gives the room of every dead extent back, for a disk that is full; how many bytes that was.
     uint64_t reclaimDead();
+    // Evicts the least recently used blocks of this process until `bytes` of all are left; how many
+    // bytes of them went.
+    Result<uint64_t> shrink(uint64_t bytes);
     // Adopts logs of dead writers, trims to the cap, reclaims segments; true: call again soon.
     Result<bool> maintain(double dead_fraction);
     std::string segmentPath(uint32_t segment) const;
@@ -196,6 +208,8 @@ class Directory {
     void touch(uint32_t id) NIXL_REQUIRES(mutex_);
     // Makes room under the cap for `bytes` that are to be stored.
     Status makeRoom(uint64_t bytes) NIXL_REQUIRES(mutex_);
+    // What every clear begins with: this process may write, and owns what it can.
+    Status beginClear() NIXL_REQUIRES(mutex_);
     // Evicts the least recently used blocks until `goal` live bytes are left.
     Status trim(uint64_t goal) NIXL_REQUIRES(mutex_);
     Status trimToCap() NIXL_REQUIRES(mutex_);

@@ -13,8 +13,6 @@
 namespace nixl::hicache {
 namespace {
 
-constexpr uint32_t kEvictionScan = 1U << 16;  // entries of others looked past, at most
-
 // Whether the file system took the bytes back.
 Status punch(const std::string& path, uint64_t offset, uint64_t length) {
     auto fd = openFile(path, O_WRONLY);
@@ -114,6 +112,26 @@ Status Directory::trim(uint64_t goal) {
     }
     // Said in the logs before any byte goes: a reader that re-checks sees a miss.
     return flushLogs();
+}
+
+Result<uint64_t> Directory::shrink(uint64_t bytes) {
+    Freed freed;
+    Status status;
+    uint64_t gone = 0;
+    {
+        const MutexLock lock(mutex_);
+        refresh();
+        NIXL_RETURN_IF_ERROR(beginClear());
+        const uint64_t before = stats_.liveBytes;
+        status = trim(bytes);
+        gone = before - stats_.liveBytes;
+        freed = takeFreed();
+    }
+    reclaim(freed);
+    if (!status.ok() && status.systemErrno() != ENOSPC) {
+        return status;
+    }
+    return gone;
 }
 
 Directory::Freed Directory::takeFreed() {
@@ -299,20 +317,27 @@ Status Directory::erase(const std::vector<Fingerprint>& keys) {
     return status;
 }
 
+Status Directory::beginClear() {
+    if (options_.readOnly) {
+        return Status::notAllowed(path_ + ": opened for reading only");
+    }
+    if (index_.size() == 0 && segments_.empty()) {
+        return {};
+    }
+    adoptLogs();
+    return ensureWriter();
+}
+
 Status Directory::clearOwners(const std::vector<std::string>& owners) {
     Freed freed;
     Status status;
     {
         const MutexLock lock(mutex_);
         refresh();
-        if (options_.readOnly) {
-            return Status::notAllowed(path_ + ": opened for reading only");
-        }
+        NIXL_RETURN_IF_ERROR(beginClear());
         if (index_.size() == 0) {
             return {};
         }
-        adoptLogs();
-        NIXL_RETURN_IF_ERROR(ensureWriter());
         const uint64_t version = nextVersion();
         std::string records;
         for (const std::string& owner : owners) {
@@ -338,14 +363,10 @@ Status Directory::clear() {
     {
         const MutexLock lock(mutex_);
         refresh();
-        if (options_.readOnly) {
-            return Status::notAllowed(path_ + ": opened for reading only");
-        }
+        NIXL_RETURN_IF_ERROR(beginClear());
         if (index_.size() == 0 && segments_.empty()) {
             return {};
         }
-        adoptLogs();
-        NIXL_RETURN_IF_ERROR(ensureWriter());
         const uint64_t version = nextVersion();
         std::string record;
         encode({.type = RecordType::CLEAR, .key = {}, .version = version}, record);

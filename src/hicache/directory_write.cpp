@@ -9,11 +9,6 @@
 #include "hicache/directory.h"
 
 namespace nixl::hicache {
-namespace {
-
-constexpr int kCreateAttempts = 16;
-
-}  // namespace
 
 uint64_t Directory::nextVersion() {
     lastVersion_ = std::max(lastVersion_ + 1, wallClockNanoseconds());

@@ -150,6 +150,47 @@ TEST_F(Room, twoBatchesAtOnceMayTogetherBeAboveTheCap) {
     EXPECT_EQ(get(*store, "0-0"), ItemState::MISS);  // the oldest
 }
 
+TEST_F(Room, trimmingLeavesSoManyBytesOfAllAndTheYoungest) {
+    auto store = open();
+    auto other = open();
+    putAll(*store, "old", 20);
+    putAll(*other, "other", 20);
+    putAll(*store, "new", 20);
+    const auto live = [](Store& of) { return of.directory(0).stats().liveBytes; };
+    const uint64_t before = live(*store);
+    EXPECT_EQ(before, 60 * 8192U);
+    const auto gone = store->trim(50 * 8192ULL);
+    ASSERT_TRUE(gone.ok()) << gone.status().message();
+    EXPECT_EQ(gone.value(), 10 * 8192U);
+    EXPECT_EQ(live(*store), 50 * 8192U);
+    EXPECT_LE(onDisk(), 50 * 8192U);
+    EXPECT_EQ(get(*store, "old9"), SlotState::MISS);
+    for (const char* stays : {"old10", "new0", "other0"}) {
+        EXPECT_EQ(get(*store, stays), SlotState::HIT) << stays;
+    }
+    EXPECT_EQ(store->trim(0, 0).value(), 30 * 8192U);  // of its own, no more
+    EXPECT_EQ(get(*other, "new19"), SlotState::MISS);
+    EXPECT_EQ(get(*other, "other19"), SlotState::HIT);
+    EXPECT_FALSE(store->trim(0, 1).ok());
+    EXPECT_FALSE(open({.readOnly = true})->trim(0).ok());
+}
+
+TEST_F(Room, trimmingTakesFromEachDirectoryItsPart) {
+    const std::vector<std::string> places{(dir_ / "a").string(), (dir_ / "b").string()};
+    auto opened = Store::open({.directories = places, .directory = {}});
+    ASSERT_TRUE(opened.ok());
+    auto store = std::move(opened).value();
+    putAll(*store, "k", 200);
+    const uint64_t a = store->directory(0).stats().liveBytes;
+    const uint64_t b = store->directory(1).stats().liveBytes;
+    ASSERT_EQ(a + b, 200 * 8192U);
+    EXPECT_GE(store->trim(100 * 8192ULL).value(), 100 * 8192U);
+    EXPECT_LE(store->directory(0).stats().liveBytes, a / 2);
+    EXPECT_GT(store->directory(0).stats().liveBytes, a / 2 - 8192);
+    EXPECT_LE(store->directory(1).stats().liveBytes, b / 2);
+    EXPECT_GT(store->directory(1).stats().liveBytes, b / 2 - 8192);
+}
+
 // kEvictionSlack: a part of the cap more than is needed goes at once, so the next ones evict none.
 TEST_F(Room, evictingFreesALittleMoreThanIsNeeded) {
     constexpr uint64_t kCap = 2 * kEvictionSlack * kAlignment;

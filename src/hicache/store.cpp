@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <numeric>
 #include <unordered_map>
 #include <utility>
 
@@ -192,6 +193,35 @@ Result<uint64_t> Store::reclaimDead() {
         bytes += directory->reclaimDead();
     }
     return bytes;
+}
+
+Result<uint64_t> Store::trim(uint64_t bytes, size_t directory) {
+    NIXL_RETURN_IF_ERROR(checkProcess());
+    if (directory >= directories_.size()) {
+        return Status::invalidParam("directory " + std::to_string(directory) + ": the store has " +
+                                    std::to_string(directories_.size()));
+    }
+    return directories_[directory]->shrink(bytes);
+}
+
+Result<uint64_t> Store::trim(uint64_t bytes) {
+    NIXL_RETURN_IF_ERROR(checkProcess());
+    std::vector<uint64_t> live;
+    for (const auto& directory : directories_) {
+        live.push_back(directory->stats().liveBytes);
+    }
+    const auto all = static_cast<double>(std::accumulate(live.begin(), live.end(), uint64_t{0}));
+    uint64_t gone = 0;
+    for (size_t i = 0; i < live.size() && static_cast<double>(bytes) < all; ++i) {
+        const double part = static_cast<double>(live[i]) / all;
+        auto some =
+            directories_[i]->shrink(static_cast<uint64_t>(part * static_cast<double>(bytes)));
+        if (!some.ok()) {
+            return some;
+        }
+        gone += some.value();
+    }
+    return gone;
 }
 
 Result<bool> Store::maintain(double dead_fraction) {

@@ -51,6 +51,11 @@ class Store {
     Status clearOwners(const std::vector<std::string>& owners);
     // Gives the room of every dead extent back, for a disk that is full; how many bytes that was.
     Result<uint64_t> reclaimDead();
+    // Evicts the least recently used blocks of this process, until `bytes` of all writers are left
+    // in a directory; how many bytes of them went.
+    Result<uint64_t> trim(uint64_t bytes, size_t directory);
+    // The same for the whole store: each directory keeps its part of what it has.
+    Result<uint64_t> trim(uint64_t bytes);
     Result<bool> maintain(double dead_fraction);
 
     // One row per part of every item in state `wanted`, on both sides; the item's length must be

@@ -203,6 +203,21 @@ class PyStore {
         });
         return bytes;
     }
+    uint64_t trim(uint64_t bytes, std::optional<size_t> directory) {
+        uint64_t gone = 0;
+        call([&] {
+            auto some = directory ? store_->trim(bytes, *directory) : store_->trim(bytes);
+            gone = some.ok() ? some.value() : 0;
+            return some.ok() ? Status() : some.status();
+        });
+        return gone;
+    }
+    uint64_t liveBytes(size_t directory) {
+        if (directory >= store_->directoryCount()) {
+            throw nb::index_error("the store has no such directory");
+        }
+        return store_->directory(directory).stats().liveBytes;
+    }
     bool maintain(double dead_fraction) {
         bool more = false;
         call([&] {
@@ -431,6 +446,8 @@ NB_MODULE(_hicache, m) {
         .def("erase", &PyStore::erase, nb::arg("keys"))
         .def("clear", &PyStore::clear, nb::arg("owners") = nb::none())
         .def("reclaim_dead", &PyStore::reclaimDead)
+        .def("trim", &PyStore::trim, nb::arg("bytes"), nb::arg("directory") = nb::none())
+        .def("live_bytes", &PyStore::liveBytes, nb::arg("directory"))
         .def("maintain", &PyStore::maintain, nb::arg("dead_fraction") = 0.5)
         .def("segment_path", &PyStore::segmentPath, nb::arg("device"))
         .def("segment_dropped", &PyStore::segmentDropped, nb::arg("device"))
