@@ -5,7 +5,6 @@
 #include <array>
 #include <atomic>
 #include <cstdlib>
-#include <mutex>
 
 #include <dlfcn.h>
 #include <unistd.h>
@@ -60,13 +59,34 @@ struct Cuda::Functions {
     }
 };
 
+// Without a lock, which a thread of the parent might hold at a fork. Two threads may open the
+// driver at once; what the first has made counts, and lives as long as the process.
 const Cuda* Cuda::get(std::string& reason) {
-    static std::mutex mutex;
-    static Cuda* cuda = nullptr;  // both live as long as the process
-    const std::lock_guard lock(mutex);
-    if (cuda != nullptr) {
-        return cuda;
+    struct Made {
+        pid_t process;
+        const Cuda* cuda;
+        const Made* before;  // the parent's: the driver does not work in a forked child
+    };
+    static constinit std::atomic<const Made*> current{nullptr};
+    const Made* now = current.load(std::memory_order_acquire);
+    if (now != nullptr && now->process == getpid()) {
+        return now->cuda;
     }
+    const Cuda* const made = open(reason);
+    if (made == nullptr) {
+        return nullptr;
+    }
+    const auto* const mine = new Made{getpid(), made, now};
+    if (current.compare_exchange_strong(now, mine)) {
+        return made;
+    }
+    delete mine;
+    delete made->functions_;
+    delete made;
+    return now->cuda;
+}
+
+const Cuda* Cuda::open(std::string& reason) {
     void* library = dlopen(libraryName(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {
         const char* why = dlerror();
@@ -86,8 +106,7 @@ const Cuda* Cuda::get(std::string& reason) {
         delete functions;
         return nullptr;
     }
-    cuda = made;
-    return cuda;
+    return made;
 }
 
 bool Cuda::likely() {

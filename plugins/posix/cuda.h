@@ -36,6 +36,7 @@ class Cuda {
   private:
     struct Functions;
     explicit Cuda(const Functions* functions) : functions_(functions) {}
+    static const Cuda* open(std::string& reason);
     std::string enter(int device) const;
     std::string text(const char* call, int result) const;
 

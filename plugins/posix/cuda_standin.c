@@ -1,8 +1,11 @@
 /* Stands in for libcuda.so.1 in tests: one GPU, whose addresses are host addresses with bit 62 set,
- * so that touching them directly crashes. Bit 61 makes a copy fail. No state, any thread. */
+ * so that touching them directly crashes. Bit 61 makes a copy fail. No state,
+ * any thread. */
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define API __attribute__((visibility("default")))
 #define GPU_BIT (1ULL << 62)
@@ -10,7 +13,20 @@
 
 static void* host(uint64_t address) { return (void*)(address & ~GPU_BIT); }
 
-API int cuInit(unsigned flags) { return flags == 0 ? 0 : 1; }
+/* With NIXL_CUDA_STANDIN_WAITS="OUT IN" says on the descriptor OUT that it was called, and goes on
+ * when there is something on IN. */
+API int cuInit(unsigned flags) {
+    const char* waits = getenv("NIXL_CUDA_STANDIN_WAITS");
+    if (waits != NULL) {
+        char* next = NULL;
+        const int out = (int)strtol(waits, &next, 10);
+        char byte = 0;
+        if (write(out, &byte, 1) != 1 || read((int)strtol(next, NULL, 10), &byte, 1) != 1) {
+            return 999;
+        }
+    }
+    return flags == 0 ? 0 : 1;
+}
 API int cuDeviceGet(int* device, int ordinal) {
     *device = ordinal;
     return ordinal == 0 ? 0 : 101;
