@@ -83,10 +83,11 @@ Result<std::string> AgentImpl::createBackend(const std::string& plugin,
     return made->name;
 }
 
-// Whether nobody has ever heard of a plugin, as opposed to one that cannot be loaded. What is
-// loaded is known, whatever the folders show: without a descriptor they show nothing.
+// Whether nobody has ever heard of a plugin, as opposed to one that cannot be loaded, or looked for
+// now: without a descriptor the folders show nothing.
 static bool isUnknown(const std::string& plugin) {
-    if (backend::PluginRegistry::instance().find(plugin).ok()) {
+    const auto table = backend::PluginRegistry::instance().find(plugin);
+    if (table.ok() || table.status().code() != ErrorCode::NOT_FOUND) {
         return false;
     }
     const std::vector<std::string> known = backend::PluginRegistry::instance().names();

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 
@@ -97,12 +98,16 @@ std::vector<PluginFolder> pluginFolders() {
     return folders;
 }
 
-std::vector<PluginFile> pluginFiles(const std::string& folder, PluginKind kind) {
+Result<std::vector<PluginFile>> pluginFiles(const std::string& folder, PluginKind kind) {
     constexpr std::string_view kSuffix = ".so";
     const std::string_view prefix = pluginFilePrefix(kind);
     std::vector<PluginFile> files;
     DIR* const directory = opendir(folder.c_str());
     if (directory == nullptr) {
+        const int error = errno;
+        if (error == EMFILE || error == ENFILE || error == ENOMEM) {
+            return Status::backend(folder + ": cannot be read: " + std::strerror(error), error);
+        }
         return files;
     }
     while (const dirent* entry = readdir(directory)) {

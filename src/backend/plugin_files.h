@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "nixl/error.h"
 #include "nixl/plugin.h"
 
 namespace nixl::backend {
@@ -27,8 +28,9 @@ std::string_view pluginFilePrefix(PluginKind kind);
 // and `nixl/plugins` beside the file this code was loaded from. The environment is read each time.
 std::vector<PluginFolder> pluginFolders();
 
-// The plugin files of one folder, sorted by name; empty where it cannot be read.
-std::vector<PluginFile> pluginFiles(const std::string& folder, PluginKind kind);
+// The plugin files of one folder, sorted by name; empty where it is none or may not be read. An
+// error where that cannot be told now, as with no descriptor left.
+Result<std::vector<PluginFile>> pluginFiles(const std::string& folder, PluginKind kind);
 
 // Whether the file mentions the symbol a plugin must export. Looked at without loading it, since
 // loading runs foreign code; a file that cannot be read counts as one, so that the loader names

@@ -98,7 +98,8 @@ std::vector<std::string> PluginRegistry::names(PluginKind kind) {
         }
     }
     for (const PluginFolder& folder : pluginFolders()) {
-        for (const PluginFile& file : pluginFiles(folder.path, kind)) {
+        const auto files = pluginFiles(folder.path, kind);
+        for (const PluginFile& file : files.ok() ? files.value() : std::vector<PluginFile>()) {
             if (mayBePlugin(file.path)) {
                 found.insert(upperCase(file.name));
             }
@@ -118,7 +119,13 @@ Result<const PluginTable*> PluginRegistry::find(std::string_view name, PluginKin
     std::string failures;
     ErrorCode code = ErrorCode::OK;
     for (const PluginFolder& folder : folders) {
-        for (const PluginFile& file : pluginFiles(folder.path, kind)) {
+        const auto files = pluginFiles(folder.path, kind);
+        if (!files.ok()) {
+            code = files.status().code();
+            addFailure(failures, files.status().message());
+            continue;
+        }
+        for (const PluginFile& file : files.value()) {
             if (!sameName(file.name, name)) {
                 continue;
             }
@@ -195,7 +202,8 @@ const PluginTable* PluginRegistry::findByAlias(std::string_view name,
                                                PluginKind kind,
                                                std::string& failures) {
     for (const PluginFolder& folder : pluginFolders()) {
-        for (const PluginFile& file : pluginFiles(folder.path, kind)) {
+        const auto files = pluginFiles(folder.path, kind);
+        for (const PluginFile& file : files.ok() ? files.value() : std::vector<PluginFile>()) {
             if (!mayBePlugin(file.path)) {
                 continue;
             }

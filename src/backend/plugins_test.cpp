@@ -7,6 +7,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -134,6 +135,23 @@ TEST(Plugins, DamagedAndUnreadableFiles) {
         unlink((path + "/libplugin_" + name + ".so").c_str());
     }
     rmdir(path.c_str());
+}
+
+TEST(Plugins, WithNoDescriptorsLeftNothingIsSaidNotToExist) {
+    const PluginDir folder(bad());
+    EXPECT_EQ(failure("nobody").code(), ErrorCode::NOT_FOUND);
+    rlimit before{};
+    getrlimit(RLIMIT_NOFILE, &before);
+    const rlimit none{0, before.rlim_max};
+    setrlimit(RLIMIT_NOFILE, &none);
+    const Status known = failure("abi");
+    const Status unknown = failure("nobody");
+    setrlimit(RLIMIT_NOFILE, &before);
+    for (const Status& status : {known, unknown}) {
+        EXPECT_EQ(status.code(), ErrorCode::BACKEND);
+        EXPECT_THAT(status.message(), HasSubstr(bad() + ": cannot be read: Too many open files"));
+    }
+    EXPECT_EQ(failure("abi").code(), ErrorCode::MISMATCH);
 }
 
 TEST(Plugins, OddNamesAreRefused) {
