@@ -384,11 +384,11 @@ Status HostPeer::checkRegions(const PageAccess& access,
     return {};
 }
 
-Status HostPeer::gone(int error) const {
+Status HostPeer::gone(bool ended) const {
+    const std::string who =
+        process_.pid > 0 ? "process " + std::to_string(process_.pid) : "the peer's process";
     return {ErrorCode::REMOTE_DISCONNECT,
-            process_.pid > 0 ? "process " + std::to_string(process_.pid) + " has ended"
-                             : "the peer's process has ended",
-            error};
+            who + (ended ? " has ended" : " has closed its connection"), ended ? ESRCH : ENOTCONN};
 }
 
 Status HostPeer::copyAttached(OpType op, const Batch& batch, uint64_t& moved) const {
@@ -397,7 +397,7 @@ Status HostPeer::copyAttached(OpType op, const Batch& batch, uint64_t& moved) co
         call(process_.pid, batch.local, batch.localCount, batch.remote, batch.remoteCount, 0);
     const int error = errno;
     if (done < 0) {
-        return error == ESRCH ? gone(error)
+        return error == ESRCH ? gone(true)
                               : Status::backend("copying between processes: " +
                                                     std::generic_category().message(error),
                                                 error);
@@ -419,7 +419,7 @@ Status HostPeer::transfer(OpType op, const Batch& batch, uint64_t& moved) {
     }
     Status status = checkRegions(access, batch.regions);
     if (status.ok() && dead()) {
-        status = gone(ESRCH);
+        status = gone(processEnded(process_.pidfd));
     }
     if (status.ok() && batch.mapped) {
         for (size_t i = 0; i < batch.localCount; ++i) {

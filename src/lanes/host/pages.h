@@ -208,7 +208,8 @@ class HostPeer {
         bool mapped = false;
     };
     // Moves one batch; `moved` says how much. An error names the cause; systemErrno is set where
-    // the kernel refused (EFAULT: memory that is not there; ESRCH: the process is gone).
+    // the kernel refused (EFAULT: memory that is not there) or the peer is gone (ESRCH: its process
+    // has ended; ENOTCONN: only its connection).
     Status transfer(OpType op, const Batch& batch, uint64_t& moved);
     // The process has ended, as far as can be told.
     bool dead();
@@ -232,7 +233,7 @@ class HostPeer {
     static Status checkRegions(const PageAccess& access,
                                std::span<const std::pair<uint64_t, uint32_t>> regions);
     Status copyAttached(OpType op, const Batch& batch, uint64_t& moved) const;
-    Status gone(int error) const;
+    Status gone(bool ended) const;
 
     HostProcess process_;
     std::string attachError_;
