@@ -208,7 +208,7 @@ const PluginTable& bentTable() {
 int failuresOf(const std::string& check_name, Defect defect) {
     Subject subject("Bent", "MEMORY", Subject::NETWORK);
     subject.table = &bentTable();
-    subject.slowParameters = {{"delay", "2ms"}};
+    subject.slowParameters = {{"delay", "50ms"}};  // a busy machine wakes sleepers late
     subject.reposts = 3;
     subject.largest = 4 << 20;
     defect_now = defect;

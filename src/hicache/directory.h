@@ -33,7 +33,7 @@ inline constexpr uint32_t kEvictionScan = 1U << 16;
 inline constexpr uint32_t kTouchSeconds = 60;
 // A folder that changed less than so many nanoseconds ago may change again without its time
 // telling.
-inline constexpr uint64_t kUnsettled = 20000000;
+inline constexpr uint64_t kTooRecent = 20000000;
 // A new log that another process locks first is left to it, and another made, so many times.
 inline constexpr int kCreateAttempts = 16;
 // What is not finished after so many seconds, and locked by nobody, never will be.

@@ -49,7 +49,7 @@ void Directory::refresh() {
     if (changed != logsChanged_) {
         scanLogs();
         // Where the clock of the file system is coarse, another log may still appear unseen.
-        logsChanged_ = changed + kUnsettled < wallClockNanoseconds() ? changed : 0;
+        logsChanged_ = changed + kTooRecent < wallClockNanoseconds() ? changed : 0;
     }
     for (uint32_t i = 0; i < logs_.size(); ++i) {
         if (!logs_[i].owned) {
@@ -103,7 +103,7 @@ void Directory::follow(uint32_t log) {
 }
 
 void Directory::forgetLog(uint32_t log) {
-    for (uint32_t id = 0; id < index_.slots(); ++id) {
+    for (uint32_t id = 0; id < index_.capacity(); ++id) {
         const Entry& entry = index_.at(id);
         if (entry.used && segments_[entry.segment].log == log) {
             drop(id);
@@ -153,7 +153,7 @@ bool Directory::adoptLogs() {
     return any;
 }
 
-// What a dead writer left: its places without a log record are lost room, its segments closed.
+// What a dead writer left: its extents without a log record are lost room, its segments closed.
 void Directory::finishAdoption(uint32_t log) {
     Log& mine = logs_[log];
     mine.owned = true;
@@ -188,7 +188,7 @@ void Directory::finishAdoption(uint32_t log) {
 }
 
 void Directory::dropBlocksOf(uint32_t segment) {
-    for (uint32_t id = 0; id < index_.slots(); ++id) {
+    for (uint32_t id = 0; id < index_.capacity(); ++id) {
         if (index_.at(id).used && index_.at(id).segment == segment) {
             drop(id);
         }
@@ -199,7 +199,7 @@ void Directory::dropBlocksOf(uint32_t segment) {
 void Directory::orderByAge() {
     std::vector<std::pair<uint64_t, uint32_t>> order;
     order.reserve(index_.size());
-    for (uint32_t id = 0; id < index_.slots(); ++id) {
+    for (uint32_t id = 0; id < index_.capacity(); ++id) {
         const Entry& entry = index_.at(id);
         if (entry.used) {
             order.emplace_back(std::max(entry.version, entry.touched * kSecond), id);
@@ -291,7 +291,7 @@ void Directory::applyClear(uint64_t version) {
         return;
     }
     clearedUpTo_ = version;
-    for (uint32_t id = 0; id < index_.slots(); ++id) {
+    for (uint32_t id = 0; id < index_.capacity(); ++id) {
         if (index_.at(id).used && index_.at(id).version <= version) {
             drop(id);
         }
@@ -304,7 +304,7 @@ void Directory::applyClearOwner(const std::string& owner, uint64_t version) {
         return;
     }
     owners_[scope].clearedUpTo = version;
-    for (uint32_t id = 0; id < index_.slots(); ++id) {
+    for (uint32_t id = 0; id < index_.capacity(); ++id) {
         const Entry& entry = index_.at(id);
         if (entry.used && entry.scope == scope && entry.version <= version) {
             if (ownedEntry(entry)) {

@@ -78,7 +78,7 @@ TEST_F(Limits, kTouchSecondsThatABlockWasReadIsLoggedOnceInAWhile) {
     {
         auto store = open({.maxBytes = 1 << 20});
         putAll(*store, "mine", 1);
-        EXPECT_EQ(get(*store, "k0"), SlotState::HIT);
+        EXPECT_EQ(get(*store, "k0"), ItemState::HIT);
     }
     EXPECT_EQ(touchesLogged(), 0U);
     fs::remove_all(dir_ / ".nixl-packed");
@@ -88,7 +88,7 @@ TEST_F(Limits, kTouchSecondsThatABlockWasReadIsLoggedOnceInAWhile) {
         auto store = open({.maxBytes = 1 << 20});
         putAll(*store, "mine", 1);
         for (int i = 0; i < 3; ++i) {
-            EXPECT_EQ(get(*store, "k0"), SlotState::HIT);
+            EXPECT_EQ(get(*store, "k0"), ItemState::HIT);
         }
     }
     EXPECT_EQ(touchesLogged(), 1U);
@@ -99,18 +99,18 @@ TEST_F(Limits, kUnsettledTheTimeOfAFolderIsBelievedOnceItIsOld) {
     auto writer = open();
     const uint64_t now = wallClockNanoseconds();
     putAll(*writer, "a", 1);
-    setChanged(now - kUnsettled - kSecond);
-    EXPECT_EQ(get(*reader, "a0"), SlotState::HIT);
+    setChanged(now - kTooRecent - kSecond);
+    EXPECT_EQ(get(*reader, "a0"), ItemState::HIT);
     auto another = open();
     putAll(*another, "b", 1);
-    setChanged(now - kUnsettled - kSecond);  // nothing tells that there is another log
-    EXPECT_EQ(get(*reader, "b0"), SlotState::MISS);
+    setChanged(now - kTooRecent - kSecond);  // nothing tells that there is another log
+    EXPECT_EQ(get(*reader, "b0"), ItemState::MISS);
     setChanged(now + 3600 * kSecond);  // as young as can be, also by a clock that is ahead
-    EXPECT_EQ(get(*reader, "b0"), SlotState::HIT);
+    EXPECT_EQ(get(*reader, "b0"), ItemState::HIT);
     auto last = open();
     putAll(*last, "c", 1);
     setChanged(now + 3600 * kSecond);  // the same time again: it may have changed within it
-    EXPECT_EQ(get(*reader, "c0"), SlotState::HIT);
+    EXPECT_EQ(get(*reader, "c0"), ItemState::HIT);
 }
 
 TEST_F(Limits, kCreateAttemptsANewLogIsLeftToWhoLocksItFirst) {
@@ -123,11 +123,11 @@ TEST_F(Limits, kCreateAttemptsANewLogIsLeftToWhoLocksItFirst) {
     locksToRefuse = kCreateAttempts + 1;
     Batch batch;
     another->addKey(batch, "m", true);
-    batch.slots[0].length = 1;
+    batch.items[0].length = 1;
     const Status status = another->reserve(batch, false);
     EXPECT_EQ(status.systemErrno(), EWOULDBLOCK) << status.message();
     EXPECT_EQ(locksToRefuse, 0);
-    EXPECT_EQ(get(*store, "k0"), SlotState::HIT);
+    EXPECT_EQ(get(*store, "k0"), ItemState::HIT);
 }
 
 TEST_F(Limits, kEvictionScanSoManyBlocksOfOthersAreLookedPast) {
@@ -136,7 +136,7 @@ TEST_F(Limits, kEvictionScanSoManyBlocksOfOthersAreLookedPast) {
         Batch batch;
         for (uint32_t i = 0; i < count; ++i) {
             store.addKey(batch, prefix + std::to_string(i), true);
-            batch.slots[i].length = kAlignment;
+            batch.items[i].length = kAlignment;
         }
         const Status reserved = store.reserve(batch, false);
         ASSERT_TRUE(reserved.ok()) << reserved.message();
@@ -147,7 +147,7 @@ TEST_F(Limits, kEvictionScanSoManyBlocksOfOthersAreLookedPast) {
         auto others = open();
         auto mine = open({.maxBytes = (older + kSpare) * kAlignment});
         put(*others, "old", older);
-        EXPECT_EQ(get(*mine, "nothing"), SlotState::MISS);  // follows their log
+        EXPECT_EQ(get(*mine, "nothing"), ItemState::MISS);  // follows their log
         put(*mine, "mine", kSpare);
         EXPECT_EQ(mine->directory(0).stats().evictions, 0U);
         put(*mine, "more", 1);

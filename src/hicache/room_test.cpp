@@ -164,20 +164,20 @@ TEST_F(Room, trimmingLeavesSoManyBytesOfAllAndTheYoungest) {
     EXPECT_EQ(gone.value(), 10 * 8192U);
     EXPECT_EQ(live(*store), 50 * 8192U);
     EXPECT_LE(onDisk(), 50 * 8192U);
-    EXPECT_EQ(get(*store, "old9"), SlotState::MISS);
+    EXPECT_EQ(get(*store, "old9"), ItemState::MISS);
     for (const char* stays : {"old10", "new0", "other0"}) {
-        EXPECT_EQ(get(*store, stays), SlotState::HIT) << stays;
+        EXPECT_EQ(get(*store, stays), ItemState::HIT) << stays;
     }
     EXPECT_EQ(store->trim(0, 0).value(), 30 * 8192U);  // of its own, no more
-    EXPECT_EQ(get(*other, "new19"), SlotState::MISS);
-    EXPECT_EQ(get(*other, "other19"), SlotState::HIT);
+    EXPECT_EQ(get(*other, "new19"), ItemState::MISS);
+    EXPECT_EQ(get(*other, "other19"), ItemState::HIT);
     EXPECT_FALSE(store->trim(0, 1).ok());
     EXPECT_FALSE(open({.readOnly = true})->trim(0).ok());
 }
 
 TEST_F(Room, trimmingTakesFromEachDirectoryItsPart) {
-    const std::vector<std::string> places{(dir_ / "a").string(), (dir_ / "b").string()};
-    auto opened = Store::open({.directories = places, .directory = {}});
+    const std::vector<std::string> extents{(dir_ / "a").string(), (dir_ / "b").string()};
+    auto opened = Store::open({.directories = extents, .directory = {}});
     ASSERT_TRUE(opened.ok());
     auto store = std::move(opened).value();
     putAll(*store, "k", 200);

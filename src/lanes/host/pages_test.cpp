@@ -1,5 +1,5 @@
 // What is said of a peer on this host that is gone.
-#include "peer/host_pages.h"
+#include "lanes/host/pages.h"
 
 #include <csignal>
 
@@ -22,14 +22,14 @@ TEST(HostPages, AProcessThatOnlyClosedItsConnectionHasNotEnded) {
         _exit(0);
     }
     HostTarget target;
-    const auto slots = target.open("far", Fd());
-    ASSERT_TRUE(slots.ok()) << slots.status().message();
+    const auto marks = target.open("far", base::Fd());
+    ASSERT_TRUE(marks.ok()) << marks.status().message();
     HostProcess process;
     process.pid = child;
-    process.pidfd = Fd(static_cast<int>(syscall(SYS_pidfd_open, child, 0)));
+    process.pidfd = base::Fd(static_cast<int>(syscall(SYS_pidfd_open, child, 0)));
     process.cookieAt = reinterpret_cast<uint64_t>(&cookie);
-    auto made = HostPeer::create(std::move(process), target.offer(*slots.value()),
-                                 target.pages(*slots.value()));
+    auto made = HostPeer::create(std::move(process), target.offer(*marks.value()),
+                                 target.pages(*marks.value()));
     ASSERT_TRUE(made.ok()) << made.status().message();
     HostPeer& peer = *made.value();
     const HostPeer::Batch nothing;
