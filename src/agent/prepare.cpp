@@ -12,10 +12,6 @@ using agent::Transfer;
 
 namespace {
 
-bool isMemory(MemType type) {
-    return type == MemType::DRAM || type == MemType::VRAM;
-}
-
 // Why a backend cannot serve a pair of memory types; empty where it can.
 std::string reasonUnsupported(const LoadedBackend& loaded,
                               MemType local,
@@ -29,10 +25,10 @@ std::string reasonUnsupported(const LoadedBackend& loaded,
     if (loaded.storage() && !self) {
         return loaded.name + " reaches storage of this agent only";
     }
-    if (loaded.storage() && isMemory(remote)) {
+    if (loaded.storage() && memory::isMemory(remote)) {
         return loaded.name + " moves bytes between memory and storage only";
     }
-    if (!isMemory(local)) {
+    if (!memory::isMemory(local)) {
         return std::string("the local side must be memory, not ") + memTypeName(local);
     }
     return {};
@@ -197,8 +193,8 @@ Result<HandleId> AgentImpl::prepareTransfer(OpType op,
     }
     const std::shared_ptr<Peer>& other = found.value();
     // From storage to memory of this agent is the same as the other way round.
-    const bool swap =
-        !isMemory(local_list.type()) && isMemory(remote_list.type()) && other == nullptr;
+    const bool swap = !memory::isMemory(local_list.type()) &&
+                      memory::isMemory(remote_list.type()) && other == nullptr;
     const DescriptorList& local = swap ? remote_list : local_list;
     const DescriptorList& remote = swap ? local_list : remote_list;
     if (swap) {

@@ -7,10 +7,6 @@
 namespace nixl::detail {
 namespace {
 
-bool isMemory(MemType type) {
-    return type == MemType::DRAM || type == MemType::VRAM;
-}
-
 MemoryRegion regionOf(MemType type, const RegistrationList::Entry& entry) {
     return {type, entry.address, entry.size, entry.deviceId, entry.metadata};
 }
@@ -21,7 +17,7 @@ std::string place(size_t index, MemType type) {
 
 // What holds no memory: registering it registers nothing, as existing code expects.
 bool isNothing(MemType type, const RegistrationList::Entry& entry) {
-    return isMemory(type) && entry.size == 0;
+    return memory::isMemory(type) && entry.size == 0;
 }
 
 Status checkEntries(const RegistrationList& list) {
@@ -34,7 +30,7 @@ Status checkEntries(const RegistrationList& list) {
                     std::to_string(entry.size) + " bytes passes the end of addresses",
                 index);
         }
-        if (isMemory(list.type()) && entry.address == 0 && entry.size != 0) {
+        if (memory::isMemory(list.type()) && entry.address == 0 && entry.size != 0) {
             return Status::invalidParam(
                 place(i, list.type()) + ": a null address cannot be registered", index);
         }

@@ -42,7 +42,7 @@ std::string errorText(int error) {
     return std::generic_category().message(error);
 }
 
-Status systemError(const std::string& what, int error) {
+Status socketError(const std::string& what, int error) {
     return Status::backend(what + ": " + errorText(error), error);
 }
 
@@ -173,7 +173,7 @@ class SocketChannel final : public Channel {
 Result<Fd> newSocket(int family) {
     Fd fd(socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     if (!fd) {
-        return systemError("socket", errno);
+        return socketError("socket", errno);
     }
     return fd;
 }
@@ -181,7 +181,7 @@ Result<Fd> newSocket(int family) {
 Result<Fd> bindAndListen(Fd fd, const Target& target) {
     if (bind(fd.get(), reinterpret_cast<const sockaddr*>(&target.address), target.length) < 0 ||
         listen(fd.get(), kBacklog) < 0) {
-        return systemError("cannot listen on " + target.text, errno);
+        return socketError("cannot listen on " + target.text, errno);
     }
     return fd;
 }
@@ -325,7 +325,7 @@ Result<Fd> listenTcp(uint16_t& port) {
             return bound;
         }
     }
-    return systemError("cannot listen on TCP", errno);
+    return socketError("cannot listen on TCP", errno);
 }
 
 Result<Fd> startConnect(const Target& target) {

@@ -13,8 +13,8 @@
 namespace nixl::hicache {
 namespace {
 
-constexpr uint64_t kBytesPerThread = 2ULL << 20;  // a thread costs about 30 us to start
-constexpr unsigned kMaxThreads = 8;
+constexpr uint64_t kHashedPerThread = 2ULL << 20;  // a thread costs about 30 us to start
+constexpr unsigned kMaxHashThreads = 8;
 constexpr size_t kStep = 16;  // blocks a thread takes at a time
 
 uint32_t checksumOf(std::span<const Part> parts) {
@@ -41,8 +41,8 @@ void checksumBlocks(std::span<const Part> parts, size_t per_block, std::span<uin
         }
     };
     const unsigned cores = std::max(1U, std::thread::hardware_concurrency());
-    const auto helpers = static_cast<unsigned>(
-        std::min<uint64_t>({bytes / kBytesPerThread, cores - 1, kMaxThreads, out.size() / kStep}));
+    const auto helpers = static_cast<unsigned>(std::min<uint64_t>(
+        {bytes / kHashedPerThread, cores - 1, kMaxHashThreads, out.size() / kStep}));
     std::vector<std::thread> threads;
     for (unsigned i = 0; i < helpers; ++i) {
         auto thread = base::startThread("nixl-hicache-crc", base::Priority::NORMAL, work);

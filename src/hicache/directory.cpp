@@ -10,7 +10,6 @@
 namespace nixl::hicache {
 namespace {
 
-constexpr uint64_t kSecond = 1000000000;
 
 }  // namespace
 

@@ -25,6 +25,7 @@
 namespace nixl::hicache {
 
 inline constexpr uint64_t kAlignment = 4096;
+inline constexpr uint64_t kSecond = 1000000000;  // in nanoseconds
 // Evicting frees this part of the cap more than is needed, so that not every call evicts.
 inline constexpr uint64_t kEvictionSlack = 64;
 // Entries of other writers that evicting looks past, at most: they evict their own in their upkeep.

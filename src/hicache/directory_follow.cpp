@@ -12,7 +12,6 @@
 namespace nixl::hicache {
 namespace {
 
-constexpr uint64_t kSecond = 1000000000;
 
 std::vector<std::string> namesIn(const std::string& path, std::string_view suffix) {
     std::vector<std::string> names;

@@ -13,7 +13,6 @@
 namespace nixl::hicache {
 namespace {
 
-constexpr uint64_t kSecond = 1000000000;
 constexpr uint64_t kCollectSeconds = 60;  // not more often
 
 // Old, a file, and made by the user of this process (root tidies for all).

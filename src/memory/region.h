@@ -17,6 +17,11 @@
 
 namespace nixl::memory {
 
+// Whether ranges of this type are addresses; all else is storage.
+inline bool isMemory(MemType type) {
+    return type == MemType::DRAM || type == MemType::VRAM;
+}
+
 class Region {
   public:
     Region(MemType type, const RegistrationList::Entry& entry, uint64_t id, uint32_t generation)

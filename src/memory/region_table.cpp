@@ -10,10 +10,6 @@
 namespace nixl::memory {
 namespace {
 
-bool isMemory(MemType type) {
-    return type == MemType::DRAM || type == MemType::VRAM;
-}
-
 std::string entryText(MemType type, size_t index, const RegistrationList::Entry& entry) {
     char text[160];
     std::snprintf(text, sizeof(text), "descriptor %zu: %s range [0x%llx, +%llu) of device %llu",

@@ -12,7 +12,7 @@ namespace nixl::peer {
 
 namespace {
 
-constexpr size_t kReadSize = 8 << 10;
+constexpr size_t kDialerReadSize = 8 << 10;
 constexpr std::chrono::milliseconds kRoomRetry{3};
 
 // Handshake messages are short and rare: a socket that does not take one whole is given up.
@@ -32,7 +32,7 @@ Status sendAll(base::Channel& channel, const std::string& bytes) {
 
 // Appends what can be read now.
 Status readSome(base::Channel& channel, std::string& input) {
-    char buffer[kReadSize];
+    char buffer[kDialerReadSize];
     iovec vector{buffer, sizeof(buffer)};
     auto got = channel.receive(&vector, 1);
     if (!got.ok()) {

@@ -17,7 +17,7 @@ constexpr size_t kMaxReplies = 1 << 20;
 // So many last bytes of a READ are copied when they are promised.
 constexpr uint64_t kCopiedTail = 4096;
 
-Status memoryGone() {
+Status targetMemoryGone() {
     return Status::backend("registered memory is not mapped", EFAULT);
 }
 
@@ -64,7 +64,7 @@ Status StreamTarget::memoryFault() {
     if (!failure_.ok() || (state_ != State::CHUNK && !reading_)) {
         return Status(ErrorCode::BACKEND, "the engine's own memory is not there", EFAULT);
     }
-    failRequest(memoryGone(), cursor_.offset());
+    failRequest(targetMemoryGone(), cursor_.offset());
     return {};
 }
 
@@ -117,7 +117,7 @@ Status StreamTarget::received(size_t bytes) {
         if (failure_.ok()) {
             if ((request_.flags & kRequestChecksum) != 0 &&
                 !checksumOf(cursor_, direct, runningChecksum_)) {
-                failRequest(memoryGone(), cursor_.offset());
+                failRequest(targetMemoryGone(), cursor_.offset());
             }
             cursor_.skip(direct);
             moved_ += direct;
@@ -324,7 +324,7 @@ Status StreamTarget::takeStaged(bool& progress) {
             }
             if (!memory::copyChecked(vectors, count, const_cast<char*>(bytes.data()), here,
                                      memory::Copy::TO_VECTORS)) {
-                failRequest(memoryGone(), cursor_.offset());
+                failRequest(targetMemoryGone(), cursor_.offset());
                 break;
             }
             bytes.remove_prefix(here);
@@ -380,7 +380,7 @@ void StreamTarget::prepareReadChunk() {
     tail_.clear();
     uint32_t checksum = 0;
     if (failure_.ok() && pin(chunkLeft_) && !prepareChunkBytes(last, tail_, checksum)) {
-        failRequest(memoryGone(), cursor_.offset());
+        failRequest(targetMemoryGone(), cursor_.offset());
     }
     char header[kChunkHeader];
     if (!failure_.ok()) {
