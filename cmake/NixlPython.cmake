@@ -59,6 +59,13 @@ function(nixl_python_module target)
   nanobind_add_module(${target} STABLE_ABI FREE_THREADED NB_STATIC NB_SUPPRESS_WARNINGS
                       ${arg_SOURCES})
   target_link_libraries(${target} PRIVATE nixl ${arg_LINK})
+  nixl_use_unity(${target})
+  # nanobind's own library as one file, as its nb_combined.cpp does.
+  get_target_property(linked ${target} LINK_LIBRARIES)
+  list(FILTER linked INCLUDE REGEX "^nanobind-static")
+  if(NIXL_UNITY AND linked)
+    set_target_properties(${linked} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 0)
+  endif()
   add_dependencies(nixl_runtime ${target})
   set_target_properties(
     ${target} PROPERTIES LIBRARY_OUTPUT_DIRECTORY "${NIXL_BUILD_PYTHON_DIR}/nixl"

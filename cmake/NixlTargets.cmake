@@ -39,6 +39,15 @@ function(nixl_use_pch target kind)
   target_precompile_headers(${target} REUSE_FROM nixl_pch_${kind})
 endfunction()
 
+# With NIXL_UNITY compiles the files of `target` together, a few at a time so that two processors
+# have something to do: most of the time goes into templates that each file makes anew
+# (docs/decisions/0010-unity-builds.md).
+function(nixl_use_unity target)
+  if(NIXL_UNITY)
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 12)
+  endif()
+endfunction()
+
 # The include path of public headers, for targets inside this build.
 function(nixl_public_includes target scope)
   target_include_directories(
@@ -74,6 +83,7 @@ function(nixl_module name)
     nixl_no_global_constructors(nixl_${name})
     target_link_libraries(nixl_${name} PRIVATE Threads::Threads ${arg_LINK})
     nixl_use_pch(nixl_${name} core)
+    nixl_use_unity(nixl_${name})
     set_property(GLOBAL APPEND PROPERTY NIXL_CORE_MODULES nixl_${name})
     set_property(GLOBAL APPEND PROPERTY NIXL_CORE_LINK ${arg_LINK})
   endif()
@@ -140,6 +150,7 @@ function(nixl_plugin name)
   target_link_libraries(${objects} PRIVATE Threads::Threads ${arg_LINK})
   nixl_no_global_constructors(${objects})
   nixl_use_pch(${objects} core)
+  nixl_use_unity(${objects})
   if(NIXL_STATIC_PLUGINS STREQUAL "ALL" OR name IN_LIST NIXL_STATIC_PLUGINS)
     target_compile_definitions(${objects} PRIVATE NIXL_STATIC_PLUGIN_NAME=${name})
     target_sources(nixl PRIVATE $<TARGET_OBJECTS:${objects}>)
