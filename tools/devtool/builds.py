@@ -9,23 +9,48 @@ import shutil
 from common import BUILD, ROOT, VENV_PYTHON, cores, must
 
 PRESETS = ["release", "debug", "clang", "asan", "tsan", "bench"]
+# What each needs to be installed (environment.GROUPS).
+NEEDS = {"release": ("tests",), "debug": ("tests",), "bench": ("bench",)}
+NEEDS |= {name: ("tests", "clang") for name in ("clang", "asan", "tsan")}
 
 
 def tree(preset: str) -> pathlib.Path:
     return BUILD / preset
 
 
-def configure(preset: str, log: str, *options: str) -> None:
-    if (tree(preset) / "build.ninja").exists() and not options:
-        return  # ninja runs cmake again by itself where a list of files changed
-    command = ["cmake", "--preset", preset, f"-DPython_EXECUTABLE={VENV_PYTHON}", *options]
+def configure(preset: str, log: str, tests: bool = True) -> None:
+    """Runs cmake where it has not run for these packages and with these tests; ninja itself runs
+    it again where a list of files changed."""
+    mark = tree(preset) / ".configured"
+    made = (tree(preset) / "build.ninja").exists()
+    tests = tests or (made and "tests" in read(mark))  # what has its tests keeps them
+    key = f"{preset} {'tests ' if tests else ''}{packages_state()}"
+    if made and read(mark) == key:
+        return
+    command = ["cmake", "--preset", preset, f"-DPython_EXECUTABLE={VENV_PYTHON}"]
+    if preset != "bench":
+        command.append(f"-DNIXL_TESTS={'ON' if tests else 'OFF'}")
     must(command, log, f"configuring preset {preset}", cwd=ROOT)
+    mark.write_text(key)
 
 
-def build(preset: str, targets: list[str] | None = None, log: str | None = None) -> pathlib.Path:
-    """Builds a preset (all of it or some targets) and returns its folder."""
+def read(path: pathlib.Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def packages_state() -> str:
+    """Another one when Debian's packages change: what was not found before may be there now."""
+    database = pathlib.Path("/var/lib/dpkg/status")
+    return str(database.stat().st_mtime_ns) if database.exists() else "no dpkg"
+
+
+def build(
+    preset: str, targets: list[str] | None = None, log: str | None = None, tests: bool = True
+) -> pathlib.Path:
+    """Builds a preset (all of it or some targets) and returns its folder. Without `tests` a new
+    tree gets none, and needs no GoogleTest."""
     log = log or f"build-{preset}"
-    configure(preset, log)
+    configure(preset, log, tests)
     jobs = os.environ.get("NIXL_DEV_JOBS", str(cores()))
     command = ["cmake", "--build", tree(preset), "-j", jobs]
     if targets:

@@ -1,52 +1,92 @@
-"""Sets the machine up: system packages (apt, as root) and the virtual environment .venv."""
+"""Sets the machine up: system packages (apt, as root) and the virtual environment .venv.
+
+Everything is in groups, so that a command installs what it needs and no more.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from common import ROOT, VENV, VENV_PYTHON, Failure, must, run, say, tail, venv_env
 
-# Needed to build and test. A machine that is no Debian finds the Fedora names in README.md.
-APT = [
-    "binutils",
-    "ca-certificates",
-    "ccache",
-    "clang",
-    "cmake",
-    "fio",
-    "g++",
-    "git",
-    "iproute2",
-    "libbenchmark-dev",
-    "libclang-rt-14-dev",
-    "libgmock-dev",
-    "libgtest-dev",
-    "libucx-dev",
-    "liburing-dev",
-    "llvm",
-    "ninja-build",
-    "pkg-config",
-    "python3-dev",
-    "python3-venv",
-]
-# Nice to have: without them some tests say SKIP. Debian's torch is a CPU build of 50 MB.
-APT_OPTIONAL = ["python3-torch"]
+TOOLS_FOLDER = ROOT / "tools"
+CLIENTS = TOOLS_FOLDER / "requirements-clients.txt"
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one kind of work needs. Fedora's names of the packages to build are in README.md."""
+
+    what: str
+    apt: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()  # without these some tests say SKIP
+    pip: str = ""  # tools/requirements-PIP.txt
+
+
+GROUPS = {
+    "build": Group(
+        "to build and to run the demo",
+        apt=(
+            "ca-certificates",
+            "cmake",
+            "g++",
+            "liburing-dev",
+            "ninja-build",
+            "python3-dev",
+            "python3-venv",
+        ),
+        pip="demo",
+    ),
+    "tests": Group(
+        "for the tests in C++",
+        apt=(
+            "binutils",
+            "ccache",
+            "git",
+            "libgmock-dev",
+            "libgtest-dev",
+            "libucx-dev",
+            "pkg-config",
+        ),
+        pip="dev",
+    ),
+    # Debian's torch is a CPU build of 50 MB.
+    "python": Group(
+        "for the tests in Python",
+        apt=("fio", "iproute2"),
+        optional=("python3-torch",),
+    ),
+    "clients": Group("for the tests with programs of others", pip="clients"),
+    "clang": Group("for the sanitizers", apt=("clang", "libclang-rt-14-dev", "llvm")),
+    "lint": Group("for the checks of style", pip="lint"),
+    "bench": Group("for the benchmarks", apt=("fio", "libbenchmark-dev")),
+}
 TORCH_PARTS = ["torch", "torchgen", "functorch"]
 DEBIAN_PYTHON = pathlib.Path("/usr/lib/python3/dist-packages")
-REQUIREMENTS = ROOT / "tools" / "requirements-dev.txt"
-CLIENTS = ROOT / "tools" / "requirements-clients.txt"
-TOOLS = ["g++", "cmake", "ninja", "git"]
+TOOLS = ["g++", "cmake", "ninja"]
 
 
-def set_up() -> None:
-    """Brings packages and .venv to what the tree asks for; quick where nothing is missing."""
-    install_packages()
-    make_venv()
+def set_up(*groups: str) -> None:
+    """Brings packages and .venv to what these groups ask for; quick where nothing is missing."""
+    wanted = [name for name in GROUPS if name in ("build", *groups)]
+    install_packages(wanted)
+    make_venv(wanted)
+
+
+def packages(groups: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The system packages of groups: needed, and nice to have."""
+    needed = sorted({name for group in groups for name in GROUPS[group].apt})
+    if "libclang-rt-14-dev" in needed and not apt_knows("libclang-rt-14-dev"):
+        needed[needed.index("libclang-rt-14-dev")] = "libclang-rt-dev"
+    return needed, sorted({name for group in groups for name in GROUPS[group].optional})
 
 
 def missing_packages(names: list[str]) -> list[str]:
@@ -59,14 +99,15 @@ def missing_packages(names: list[str]) -> list[str]:
     return [name for name in names if name not in have]
 
 
-def install_packages() -> None:
+def install_packages(groups: list[str]) -> None:
     if not shutil.which("apt-get"):
         say("set-up: no apt here; packages are yours to install (README.md lists them)")
         return check_tools()
-    if shutil.which("clang-14") is None and not apt_knows("libclang-rt-14-dev"):
-        APT[APT.index("libclang-rt-14-dev")] = "libclang-rt-dev"
-    missing = missing_packages(APT)
-    optional = missing_packages(APT_OPTIONAL) if VENV_PYTHON.exists() is False else []
+    needed, optional = packages(groups)
+    absent = missing_packages([*needed, *optional])
+    missing = [name for name in needed if name in absent]
+    # What is nice to have is tried once, when its group is new here.
+    optional = [name for name in optional if name in absent and groups_pending(groups)]
     if not missing and not optional:
         say("set-up: system packages are there")
         return None
@@ -85,6 +126,9 @@ def install_packages() -> None:
 
 
 def apt_knows(name: str) -> bool:
+    """Whether apt could install it, or it is there."""
+    if not missing_packages([name]):
+        return True
     shown = subprocess.run(["apt-cache", "policy", name], capture_output=True, text=True).stdout
     return "Candidate:" in shown and "Candidate: (none)" not in shown
 
@@ -93,23 +137,57 @@ def check_tools() -> None:
     lacking = [tool for tool in TOOLS if not shutil.which(tool)]
     if lacking:
         raise Failure(f"set-up: these programs are missing: {' '.join(lacking)}; as root run: "
-                      f"apt-get install {' '.join(APT)}")  # fmt: skip
+                      f"apt-get install {' '.join(GROUPS['build'].apt)}")  # fmt: skip
 
 
-def make_venv() -> None:
-    """Makes .venv, or brings it up to date when the list of its packages has changed."""
-    mark = VENV / ".ready"
-    wanted = hashlib.sha256(REQUIREMENTS.read_bytes() + CLIENTS.read_bytes()).hexdigest()
-    if VENV_PYTHON.exists() and mark.exists() and mark.read_text() == wanted:
+# --- .venv ---
+
+
+def requirements(group: str) -> pathlib.Path:
+    return TOOLS_FOLDER / f"requirements-{GROUPS[group].pip}.txt"
+
+
+def fingerprint(group: str) -> str:
+    """What a group asks for, so that a changed list is installed once more."""
+    asked = GROUPS[group]
+    digest = hashlib.sha256(" ".join(asked.optional).encode())
+    digest.update(requirements(group).read_bytes() if asked.pip else b"")
+    return digest.hexdigest()
+
+
+def marks() -> dict[str, str]:
+    """Group → fingerprint of what .venv holds."""
+    try:
+        found = json.loads((VENV / ".ready").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def groups_pending(groups: list[str]) -> list[str]:
+    """Those whose part of .venv is not there, or not as the tree asks for now."""
+    have = marks() if VENV_PYTHON.exists() else {}
+    return [name for name in groups if have.get(name) != fingerprint(name)]
+
+
+def make_venv(groups: list[str]) -> None:
+    """Makes .venv, or adds to it what is missing of these groups."""
+    pending = groups_pending(groups)
+    if not pending:
         say("set-up: .venv is there")
         return
-    say(f"set-up: .venv with {sys.executable}")
+    say(f"set-up: .venv with {sys.executable}: {', '.join(GROUPS[name].what for name in pending)}")
     if not VENV_PYTHON.exists():
         must([sys.executable, "-m", "venv", VENV], "setup", "making .venv", env=dict(os.environ))
-    pip_install("-r", REQUIREMENTS)
-    link_debian_torch()
-    install_clients()
-    mark.write_text(wanted)
+    files = [requirements(n) for n in pending if GROUPS[n].pip not in ("", "clients")]
+    if files:
+        pip_install(*(word for file in files for word in ("-r", file)))
+    if "python" in pending:
+        link_debian_torch()
+    if "clients" in pending:
+        install_clients()
+    have = marks() | {name: fingerprint(name) for name in pending}
+    (VENV / ".ready").write_text(json.dumps(have, indent=1))
 
 
 def pip_install(*words: str | os.PathLike[str]) -> None:

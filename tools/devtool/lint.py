@@ -227,7 +227,7 @@ def tidy_key(entry: dict) -> str:
         [*words, "-MM", "-MT", "x"], capture_output=True, text=True, cwd=entry["directory"]
     )
     digest = hashlib.sha256((ROOT / ".clang-tidy").read_bytes() + " ".join(words).encode())
-    pins = (ROOT / "tools" / "requirements-dev.txt").read_text().splitlines()
+    pins = (ROOT / "tools" / "requirements-lint.txt").read_text().splitlines()
     digest.update("".join(line for line in pins if line.startswith("clang-tidy")).encode())
     digest.update(NOT_IN_TESTS.encode() if is_test(entry) else b"")
     for name in sorted(set(listed.stdout.replace("\\\n", " ").split()[1:]) | {entry["file"]}):

@@ -174,6 +174,11 @@ STEPS: dict[str, Callable[[Scope], Outcome]] = {
     "fuzz": fuzz_step,
     "tsan": tsan,
 }
+# What each step needs to be installed (environment.GROUPS).
+NEEDS: dict[str, tuple[str, ...]] = {name: ("tests",) for name in STEPS}
+NEEDS |= {"lint": ("tests", "clang", "lint", "bench"), "python": ("tests", "python", "clients")}
+NEEDS |= {name: ("tests", "python") for name in ("docs", "packaging")}
+NEEDS |= {name: ("tests", "clang") for name in ("asan", "fuzz", "tsan")}
 # The tree of build/ that a step tests.
 TREES = {name: "release" for name in ("unit", "python", "docs", "packaging")}
 TREES |= {"asan": "asan", "fuzz": "asan", "tsan": "tsan"}
