@@ -30,6 +30,8 @@ try:
     from nixl import Buffer, alloc
     from nixl._api import nixl_agent, nixl_agent_config
     from nixl.errors import nixlError, nixlNotSupportedError
+    from rich.bar import Bar
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
     from rich.table import Table
@@ -41,6 +43,7 @@ SENDER, RECEIVER = "sender", "receiver"
 FILE_ID = 1
 CLONE_NEWNET = 0x40000000
 WAIT_S = 120.0
+BAR_WIDTH = 12
 
 
 class DemoError(Exception):
@@ -73,6 +76,8 @@ class Step:
     pieces: int = 0
     size: int = 0
     seconds: float = 0.0
+    first: int = 0  # bytes of the first window
+    first_seconds: float = 0.0
 
     def add(self, agent: nixl_agent, handle: Any) -> None:
         told = agent.explain(handle)
@@ -80,8 +85,18 @@ class Step:
         self.backend = told["backend"]
         self.lane = told["lane"] or "-"
         self.pieces += told["segments"]
+        seconds = max(figures.xferDuration, 1) / 1e6
+        if not self.size:
+            self.first, self.first_seconds = figures.totalBytes, seconds
         self.size += figures.totalBytes
-        self.seconds += figures.xferDuration / 1e6
+        self.seconds += seconds
+
+    def rates(self) -> tuple[float, float]:
+        """Bytes a second of the first window, where everything is new, and of all others (0:
+        there are none)."""
+        rest, seconds = self.size - self.first, self.seconds - self.first_seconds
+        cold = self.first / self.first_seconds if self.first_seconds else 0.0
+        return cold, rest / seconds if rest else 0.0
 
 
 def page_rows(address: int, size: int, page: int, order: Any = None) -> Any:
@@ -123,7 +138,7 @@ class Receiver:
             self.path.unlink()
             raise
         self.hash = hashlib.sha256()
-        self.steps = [Step("memory -> file"), Step("file -> fresh memory")]
+        self.steps = [Step("to a file"), Step("back to memory")]
 
     def invitation(self) -> tuple[bytes, int, Any]:
         """What the sender needs: metadata, where the pool is, and the order of its pages."""
@@ -296,7 +311,7 @@ def read_windows(options: Options, buffer: Buffer) -> Iterator[tuple[int, int]]:
 
 def send_all(options: Options, receiver: Any, advance: Callable[[int], None]) -> tuple[str, Step]:
     """The first agent: reads the input and writes it, page by page, into the receiver's pool."""
-    step = Step("memory -> other agent")
+    step = Step("to the other agent")
     checksum = hashlib.sha256()
     with nixl_agent(SENDER, nixl_agent_config(backends=["UCX"])) as agent:
         buffer = alloc(min(options.window, options.size))
@@ -355,7 +370,17 @@ def run(options: Options, processes: int, console: Console) -> bool:
     console.print(verdict)
     if options.keep:
         console.print(f"kept: {receiver.path}", soft_wrap=True)
+    if same:
+        console.print(next_step(options), highlight=False, soft_wrap=True)
     return same
+
+
+def next_step(options: Options) -> str:
+    """What to try after this."""
+    first = "README.md, 'A first program', has the calls; examples/ the larger ones"
+    if options.namespace:
+        return f"try next: ./dev demo --file PATH (your own file); {first}"
+    return f"try next: ./dev demo --two-hosts (the same over TCP, as root); {first}"
 
 
 def file_checksum(path: pathlib.Path, size: int) -> str:
@@ -374,25 +399,30 @@ def show(
     homes = "one process" if processes == 1 else "two processes"
     homes = "two network namespaces" if options.namespace else homes
     page = f"{options.page >> 10} KiB" if options.page % 1024 == 0 else f"{options.page} bytes"
-    table = Table(title=f"{options.file.name}: agents in {homes}, pages of {page}")
-    for name in ("step", "backend", "lane"):
-        table.add_column(name)
-    for name in ("pieces", "MiB", "ms", "GB/s"):
+    window = f"{options.window >> 20} MiB" if options.window >> 20 else f"{options.window} bytes"
+    table = Table(title=f"{options.file.name}: agents in {homes}, pages of {page}", box=SIMPLE)
+    for name in ("step", "lane"):
+        table.add_column(name, no_wrap=True)
+    for name in ("pieces", "MiB", "first\nGB/s", "then\nGB/s"):
         table.add_column(name, justify="right")
+    table.add_column("", width=BAR_WIDTH)
+    best = max(max(step.rates()) for step in steps)
     for step in steps:
-        speed = step.size / step.seconds / 1e9 if step.seconds else 0.0
+        cold, steady = (rate / 1e9 for rate in step.rates())
         table.add_row(
             step.what,
-            step.backend,
-            step.lane,
+            step.backend if step.lane == "-" else f"{step.backend} {step.lane}",
             f"{step.pieces:,}",
             f"{step.size / 2**20:,.1f}",
-            f"{step.seconds * 1e3:,.2f}",
-            f"{speed:,.2f}",
+            f"{cold:,.2f}",
+            f"{steady:,.2f}" if steady else "-",
+            Bar(best, 0, max(step.rates()), width=BAR_WIDTH, color="green"),
         )
     console.print(table)
     console.print(
-        f"from start to end {seconds:.2f} s: with reading the input, three checksums and set-up"
+        f"first: the first {window}, memory not touched before; then: the rest.\n"
+        f"{seconds:.2f} s in all, with reading the input, three checksums and set-up.",
+        highlight=False,
     )
 
 
@@ -444,7 +474,7 @@ def read_arguments(words: list[str] | None) -> tuple[Options, argparse.Namespace
     hosts = "two network namespaces, that is two hosts, with TCP between them (root)"
     add("--two-hosts", action="store_true", help=hosts)
     add("--page", type=size_of, default=64 << 10, help="size of a page (64K)")
-    add("--window", type=size_of, default=64 << 20, help="bytes under way at a time (64M)")
+    add("--window", type=size_of, default=16 << 20, help="bytes under way at a time (16M)")
     temporary = pathlib.Path(tempfile.gettempdir())
     add("--dir", type=pathlib.Path, default=temporary, help="where the file goes (%(default)s)")
     add("--direct", action="store_true", help="write and read it with O_DIRECT")

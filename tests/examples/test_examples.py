@@ -83,6 +83,8 @@ def test_demo(size: int, tmp_path: pathlib.Path) -> None:
     status, output = demo(tmp_path, "--file", str(source), *DEMO_WINDOWS)
     assert status == 0, output
     assert "every byte arrived" in output
+    assert "first" in output and "then" in output and "to the other agent" in output
+    assert output.splitlines()[-1].startswith("try next: ./dev demo --two-hosts")
     assert list(tmp_path.iterdir()) == [source]  # nothing is left behind
 
 
