@@ -16,7 +16,10 @@ FOUNDATION = re.compile(
     r"(dev|pyproject\.toml|CMakePresets\.json|(.*/)?CMakeLists\.txt|(cmake|tools|\.ci)/.*)$"
 )
 # Nothing runs because of these but the checks of style and links.
-SILENT = re.compile(r"(LICENSE|\.gitignore|\.clang-(format|tidy)|.*\.md)$")
+SILENT = re.compile(r"(LICENSE|\.gitignore|\.editorconfig|\.clang-(format|tidy)|.*\.md)$")
+# Read by a test of their own.
+HABITS = re.compile(r"(\.github/|findings/|\.pre-commit-config\.yaml$)")
+HABITS_TEST = "tests/tools/test_habits.py"
 PLUGIN_NAME = re.compile(r"nixl_plugin\(\s*(\w+)")
 TEST_PROGRAM = re.compile(r"nixl_test\(\s*([a-z]\w*)")
 SUITE = re.compile(r"^(?:TYPED_)?TEST(?:_F|_P)?\(\s*(\w+),", re.M)
@@ -156,7 +159,9 @@ def patterns(program: str, test: str) -> set[str]:
 def python(choice: Choice, name: str) -> bool:
     """Files of tests (not those of docs and packaging) that reach the changed one."""
     tests = [t for t in python_tests() if not t.startswith(("tests/docs/", "tests/packaging/"))]
-    if name.endswith(".py") or name.endswith(".pyi"):
+    if HABITS.match(name):
+        found = [HABITS_TEST]
+    elif name.endswith(".py") or name.endswith(".pyi"):
         found = by_import(tests, name)
     elif path(name).suffix in reach.CXX and name.startswith(PRODUCT):
         found = by_product(tests, name)
