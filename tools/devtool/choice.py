@@ -20,6 +20,7 @@ SILENT = re.compile(r"(LICENSE|\.gitignore|\.editorconfig|\.clang-(format|tidy)|
 # Read by a test of their own.
 HABITS = re.compile(r"(\.github/|findings/|\.pre-commit-config\.yaml$)")
 HABITS_TEST = "tests/tools/test_habits.py"
+COUNTS_TEST = "tests/counts/test_counts.py"  # runs a program of its own over the library
 PLUGIN_NAME = re.compile(r"nixl_plugin\(\s*(\w+)")
 TEST_PROGRAM = re.compile(r"nixl_test\(\s*([a-z]\w*)")
 SUITE = re.compile(r"^(?:TYPED_)?TEST(?:_F|_P)?\(\s*(\w+),", re.M)
@@ -208,8 +209,8 @@ def by_product(tests: list[str], name: str) -> list[str]:
         return [t for t in using if any(n.startswith(package) for n in reach.python_reach(t))]
     if name.startswith("plugins/"):
         word = re.compile(rf"\b{path(name).parts[1]}\b", re.I)
-        return [t for t in using if any(word.search(reach.text(n)) for n in own_files(t))]
-    return using
+        using = [t for t in using if any(word.search(reach.text(n)) for n in own_files(t))]
+    return [*using, *(t for t in tests if t == COUNTS_TEST)]
 
 
 def own_files(test: str) -> list[str]:

@@ -61,7 +61,7 @@ GROUPS = {
     # Debian's torch is a CPU build of 50 MB.
     "python": Group(
         "for the tests in Python",
-        apt=("fio", "iproute2"),
+        apt=("fio", "iproute2", "valgrind"),
         optional=("python3-torch",),
     ),
     "clients": Group("for the tests with programs of others", pip="clients"),

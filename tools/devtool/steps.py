@@ -40,7 +40,7 @@ class Scope:
         return ["nixl_runtime", *self.choice.targets()] if self.choice else None
 
     def python_targets(self) -> list[str] | None:
-        return ["nixl_runtime"] if self.choice or self.pytest else None
+        return ["nixl_runtime", "nixl_counts"] if self.choice or self.pytest else None
 
 
 def unit(scope: Scope) -> Outcome:
