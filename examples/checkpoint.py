@@ -73,7 +73,7 @@ def save_and_restore(path: pathlib.Path, parameters: list[Any]) -> list[Any]:
     with nixl_agent("checkpoint_agent", nixl_agent_config(backends=["POSIX"])) as agent:
         with open(path, "w+b") as file:
             # The guide's form: (offset, length, file descriptor, label).
-            where = [(0, total, file.fileno(), str(path).encode())]
+            where = [(0, total, file.fileno(), str(path))]
             file_descs = agent.register_memory(agent.get_reg_descs(where, "FILE"))
             reg_descs = agent.register_memory(parameters)
             print(move(agent, "WRITE", reg_descs, file_descs))

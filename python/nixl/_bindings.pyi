@@ -1,9 +1,10 @@
 """The raw interface of NIXL: classes and functions of the C++ library.
 
-Made from the module and then refined by hand; tests/python/test_surface.py compares both.
+Made by tools/make_stub.py from the module and its stub.pat.
 """
 
-# ruff: noqa: I001
+# ruff: noqa: C408, I001
+
 from collections.abc import Iterator, Mapping, Sequence
 import datetime
 import enum
@@ -28,7 +29,6 @@ from nixl.errors import (
 )
 
 __version__: str
-
 _Handle = TypeVar("_Handle", bound="nixlXferHandle")
 _Side = TypeVar("_Side", bound="nixlDlistHandle")
 
@@ -36,86 +36,50 @@ class nixl_status_t(enum.IntEnum):
     """What a raw call returned."""
 
     NIXL_IN_PROG = 1
-
     NIXL_SUCCESS = 0
-
     NIXL_ERR_NOT_POSTED = -1
-
     NIXL_ERR_INVALID_PARAM = -2
-
     NIXL_ERR_BACKEND = -3
-
     NIXL_ERR_NOT_FOUND = -4
-
     NIXL_ERR_MISMATCH = -5
-
     NIXL_ERR_NOT_ALLOWED = -6
-
     NIXL_ERR_REPOST_ACTIVE = -7
-
     NIXL_ERR_UNKNOWN = -8
-
     NIXL_ERR_NOT_SUPPORTED = -9
-
     NIXL_ERR_REMOTE_DISCONNECT = -10
-
     NIXL_ERR_CANCELED = -11
-
     NIXL_ERR_NO_TELEMETRY = -12
-
     NIXL_ERR_TIMEOUT = -13
 
 NIXL_IN_PROG: nixl_status_t = nixl_status_t.NIXL_IN_PROG
-
 NIXL_SUCCESS: nixl_status_t = nixl_status_t.NIXL_SUCCESS
-
 NIXL_ERR_NOT_POSTED: nixl_status_t = nixl_status_t.NIXL_ERR_NOT_POSTED
-
 NIXL_ERR_INVALID_PARAM: nixl_status_t = nixl_status_t.NIXL_ERR_INVALID_PARAM
-
 NIXL_ERR_BACKEND: nixl_status_t = nixl_status_t.NIXL_ERR_BACKEND
-
 NIXL_ERR_NOT_FOUND: nixl_status_t = nixl_status_t.NIXL_ERR_NOT_FOUND
-
 NIXL_ERR_MISMATCH: nixl_status_t = nixl_status_t.NIXL_ERR_MISMATCH
-
 NIXL_ERR_NOT_ALLOWED: nixl_status_t = nixl_status_t.NIXL_ERR_NOT_ALLOWED
-
 NIXL_ERR_REPOST_ACTIVE: nixl_status_t = nixl_status_t.NIXL_ERR_REPOST_ACTIVE
-
 NIXL_ERR_UNKNOWN: nixl_status_t = nixl_status_t.NIXL_ERR_UNKNOWN
-
 NIXL_ERR_NOT_SUPPORTED: nixl_status_t = nixl_status_t.NIXL_ERR_NOT_SUPPORTED
-
 NIXL_ERR_REMOTE_DISCONNECT: nixl_status_t = nixl_status_t.NIXL_ERR_REMOTE_DISCONNECT
-
 NIXL_ERR_CANCELED: nixl_status_t = nixl_status_t.NIXL_ERR_CANCELED
-
 NIXL_ERR_NO_TELEMETRY: nixl_status_t = nixl_status_t.NIXL_ERR_NO_TELEMETRY
-
 NIXL_ERR_TIMEOUT: nixl_status_t = nixl_status_t.NIXL_ERR_TIMEOUT
 
 class nixl_mem_t(enum.IntEnum):
     """Kinds of memory and storage."""
 
     DRAM_SEG = 0
-
     VRAM_SEG = 1
-
     BLK_SEG = 2
-
     OBJ_SEG = 3
-
     FILE_SEG = 4
 
 DRAM_SEG: nixl_mem_t = nixl_mem_t.DRAM_SEG
-
 VRAM_SEG: nixl_mem_t = nixl_mem_t.VRAM_SEG
-
 BLK_SEG: nixl_mem_t = nixl_mem_t.BLK_SEG
-
 OBJ_SEG: nixl_mem_t = nixl_mem_t.OBJ_SEG
-
 FILE_SEG: nixl_mem_t = nixl_mem_t.FILE_SEG
 
 def _listFromBytes(data: str | bytes) -> nixlXferDList | nixlRegDList: ...
@@ -188,8 +152,8 @@ class nixlRegDList:
     def __setstate__(self, arg: str | bytes, /) -> None: ...
     @property
     def _registered(self) -> bool: ...
-    def _takeRegistration(self) -> tuple[Any, list[str]] | None: ...
     def _bindRegistration(self, arg: tuple[Any, list[str]], /) -> None: ...
+    def _takeRegistration(self) -> tuple[Any, list[str]] | None: ...
     def __enter__(self) -> nixlRegDList: ...
     def __exit__(
         self,
@@ -233,60 +197,61 @@ class nixl_xfer_op_t(enum.IntEnum):
     """Direction of a transfer."""
 
     NIXL_READ = 0
-
     NIXL_WRITE = 1
 
 NIXL_READ: nixl_xfer_op_t = nixl_xfer_op_t.NIXL_READ
-
 NIXL_WRITE: nixl_xfer_op_t = nixl_xfer_op_t.NIXL_WRITE
 
 class nixl_cost_t(enum.IntEnum):
     """How a cost was found."""
 
     NIXL_COST_ANALYTICAL_BACKEND = 0
-
     NIXL_COST_UNKNOWN = 1
 
 NIXL_COST_ANALYTICAL_BACKEND: nixl_cost_t = nixl_cost_t.NIXL_COST_ANALYTICAL_BACKEND
-
 NIXL_COST_UNKNOWN: nixl_cost_t = nixl_cost_t.NIXL_COST_UNKNOWN
 
 class nixl_thread_sync_t(enum.IntEnum):
     """Accepted for compatibility: the agent is thread-safe in every mode."""
 
     NIXL_THREAD_SYNC_NONE = 0
-
     NIXL_THREAD_SYNC_STRICT = 1
-
     NIXL_THREAD_SYNC_RW = 2
-
     NIXL_THREAD_SYNC_DEFAULT = 0
 
 NIXL_THREAD_SYNC_NONE: nixl_thread_sync_t = nixl_thread_sync_t.NIXL_THREAD_SYNC_NONE
-
 NIXL_THREAD_SYNC_STRICT: nixl_thread_sync_t = nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT
-
 NIXL_THREAD_SYNC_RW: nixl_thread_sync_t = nixl_thread_sync_t.NIXL_THREAD_SYNC_RW
-
 NIXL_THREAD_SYNC_DEFAULT: nixl_thread_sync_t = nixl_thread_sync_t.NIXL_THREAD_SYNC_NONE
 
 class nixlXferTelemetry:
     """Figures of one finished transfer."""
 
     def __init__(self) -> None: ...
-
-    startTime: int
-
-    postDuration: int
-
-    xferDuration: int
-
-    totalBytes: int
-
-    descCount: int
-
-    backendName: str
-
+    @property
+    def startTime(self) -> int: ...
+    @startTime.setter
+    def startTime(self, arg: int, /) -> None: ...
+    @property
+    def postDuration(self) -> int: ...
+    @postDuration.setter
+    def postDuration(self, arg: int, /) -> None: ...
+    @property
+    def xferDuration(self) -> int: ...
+    @xferDuration.setter
+    def xferDuration(self, arg: int, /) -> None: ...
+    @property
+    def totalBytes(self) -> int: ...
+    @totalBytes.setter
+    def totalBytes(self, arg: int, /) -> None: ...
+    @property
+    def descCount(self) -> int: ...
+    @descCount.setter
+    def descCount(self, arg: int, /) -> None: ...
+    @property
+    def backendName(self) -> str: ...
+    @backendName.setter
+    def backendName(self, arg: str, /) -> None: ...
     def __repr__(self) -> str: ...
 
 class nixlAgentConfig:
@@ -307,49 +272,93 @@ class nixlAgentConfig:
 
     syncMode: nixl_thread_sync_t
 
-    pthrDelay: int
-
-    lthrDelay: int
-
-    etcdWatchTimeout: datetime.timedelta
-
-    useProgThread: bool
-
-    useListenThread: bool
-
-    listenPort: int
-
-    listenHost: str
-
-    captureTelemetry: bool
-
-    numWorkers: int
-
-    backends: list[str]
-
-    backendParams: dict[str, dict[str, str]]
-
-    useEtcd: bool | None
+    @property
+    def pthrDelay(self) -> int: ...
+    @pthrDelay.setter
+    def pthrDelay(self, arg: int, /) -> None: ...
+    @property
+    def lthrDelay(self) -> int: ...
+    @lthrDelay.setter
+    def lthrDelay(self, arg: int, /) -> None: ...
+    @property
+    def etcdWatchTimeout(self) -> datetime.timedelta: ...
+    @etcdWatchTimeout.setter
+    def etcdWatchTimeout(self, arg: datetime.timedelta, /) -> None: ...
+    @property
+    def useProgThread(self) -> bool: ...
+    @useProgThread.setter
+    def useProgThread(self, arg: bool, /) -> None: ...
+    @property
+    def useListenThread(self) -> bool: ...
+    @useListenThread.setter
+    def useListenThread(self, arg: bool, /) -> None: ...
+    @property
+    def listenPort(self) -> int: ...
+    @listenPort.setter
+    def listenPort(self, arg: int, /) -> None: ...
+    @property
+    def listenHost(self) -> str: ...
+    @listenHost.setter
+    def listenHost(self, arg: str, /) -> None: ...
+    @property
+    def captureTelemetry(self) -> bool: ...
+    @captureTelemetry.setter
+    def captureTelemetry(self, arg: bool, /) -> None: ...
+    @property
+    def numWorkers(self) -> int: ...
+    @numWorkers.setter
+    def numWorkers(self, arg: int, /) -> None: ...
+    @property
+    def backends(self) -> list[str]: ...
+    @backends.setter
+    def backends(self, arg: Sequence[str], /) -> None: ...
+    @property
+    def backendParams(self) -> dict[str, dict[str, str]]: ...
+    @backendParams.setter
+    def backendParams(self, arg: Mapping[str, Mapping[str, str]], /) -> None: ...
+    @property
+    def useEtcd(self) -> bool | None: ...
+    @useEtcd.setter
+    def useEtcd(self, arg: bool | None, /) -> None: ...
 
     authKey: str | bytes
 
-    authKeyFile: str
-
-    peerTimeout: datetime.timedelta
-
-    xferTimeout: datetime.timedelta
-
-    lanes: str
-
-    busyPollMicroseconds: int
-
-    socketDir: str
-
-    raiseOnError: bool
-
-    metadataStore: str
-
-    etcd: dict[str, str]
+    @property
+    def authKeyFile(self) -> str: ...
+    @authKeyFile.setter
+    def authKeyFile(self, arg: str, /) -> None: ...
+    @property
+    def peerTimeout(self) -> datetime.timedelta: ...
+    @peerTimeout.setter
+    def peerTimeout(self, arg: datetime.timedelta, /) -> None: ...
+    @property
+    def xferTimeout(self) -> datetime.timedelta: ...
+    @xferTimeout.setter
+    def xferTimeout(self, arg: datetime.timedelta, /) -> None: ...
+    @property
+    def lanes(self) -> str: ...
+    @lanes.setter
+    def lanes(self, arg: str, /) -> None: ...
+    @property
+    def busyPollMicroseconds(self) -> int: ...
+    @busyPollMicroseconds.setter
+    def busyPollMicroseconds(self, arg: int, /) -> None: ...
+    @property
+    def socketDir(self) -> str: ...
+    @socketDir.setter
+    def socketDir(self, arg: str, /) -> None: ...
+    @property
+    def raiseOnError(self) -> bool: ...
+    @raiseOnError.setter
+    def raiseOnError(self, arg: bool, /) -> None: ...
+    @property
+    def metadataStore(self) -> str: ...
+    @metadataStore.setter
+    def metadataStore(self, arg: str, /) -> None: ...
+    @property
+    def etcd(self) -> dict[str, str]: ...
+    @etcd.setter
+    def etcd(self, arg: Mapping[str, str], /) -> None: ...
 
 class nixlAgent:
     """The raw agent: ids and statuses."""
@@ -381,6 +390,14 @@ class nixlAgent:
         self, dlist: nixlXferDList | nixlRemoteDList, backends: Sequence[str | int] = ()
     ) -> int: ...
     def releaseMemView(self, mvh: int) -> None: ...
+    def _prepList(
+        self,
+        type: type[_Side],
+        agent_name: str | bytes,
+        mem_type: nixl_mem_t | None,
+        descs: nixlXferDList | Any,
+        backends: Sequence[str | int],
+    ) -> _Side: ...
     @overload
     def prepXferDlist(
         self, agent_name: str | bytes, descs: nixlXferDList, backend: Sequence[str | int] = ()
@@ -396,14 +413,6 @@ class nixlAgent:
         backend: Sequence[str | int] = (),
     ) -> int: ...
     def releasedDlistH(self, arg: int, /) -> nixl_status_t: ...
-    def _prepList(
-        self,
-        type: type[_Side],
-        agent_name: str | bytes,
-        mem_type: nixl_mem_t | None,
-        descs: nixlXferDList | Any,
-        backends: Sequence[str | int],
-    ) -> _Side: ...
     def _transfer(self, handle: nixlXferHandle, notif_msg: str | bytes = "") -> str: ...
     def _check(self, handle: nixlXferHandle) -> str: ...
     def _createXfer(
@@ -545,7 +554,5 @@ def _verifyTransfer(src: int, dst: int, size: int) -> None: ...
 def _bufferRange(object: Any, writable: bool) -> tuple[int, int]: ...
 
 NIXL_INIT_AGENT: str = ""
-
 DEFAULT_COMM_PORT: int = 8888
-
 HAVE_UCX_GPU_DEVICE_API: bool = False

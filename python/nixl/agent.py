@@ -191,7 +191,8 @@ class nixl_agent(NotificationCalls, MetadataCalls):
         try:
             return to_reg_list(descs, mem_type)
         except DescriptorsDoNotFit as error:
-            return self._do_not_fit("get_reg_descs", error)
+            self._do_not_fit("get_reg_descs", error)
+            return None
 
     def get_xfer_descs(self, descs: Any, mem_type: Any = None) -> nixlBind.nixlXferDList | None:
         """Memory of a transfer, from: a transfer list (as it is), a registration list, tuples
@@ -200,7 +201,8 @@ class nixl_agent(NotificationCalls, MetadataCalls):
         try:
             return to_xfer_list(descs, mem_type)
         except DescriptorsDoNotFit as error:
-            return self._do_not_fit("get_xfer_descs", error)
+            self._do_not_fit("get_xfer_descs", error)
+            return None
 
     def _do_not_fit(self, call: str, error: DescriptorsDoNotFit) -> None:
         if self._strict_descriptors:
@@ -439,7 +441,7 @@ class nixl_agent(NotificationCalls, MetadataCalls):
         self._check_owner(handle, nixlBind.nixlDlistHandle, "a prepared list's")
         handle.release()
 
-    def _check_owner(self, handle: Any, kind: type, whose: str) -> None:
+    def _check_owner(self, handle: Any, kind: type[Any], whose: str) -> None:
         if not isinstance(handle, kind):
             raise TypeError(f"handle must be {whose} handle, not {shown(handle)}")
         if not self.agent._owns(handle):

@@ -105,7 +105,7 @@ def alloc_tensor(shape: int | Sequence[int], dtype: Any = "float32") -> Any:
     """
     if isinstance(dtype, str):
         dtype = _torch_dtype(dtype) or dtype
-    extents = (shape,) if hasattr(shape, "__index__") else shape
+    extents: Any = (shape,) if hasattr(shape, "__index__") else shape
     if isinstance(extents, (str, bytes)) or not isinstance(extents, Iterable):
         raise TypeError(f"shape must be an int or a sequence of them, not {type(shape).__name__}")
     extents = tuple(extents)

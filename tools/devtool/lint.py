@@ -83,6 +83,8 @@ def everything(budget: TidyBudget, change: Change, only_changed: bool = False) -
     if files := [f for f in python_files() if not few or f in change.files]:
         check(outcome, "ruff format", [*ruff, "format", "-q", "--diff", *files])
         check(outcome, "ruff check", [*ruff, "check", "-q", *files])
+    if not few or any(name.endswith((".py", ".pyi")) for name in change.files):
+        check(outcome, "mypy", [VENV_PYTHON, "-m", "mypy", "--no-error-summary"])
     check(outcome, "layout", [VENV_PYTHON, "tools/check_layout.py", ROOT])
     tidy(outcome, budget, change, few)
     outcome.seconds = time.monotonic() - start

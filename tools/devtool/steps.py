@@ -158,7 +158,7 @@ def fuzz_step(scope: Scope) -> Outcome:
 
 
 def lint_step(scope: Scope) -> Outcome:
-    """clang-format, ruff, layout and, within its time budget, clang-tidy"""
+    """clang-format, ruff, mypy, layout and, within its time budget, clang-tidy"""
     change = scope.choice.change if scope.choice else changes.since()
     budget = lint.TidyBudget(TIDY_BUDGET_S, TIDY_CHANGED_BUDGET_S)
     return lint.everything(budget, change, only_changed=scope.choice is not None)

@@ -11,6 +11,7 @@ import re
 import stat
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 from .keys import OURS, file_name, mark_of, route
 from .workshop import Workshop, collect, make_folders
@@ -67,7 +68,8 @@ class NixlFileManager:
         durable: bool = False,
     ):
         one = isinstance(base_dir, (str, os.PathLike))
-        bases = [os.fspath(path) for path in ([base_dir] if one else base_dir)]
+        given: Any = [base_dir] if one else base_dir
+        bases = [os.fspath(path) for path in given]
         self.base_dirs = [directory for directory in bases if directory]
         self.base_dir = self.base_dirs[0] if self.base_dirs else ""
         self.use_direct_io = use_direct_io

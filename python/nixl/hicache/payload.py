@@ -74,7 +74,7 @@ class _Move:
             return
         ((folder, region),) = groups
         if error.errno != errno.EFAULT:
-            self.direct.refuse(folder, os.strerror(error.errno))
+            self.direct.refuse(folder, os.strerror(error.errno or errno.EIO))
             self.go(BUFFERED, members)
         elif path == BOUNCED:
             raise error  # there is no such memory
