@@ -12,7 +12,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-COMMANDS = ["demo", "test", "build", "fmt", "lint", "bench", "fuzz", "sim", "doctor"]
+COMMANDS = ["demo", "test", "build", "fmt", "lint", "bench", "fuzz", "sim", "docs", "doctor"]
 
 
 def dev(*words: str) -> subprocess.CompletedProcess[str]:
@@ -215,7 +215,7 @@ def test_a_changed_list_is_installed_once_more(tmp_path: pathlib.Path) -> None:
         asked = []
         environment.pip_install = lambda *words: asked.append([str(w.name) for w in words[1::2]])
         environment.VENV_PYTHON.write_text("")
-        environment.make_venv(["build"])
+        environment.make_venv(["venv", "build"])
         environment.make_venv(["build", "tests"])
         environment.make_venv(["build", "tests"])
         (folder / "requirements-demo.txt").write_text("more")

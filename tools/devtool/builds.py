@@ -10,8 +10,8 @@ from common import BUILD, ROOT, VENV_PYTHON, cores, must
 
 PRESETS = ["release", "debug", "clang", "asan", "tsan", "bench"]
 # What each needs to be installed (environment.GROUPS).
-NEEDS = {"release": ("tests",), "debug": ("tests",), "bench": ("bench",)}
-NEEDS |= {name: ("tests", "clang") for name in ("clang", "asan", "tsan")}
+NEEDS = {"release": ("build", "tests"), "debug": ("build", "tests"), "bench": ("build", "bench")}
+NEEDS |= {name: ("build", "tests", "clang") for name in ("clang", "asan", "tsan")}
 
 
 def tree(preset: str) -> pathlib.Path:

@@ -32,16 +32,15 @@ class Group:
 
 
 GROUPS = {
+    "venv": Group("for .venv", apt=("ca-certificates", "python3-venv")),
     "build": Group(
         "to build and to run the demo",
         apt=(
-            "ca-certificates",
             "cmake",
             "g++",
             "liburing-dev",
             "ninja-build",
             "python3-dev",
-            "python3-venv",
         ),
         pip="demo",
     ),
@@ -67,6 +66,7 @@ GROUPS = {
     "clients": Group("for the tests with programs of others", pip="clients"),
     "clang": Group("for the sanitizers", apt=("clang", "libclang-rt-14-dev", "llvm")),
     "lint": Group("for the checks of style", pip="lint"),
+    "docs": Group("for the site of the documentation", pip="docs"),
     "bench": Group("for the benchmarks", apt=("fio", "libbenchmark-dev")),
 }
 TORCH_PARTS = ["torch", "torchgen", "functorch"]
@@ -76,7 +76,7 @@ TOOLS = ["g++", "cmake", "ninja"]
 
 def set_up(*groups: str) -> None:
     """Brings packages and .venv to what these groups ask for; quick where nothing is missing."""
-    wanted = [name for name in GROUPS if name in ("build", *groups)]
+    wanted = [name for name in GROUPS if name in ("venv", *groups)]
     install_packages(wanted)
     make_venv(wanted)
 
@@ -102,7 +102,7 @@ def missing_packages(names: list[str]) -> list[str]:
 def install_packages(groups: list[str]) -> None:
     if not shutil.which("apt-get"):
         say("set-up: no apt here; packages are yours to install (README.md lists them)")
-        return check_tools()
+        return check_tools(groups)
     needed, optional = packages(groups)
     absent = missing_packages([*needed, *optional])
     missing = [name for name in needed if name in absent]
@@ -113,7 +113,7 @@ def install_packages(groups: list[str]) -> None:
         return None
     if os.geteuid() != 0:
         say(f"set-up: not root, apt skipped; missing: {' '.join(missing + optional)}")
-        return check_tools()
+        return check_tools(groups)
     say(f"set-up: apt installs {' '.join(missing + optional)}")
     apt = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
     must(["apt-get", "update", "-q"], "setup", "apt-get update", env=apt)
@@ -122,7 +122,7 @@ def install_packages(groups: list[str]) -> None:
         must([*install, *missing], "setup", "apt-get install", env=apt)
     if optional and run([*install, *optional], "setup", env=apt) != 0:
         say(f"set-up: optional {' '.join(optional)} could not be installed; its tests will skip")
-    return check_tools()
+    return check_tools(groups)
 
 
 def apt_knows(name: str) -> bool:
@@ -133,9 +133,9 @@ def apt_knows(name: str) -> bool:
     return "Candidate:" in shown and "Candidate: (none)" not in shown
 
 
-def check_tools() -> None:
+def check_tools(groups: list[str]) -> None:
     lacking = [tool for tool in TOOLS if not shutil.which(tool)]
-    if lacking:
+    if lacking and "build" in groups:
         raise Failure(f"set-up: these programs are missing: {' '.join(lacking)}; as root run: "
                       f"apt-get install {' '.join(GROUPS['build'].apt)}")  # fmt: skip
 

@@ -141,7 +141,7 @@ def docs(scope: Scope) -> Outcome:
     if "tests/docs" in chosen:
         return pytest("docs", ["tests/docs"])
     pages = [word.removeprefix("page ") for word in sorted(chosen) if word.startswith("page ")]
-    return pytest("docs", ["tests/docs", "-k", " or ".join(["test_pages", *pages])])
+    return pytest("docs", ["tests/docs", "-k", " or ".join(["test_pages", "test_site", *pages])])
 
 
 def packaging(_scope: Scope) -> Outcome:
@@ -175,10 +175,11 @@ STEPS: dict[str, Callable[[Scope], Outcome]] = {
     "tsan": tsan,
 }
 # What each step needs to be installed (environment.GROUPS).
-NEEDS: dict[str, tuple[str, ...]] = {name: ("tests",) for name in STEPS}
-NEEDS |= {"lint": ("tests", "clang", "lint", "bench"), "python": ("tests", "python", "clients")}
-NEEDS |= {name: ("tests", "python") for name in ("docs", "packaging")}
-NEEDS |= {name: ("tests", "clang") for name in ("asan", "fuzz", "tsan")}
+TESTED = ("build", "tests")
+NEEDS: dict[str, tuple[str, ...]] = {name: TESTED for name in STEPS}
+NEEDS |= {"lint": (*TESTED, "clang", "lint", "bench"), "python": (*TESTED, "python", "clients")}
+NEEDS |= {"docs": (*TESTED, "python", "docs"), "packaging": (*TESTED, "python")}
+NEEDS |= {name: (*TESTED, "clang") for name in ("asan", "fuzz", "tsan")}
 # The tree of build/ that a step tests.
 TREES = {name: "release" for name in ("unit", "python", "docs", "packaging")}
 TREES |= {"asan": "asan", "fuzz": "asan", "tsan": "tsan"}
