@@ -130,6 +130,7 @@ Region* RegionTable::enter(MemType type, const RegistrationList::Entry& entry) {
     }
     byId_[id - 1] = region;
     ++count_;
+    touch(id);
     return region;
 }
 
@@ -138,6 +139,7 @@ void RegionTable::leave(Region* region) {
     Device& device = devices_.at(key);
     byId_[region->id - 1] = nullptr;
     freeIds_.push_back(region->id);
+    touch(region->id);
     if (!isMemory(region->type)) {
         (region->newer_ != nullptr ? region->newer_->older_ : device.newest) = region->older_;
         if (region->older_ != nullptr) {
@@ -247,7 +249,8 @@ void RegionTable::enterOne(MemType type,
                            std::string& told) {
     const Carried carried = isMemory(type) ? Carried() : endStale(type, addition, told);
     Region* region = exact(type, *addition.entry);
-    if (region == nullptr) {
+    const bool fresh = region == nullptr;
+    if (fresh) {
         region = enter(type, *addition.entry);
     }
     for (auto& [backend, memory] : addition.memories) {
@@ -256,6 +259,9 @@ void RegionTable::enterOne(MemType type,
             spare.push_back(std::move(memory));
         } else {
             region->holdings.push_back({backend, 1, std::move(memory)});
+            if (!fresh) {
+                touch(region->id);
+            }
         }
     }
     for (const auto& [backend, count] : carried) {
@@ -332,7 +338,35 @@ void RegionTable::giveBack(const std::vector<Taken>& taken, const std::vector<Re
     }
     for (const RegionPtr& region : leaving) {
         region->restore();
+        touch(region->id);  // somebody may have looked meanwhile
     }
+}
+
+void RegionTable::touch(uint64_t id) {
+    changes_.push_back(id);
+    if (changes_.size() > kMaxChanges) {
+        changes_.pop_front();
+    }
+    version_.fetch_add(1, std::memory_order_release);
+}
+
+std::optional<std::vector<uint64_t>> RegionTable::changedSince(uint64_t version) const {
+    const ReadLock lock(mutex_);
+    const uint64_t now = version_.load(std::memory_order_relaxed);
+    if (version > now || now - version > changes_.size()) {
+        return std::nullopt;
+    }
+    std::vector<uint64_t> ids(changes_.end() - static_cast<std::ptrdiff_t>(now - version),
+                              changes_.end());
+    std::sort(ids.begin(), ids.end());
+    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+    return ids;
+}
+
+void RegionTable::changedAltogether() {
+    const WriteLock lock(mutex_);
+    changes_.clear();
+    version_.fetch_add(1, std::memory_order_release);
 }
 
 Status RegionTable::remove(const RegistrationList& list,

@@ -6,9 +6,13 @@
 // destroyed without it.
 #pragma once
 
+#include <atomic>
+#include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -79,6 +83,15 @@ class RegionTable {
     }
     size_t size() const;
 
+    // Grows with every region that comes, goes or changes hands. Never 0.
+    uint64_t version() const noexcept { return version_.load(std::memory_order_acquire); }
+    // The ids of regions that came, went or changed hands after `version`, sorted; empty where that
+    // is too long ago to tell.
+    std::optional<std::vector<uint64_t>> changedSince(uint64_t version) const;
+    // Something beside the regions has changed for those who know them: nothing before can be told.
+    void changedAltogether();
+    static constexpr size_t kMaxChanges = 64 << 10;  // that are remembered
+
     // Revokes everything and forgets the backends' memories, for the agent's end.
     void clear();
 
@@ -116,6 +129,7 @@ class RegionTable {
                 const std::vector<unsigned>& backends,
                 std::vector<Taken>& taken,
                 std::vector<RegionPtr>& leaving) NIXL_REQUIRES(mutex_);
+    void touch(uint64_t id) NIXL_REQUIRES(mutex_);
     void giveBack(const std::vector<Taken>& taken, const std::vector<RegionPtr>& leaving)
         NIXL_REQUIRES(mutex_);
 
@@ -128,6 +142,8 @@ class RegionTable {
     std::vector<uint64_t> freeIds_ NIXL_GUARDED_BY(mutex_);
     std::vector<uint32_t> generations_ NIXL_GUARDED_BY(mutex_);
     size_t count_ NIXL_GUARDED_BY(mutex_) = 0;
+    std::atomic<uint64_t> version_{1};                      // written with the mutex held
+    std::deque<uint64_t> changes_ NIXL_GUARDED_BY(mutex_);  // ids; the last one is of version_
 };
 
 }  // namespace nixl::memory

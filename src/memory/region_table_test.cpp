@@ -75,6 +75,54 @@ TEST(RegionTable, ARefusedRemovalChangesNothing) {
     EXPECT_EQ(alive, 0);
 }
 
+TEST(RegionTable, TellsWhatChanged) {
+    RegionTable table;
+    const uint64_t start = table.version();
+    EXPECT_GT(start, 0U);
+    add(table, RegistrationList{{4096, 100}, {8192, 100}}, {0});
+    const uint64_t both = table.version();
+    EXPECT_EQ(table.changedSince(start), (std::vector<uint64_t>{1, 2}));
+    EXPECT_EQ(table.changedSince(both), std::vector<uint64_t>());
+    add(table, RegistrationList{{8192, 100}}, {0});
+    EXPECT_EQ(table.version(), both) << "only counted";
+    add(table, RegistrationList{{8192, 100}}, {1});
+    EXPECT_EQ(table.changedSince(both), std::vector<uint64_t>{2}) << "another backend holds it";
+    const uint64_t before = table.version();
+    ASSERT_TRUE(table.remove(RegistrationList{{4096, 100}}, {0}, in(1000)).ok());
+    EXPECT_EQ(table.changedSince(before), std::vector<uint64_t>{1});
+    EXPECT_EQ(table.changedSince(table.version() + 1), std::nullopt);
+    table.changedAltogether();
+    EXPECT_EQ(table.changedSince(before), std::nullopt);
+    EXPECT_EQ(table.changedSince(table.version()), std::vector<uint64_t>());
+}
+
+TEST(RegionTable, WhatChangedLongAgoIsForgotten) {
+    RegionTable table;
+    const uint64_t start = table.version();
+    const RegistrationList range{{4096, 100}};
+    while (table.version() - start < RegionTable::kMaxChanges) {
+        add(table, range, {0});
+        ASSERT_TRUE(table.remove(range, {0}, in(1000)).ok());
+    }
+    EXPECT_EQ(table.changedSince(start), std::vector<uint64_t>{1});
+    add(table, range, {0});
+    EXPECT_EQ(table.changedSince(start), std::nullopt);
+    EXPECT_EQ(table.changedSince(start + 1), std::vector<uint64_t>{1});
+}
+
+TEST(RegionTable, ARemovalThatGaveUpIsAChangeToo) {
+    RegionTable table;
+    const RegistrationList range{{4096, 100}};
+    add(table, range, {0});
+    const RegionPtr region = table.byId(1);
+    ASSERT_TRUE(region && region->pin());
+    const uint64_t before = table.version();
+    EXPECT_EQ(table.remove(range, {0}, in(1)).code(), ErrorCode::TIMEOUT);
+    EXPECT_EQ(table.changedSince(before), std::vector<uint64_t>{1})
+        << "who looked in between did not see it";
+    region->unpin();
+}
+
 TEST(RegionTable, PinsHoldARangeBack) {
     RegionTable table;
     const RegistrationList range{{4096, 100}};

@@ -21,7 +21,8 @@ enum class Tag : uint8_t {
     SESSION = 3,
     BACKEND = 4,
     REGIONS = 5,
-    KEYS = 6
+    KEYS = 6,
+    VERSION = 7
 };
 
 void section(base::ByteWriter& out, Tag tag, const base::ByteWriter& body) {
@@ -154,6 +155,37 @@ Status readRegions(std::string_view body, std::vector<RemoteRegion>& regions) {
     return in.ok() ? Status() : badRegions("ends too early");
 }
 
+void writeVersion(base::ByteWriter& out, const Blob& blob) {
+    out.fixed(blob.version);
+    out.fixed(blob.base);
+    out.varint(blob.removed.size());
+    uint64_t last = 0;
+    for (const uint64_t id : blob.removed) {
+        out.zigzag(static_cast<int64_t>(id - last));
+        last = id;
+    }
+}
+
+Status readVersion(std::string_view body, Blob& blob) {
+    base::ByteReader in(body);
+    blob.version = in.fixed<uint64_t>();
+    blob.base = in.fixed<uint64_t>();
+    const uint64_t count = in.varint();
+    if (count > kMaxRegions || count > in.left()) {  // each has a byte at least
+        return Status::invalidParam("agent metadata: more removed regions than there can be");
+    }
+    blob.removed.reserve(count);
+    uint64_t last = 0;
+    for (uint64_t i = 0; i < count; ++i) {
+        last += static_cast<uint64_t>(in.zigzag());
+        blob.removed.push_back(last);
+    }
+    if (!in.ok() || blob.version == 0 || blob.base > blob.version) {
+        return Status::invalidParam("agent metadata: the version is malformed");
+    }
+    return {};
+}
+
 Status readSection(Tag tag, std::string_view body, Blob& blob) {
     base::ByteReader in(body);
     switch (tag) {
@@ -187,6 +219,8 @@ Status readSection(Tag tag, std::string_view body, Blob& blob) {
             break;
         case Tag::REGIONS:
             return readRegions(body, blob.regions);
+        case Tag::VERSION:
+            return readVersion(body, blob);
         case Tag::KEYS:
             while (in.ok() && !in.atEnd()) {
                 RegionKey key;
@@ -240,6 +274,11 @@ std::string encodeBlob(const Blob& blob) {
         }
         section(out, Tag::KEYS, keys);
     }
+    if (blob.version != 0) {
+        base::ByteWriter version;
+        writeVersion(version, blob);
+        section(out, Tag::VERSION, version);
+    }
     out.fixed(base::crc32c(out.bytes()));
     return out.take();
 }
@@ -267,7 +306,8 @@ Result<Blob> decodeBlob(std::string_view bytes) {
         if (!in.ok()) {
             break;
         }
-        if (tag >= static_cast<uint8_t>(Tag::IDENTITY) && tag <= static_cast<uint8_t>(Tag::KEYS)) {
+        if (tag >= static_cast<uint8_t>(Tag::IDENTITY) &&
+            tag <= static_cast<uint8_t>(Tag::VERSION)) {
             NIXL_RETURN_IF_ERROR(readSection(static_cast<Tag>(tag), content, blob));
         }
     }

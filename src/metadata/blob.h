@@ -46,6 +46,11 @@ struct Blob {
     std::vector<BackendSection> backends;
     std::vector<memory::RemoteRegion> regions;  // by type, device, address
     std::vector<RegionKey> keys;
+    // Of agents that publish their metadata: it grows with every change; 0: unknown. A partial blob
+    // with one tells all that changed since `base`, removed regions too.
+    uint64_t version = 0;
+    uint64_t base = 0;
+    std::vector<uint64_t> removed;  // region ids
 };
 
 std::string encodeBlob(const Blob& blob);
