@@ -7,7 +7,6 @@
 #include <system_error>
 #include <utility>
 
-#include <sys/epoll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -35,9 +34,6 @@ Key randomKey() {
     return key;
 }
 
-// A handshake that takes longer makes room where descriptors have run out.
-constexpr std::chrono::milliseconds kSlowHandshake{500};
-
 unsigned dataThreads() {
     return std::clamp(std::thread::hardware_concurrency(), 1U, 4U);
 }
@@ -55,7 +51,12 @@ EngineImpl::EngineImpl(const EngineConfig& engine_config,
       bootId(base::bootId()),
       pollSet(reactor, config.pollDistance),
       dataLoop(dataThreads(), pollSet, std::chrono::microseconds(config.busyPollMicroseconds)),
-      cookie_(randomKey()) {}
+      cookie_(randomKey()),
+      reception_(reactor,
+                 *this,
+                 {[this] { return handshakeSelf(); },
+                  [this](const base::Fd& socket) { return welcome(socket); },
+                  [this](ConnectResult connection) { opened(std::move(connection)); }}) {}
 
 EngineImpl::~EngineImpl() {
     if (!process.forked() && !endpoints_.path.empty()) {
@@ -65,17 +66,6 @@ EngineImpl::~EngineImpl() {
 
 HandshakeSelf EngineImpl::handshakeSelf() const {
     return {config.self, config.authKey, reinterpret_cast<uint64_t>(cookie_.data()), cookie_};
-}
-
-Status EngineImpl::listen(base::Fd socket) {
-    const int fd = socket.get();
-    const size_t index = listeners_.size();
-    auto watch = reactor.watch(fd, EPOLLIN, [this, fd, index](uint32_t) { onAccept(fd, index); });
-    if (!watch.ok()) {
-        return watch.status();
-    }
-    listeners_.push_back({std::move(socket), watch.value()});
-    return {};
 }
 
 Status EngineImpl::start() {
@@ -89,7 +79,7 @@ Status EngineImpl::start() {
     auto abstract = base::listenAbstract("nixl-" + random);
     if (abstract.ok()) {
         endpoints_.abstract = "nixl-" + random;
-        NIXL_RETURN_IF_ERROR(listen(std::move(abstract).value()));
+        NIXL_RETURN_IF_ERROR(reception_.listen(std::move(abstract).value()));
     }
     if (!config.socketDir.empty()) {
         if (mkdir(config.socketDir.c_str(), 0700) < 0 && errno != EEXIST) {
@@ -103,13 +93,13 @@ Status EngineImpl::start() {
             return by_path.status();
         }
         endpoints_.path = path;
-        NIXL_RETURN_IF_ERROR(listen(std::move(by_path).value()));
+        NIXL_RETURN_IF_ERROR(reception_.listen(std::move(by_path).value()));
     }
     auto tcp = base::listenTcp(endpoints_.port);
     if (tcp.ok()) {
         endpoints_.addresses = base::hostAddresses(Endpoints::kMaxAddresses);
-        NIXL_RETURN_IF_ERROR(listen(std::move(tcp).value()));
-    } else if (listeners_.empty()) {
+        NIXL_RETURN_IF_ERROR(reception_.listen(std::move(tcp).value()));
+    } else if (!reception_.listens()) {
         return tcp.status();
     }
     return {};
@@ -142,16 +132,7 @@ void EngineImpl::stop() {
             const MutexLock lock(mutex_);
             stopped_ = true;  // no link is made after this
         }
-        for (const Listener& listener : listeners_) {
-            reactor.unwatch(listener.watch);
-            if (listener.pause != 0) {
-                reactor.stopTimer(listener.pause);
-            }
-        }
-        listeners_.clear();
-        for (const auto& [number, incoming] : std::exchange(incoming_, {})) {
-            incoming->cancel();
-        }
+        reception_.stop();
         for (const auto& link : links()) {
             link->close(why, "the agent has been closed");
         }
@@ -273,94 +254,30 @@ std::optional<Reject> EngineImpl::admit(const HandshakeResult& result) {
     return std::nullopt;
 }
 
-void EngineImpl::onAccept(int fd, size_t index) {
-    for (int round = 0; round < 64; ++round) {
-        base::Fd socket(accept4(fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-        if (!socket) {
-            const int error = errno;
-            if (error != EMFILE && error != ENFILE && error != ENOBUFS && error != ENOMEM) {
-                return;
-            }
-            // Who has not said who it is for so long has less of a right to a descriptor.
-            if (error != EMFILE || !dropOldestIncoming(kSlowHandshake)) {
-                return pauseListening(index, error);
-            }
-            continue;
-        }
-        pauseTold_ = false;
-        const base::SocketPeer user = base::socketPeer(socket.get());
-        if (user.local && user.uid != geteuid() && user.uid != 0 && config.authKey.empty()) {
-            refuseUser(socket);
-            continue;
-        }
-        if (incoming_.size() >= kMaxIncoming) {
-            // A handshake takes moments: unknown peers who say nothing must not keep others out.
-            dropOldestIncoming({});
-        }
-        const uint64_t number = nextIncoming_++;
-        auto incoming =
-            std::make_shared<IncomingHandshake>(reactor, std::move(socket), handshakeSelf(), *this);
-        incoming_.emplace(number, incoming);
-        incoming->start([this, number](Result<ConnectResult> opened) {
-            incomingDone(number, std::move(opened));
-        });
-    }
-}
-
-// False where there is none that old.
-bool EngineImpl::dropOldestIncoming(std::chrono::milliseconds at_least) {
-    if (incoming_.empty() ||
-        incoming_.begin()->second->since() + at_least > Reactor::Clock::now()) {
-        return false;
-    }
-    const auto oldest = incoming_.extract(incoming_.begin());
-    oldest.mapped()->cancel();
-    refused.fetch_add(1, std::memory_order_relaxed);
-    return true;
-}
-
-// Leaves who connects waiting for a moment instead of asking again at once.
-void EngineImpl::pauseListening(size_t index, int error) {
-    if (!std::exchange(pauseTold_, true)) {
-        base::log(LogLevel::WARN,
-                  "cannot accept a connection: " + std::generic_category().message(error));
-    }
-    Listener& listener = listeners_[index];
-    static_cast<void>(reactor.modify(listener.watch, 0).ok());
-    listener.pause =
-        reactor.startTimer(Reactor::Clock::now() + std::chrono::milliseconds(100), [this, index] {
-            Listener& paused = listeners_[index];
-            paused.pause = 0;
-            static_cast<void>(reactor.modify(paused.watch, EPOLLIN).ok());
-        });
-}
-
 // Processes of other users reach the unix socket too; without a key they are unknown peers.
-void EngineImpl::refuseUser(const base::Fd& socket) {
+bool EngineImpl::welcome(const base::Fd& socket) const {
+    const base::SocketPeer user = base::socketPeer(socket.get());
+    if (!user.local || user.uid == geteuid() || user.uid == 0 || !config.authKey.empty()) {
+        return true;
+    }
     base::ByteWriter out;
     const size_t begin = beginFrame(out, FrameType::REJECT);
     Reject{RejectCode::AUTHENTICATION, "a process of another user needs the auth_key"}.encode(out);
     endFrame(out, begin);
     static_cast<void>(!::send(socket.get(), out.bytes().data(), out.size(), MSG_NOSIGNAL));
-    refused.fetch_add(1, std::memory_order_relaxed);
+    return false;
 }
 
-void EngineImpl::incomingDone(uint64_t number, Result<ConnectResult> opened) {
-    incoming_.erase(number);
-    if (!opened.ok()) {
-        refused.fetch_add(1, std::memory_order_relaxed);
-        base::log(LogLevel::DEBUG, opened.status().message());
-        return;
-    }
-    const HandshakeResult& result = opened.value().result;
+void EngineImpl::opened(ConnectResult connection) {
+    const HandshakeResult& result = connection.result;
     if (result.kind == ConnectionKind::DATA) {
         if (const auto link = find(result.peer)) {
-            link->serve(std::move(opened).value());
+            link->serve(std::move(connection));
         }
         return;
     }
     if (const auto link = findOrMake(result.peer)) {
-        link->adopt(std::move(opened).value());
+        link->adopt(std::move(connection));
     }
 }
 
@@ -519,7 +436,7 @@ std::map<std::string, uint64_t> Engine::stats() const {
         all.notifications += counts.notifications;
     }
     return {{"sessions_opened", impl_->sessions.load()},
-            {"connections_refused", impl_->refused.load()},
+            {"connections_refused", impl_->reception().refused()},
             {"peers", links.size()},
             {"connections", all.connections},
             {"notifications_waiting", all.notifications},

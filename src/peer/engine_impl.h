@@ -19,6 +19,7 @@
 #include "peer/endpoints.h"
 #include "peer/engine.h"
 #include "peer/link.h"
+#include "peer/reception.h"
 
 namespace nixl::peer {
 
@@ -52,6 +53,7 @@ class EngineImpl final : public Admission, public std::enable_shared_from_this<E
     Status awaitQuiet(base::Deadline deadline);
 
     HandshakeSelf handshakeSelf() const;
+    const Reception& reception() const { return reception_; }
     // Runs `task` on the reactor thread and waits; at once where it is that thread.
     void onReactor(const std::function<void()>& task);
 
@@ -67,19 +69,13 @@ class EngineImpl final : public Admission, public std::enable_shared_from_this<E
     std::atomic<uint64_t> bytesIn{0};
     std::atomic<uint64_t> bytesOut{0};
     std::atomic<uint64_t> sessions{0};
-    std::atomic<uint64_t> refused{0};
 
-    static constexpr size_t kMaxIncoming = 1024;
     static constexpr size_t kMaxLinks = 16 << 10;
 
   private:
     using LinkKey = std::pair<std::string, Key>;
-    Status listen(base::Fd socket);
-    void onAccept(int fd, size_t index);
-    void pauseListening(size_t index, int error);
-    void refuseUser(const base::Fd& socket);
-    void incomingDone(uint64_t number, Result<ConnectResult> opened);
-    bool dropOldestIncoming(std::chrono::milliseconds at_least);
+    bool welcome(const base::Fd& socket) const;
+    void opened(ConnectResult connection);
 
     const Key cookie_;
     Endpoints endpoints_;
@@ -88,16 +84,7 @@ class EngineImpl final : public Admission, public std::enable_shared_from_this<E
     bool stopped_ NIXL_GUARDED_BY(mutex_) = false;
     // Being deregistered: their peers have not been told yet.
     std::vector<std::pair<uint64_t, uint32_t>> revoked_ NIXL_GUARDED_BY(mutex_);
-    // Reactor thread only (start and stop run alone).
-    struct Listener {
-        base::Fd socket;
-        uint64_t watch = 0;
-        uint64_t pause = 0;  // timer: it is not listened to until then
-    };
-    std::vector<Listener> listeners_;
-    std::map<uint64_t, std::shared_ptr<IncomingHandshake>> incoming_;  // oldest first
-    uint64_t nextIncoming_ = 0;
-    bool pauseTold_ = false;  // logged since a connection was last accepted
+    Reception reception_;  // reactor thread only (start and stop run alone)
 };
 
 }  // namespace nixl::peer

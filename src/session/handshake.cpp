@@ -42,13 +42,27 @@ base::Digest connectorProof(std::string_view secret,
     return derive(secret, "connector", more.bytes());
 }
 
-// The grant alone, or the grant and the authentication key.
+// The grant alone, or the grant and the authentication key. An exchange has no grant: there the
+// secret is a text that all know, and the key.
 std::string controlSecret(std::string_view auth_key, std::string_view grant) {
     return std::string(base::asView(base::hmacSha256(auth_key, grant)));
 }
 
+constexpr std::string_view kExchangeSecret = "metadata exchange";
+
 bool same(const base::Digest& a, const base::Digest& b) {
     return base::equalSecret(base::asView(a), base::asView(b));
+}
+
+const char* unwelcome(ConnectionKind kind) {
+    switch (kind) {
+        case ConnectionKind::DATA:
+            return "no session for this data connection";
+        case ConnectionKind::EXCHANGE:
+            return "metadata is exchanged at listen_port, and this is another one";
+        default:
+            return "the metadata used is not valid here";
+    }
 }
 
 const char* keysDiffer(bool ours, bool theirs) {
@@ -82,8 +96,10 @@ Connector::Connector(const HandshakeSelf& self,
                      GrantId grant,
                      std::optional<Earlier> earlier)
     : peer_(peer),
-      secret_(kind == ConnectionKind::CONTROL ? controlSecret(self.authKey, secret)
-                                              : std::string(secret)),
+      secret_(kind == ConnectionKind::DATA
+                  ? std::string(secret)
+                  : controlSecret(self.authKey,
+                                  kind == ConnectionKind::EXCHANGE ? kExchangeSecret : secret)),
       usesKey_(!self.authKey.empty()),
       earlier_(earlier) {
     hello_.kind = kind;
@@ -143,7 +159,9 @@ Result<std::string> Connector::onChallenge(std::string_view body) {
         return Status::mismatch("agent \"" + peer_.name + "\" chose protocol version " +
                                 std::to_string(challenge.version));
     }
-    if (challenge.from != peer_) {
+    if (hello_.kind == ConnectionKind::EXCHANGE) {
+        peer_ = challenge.from;
+    } else if (challenge.from != peer_) {
         return Status::disconnected("agent \"" + challenge.from.name + "\" answers in place of \"" +
                                     peer_.name + "\" (restarted?)");
     }
@@ -214,6 +232,11 @@ std::optional<std::string> Acceptor::secretFor(const Hello& hello) {
         const auto key = admission_.sessionKey(hello.from);
         return key ? std::optional<std::string>(base::asView(*key)) : std::nullopt;
     }
+    if (hello.kind == ConnectionKind::EXCHANGE) {
+        return admission_.exchanges()
+                   ? std::optional<std::string>(controlSecret(authKey_, kExchangeSecret))
+                   : std::nullopt;
+    }
     const auto key = admission_.grantKey(hello.grant);
     return key ? std::optional<std::string>(controlSecret(authKey_, base::asView(*key)))
                : std::nullopt;
@@ -232,15 +255,14 @@ Result<std::string> Acceptor::onHello(std::string_view body) {
                                                std::to_string(kOldestVersion) + " to " +
                                                std::to_string(kProtocolVersion) + " understood");
     }
-    if (hello_.to != self_.self.incarnation) {
+    const bool anybody = hello_.kind == ConnectionKind::EXCHANGE && hello_.to == Key{};
+    if (hello_.to != self_.self.incarnation && !anybody) {
         return refuse(RejectCode::WRONG_AGENT,
                       "no such agent here; this is \"" + self_.self.name + "\"");
     }
     const auto secret = secretFor(hello_);
     if (!secret) {
-        return refuse(RejectCode::UNKNOWN_GRANT, hello_.kind == ConnectionKind::DATA
-                                                     ? "no session for this data connection"
-                                                     : "the metadata used is not valid here");
+        return refuse(RejectCode::UNKNOWN_GRANT, unwelcome(hello_.kind));
     }
     if (hello_.kind == ConnectionKind::CONTROL) {
         if (const auto no = admission_.checkIncoming(hello_.from)) {

@@ -47,7 +47,8 @@ Status rejectStatus(const Reject& reject, const Identity& peer);
 
 class Connector {
   public:
-    // Control: `secret` is the grant's key; data: the session's.
+    // Control: `secret` is the grant's key; data: the session's; exchange: empty, and `peer` may be
+    // unknown: its name, where there is one, is for messages.
     Connector(const HandshakeSelf& self,
               const Identity& peer,
               ConnectionKind kind,
@@ -87,6 +88,8 @@ class Admission {
     virtual std::optional<Key> grantKey(GrantId grant) = 0;
     // The key of the live session with `peer`, for data connections.
     virtual std::optional<base::Digest> sessionKey(const Identity& peer) = 0;
+    // Whether metadata is exchanged here.
+    virtual bool exchanges() const { return false; }
     // Whether a control connection of `peer` is welcome as things stand (before any proof).
     virtual std::optional<Reject> checkIncoming(const Identity& peer) = 0;
     // What is kept of `peer`, for going on with it.

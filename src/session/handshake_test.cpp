@@ -4,6 +4,7 @@
 
 #include <map>
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 namespace nixl::peer {
@@ -16,6 +17,7 @@ class TestAdmission : public Admission {
         return found == grants.end() ? std::nullopt : std::optional(found->second);
     }
     std::optional<base::Digest> sessionKey(const Identity& /*peer*/) override { return session; }
+    bool exchanges() const override { return offersExchange; }
     std::optional<Reject> checkIncoming(const Identity& /*peer*/) override { return refusal; }
     std::optional<Earlier> earlier(const Identity& /*peer*/) override { return kept; }
     std::optional<Reject> admit(const HandshakeResult& result) override {
@@ -23,6 +25,7 @@ class TestAdmission : public Admission {
         return admission;
     }
 
+    bool offersExchange = false;
     std::map<GrantId, Key> grants;
     std::optional<base::Digest> session;
     std::optional<Reject> refusal;
@@ -104,6 +107,34 @@ TEST_F(HandshakeTest, BothAgree) {
     EXPECT_FALSE(accept.result().proven);
     EXPECT_NE(accept.result().peerResume.epoch, 0U);
     EXPECT_EQ(accept.result().peerResume, connector.result().peerResume);
+}
+
+TEST_F(HandshakeTest, AnExchangeIsWithWhoeverAnswersWhereItIsOffered) {
+    const std::string key = "sixteen bytes or more";
+    for (const std::string& theirs : {std::string(), key}) {
+        alice_.authKey = theirs;
+        admission_.offersExchange = true;
+        Connector connector(alice_, {}, ConnectionKind::EXCHANGE, {}, 0, {});
+        auto accept = acceptor(theirs);
+        ASSERT_TRUE(run(connector, accept).ok());
+        EXPECT_EQ(connector.result().peer, kBob);
+        EXPECT_EQ(accept.result().peer, kAlice);
+        EXPECT_EQ(accept.result().kind, ConnectionKind::EXCHANGE);
+        EXPECT_EQ(accept.result().proven, !theirs.empty());
+
+        admission_.offersExchange = false;
+        Connector elsewhere(alice_, {}, ConnectionKind::EXCHANGE, {}, 0, {});
+        auto session = acceptor(theirs);
+        const Status refused = run(elsewhere, session);
+        EXPECT_EQ(refused.code(), ErrorCode::NOT_ALLOWED);
+        EXPECT_THAT(refused.message(), testing::HasSubstr("listen_port"));
+    }
+    admission_.offersExchange = true;
+    alice_.authKey = "";
+    Connector stranger(alice_, {}, ConnectionKind::EXCHANGE, {}, 0, {});
+    auto careful = acceptor(key);
+    EXPECT_EQ(run(stranger, careful).code(), ErrorCode::NOT_ALLOWED);
+    EXPECT_FALSE(careful.done());
 }
 
 TEST_F(HandshakeTest, SharedKeyProves) {

@@ -142,7 +142,7 @@ Result<Hello> Hello::decode(std::string_view body) {
     hello.grant = in.fixed<uint64_t>();
     hello.cookieAt = in.fixed<uint64_t>();
     get(in, hello.cookie);
-    if (!complete(in) || kind > 1 || hello.oldestVersion > hello.newestVersion) {
+    if (!complete(in) || kind > 2 || hello.oldestVersion > hello.newestVersion) {
         return malformed("HELLO");
     }
     hello.kind = static_cast<ConnectionKind>(kind);

@@ -69,7 +69,8 @@ void endFrame(base::ByteWriter& out, size_t begin);
 // reserved bits, and lengths past the limit of the type.
 Result<FrameHeader> readHeader(std::string_view bytes);
 
-enum class ConnectionKind : uint8_t { CONTROL = 0, DATA = 1 };
+// EXCHANGE: metadata, at the port of an agent's listener (src/exchange_tcp/).
+enum class ConnectionKind : uint8_t { CONTROL = 0, DATA = 1, EXCHANGE = 2 };
 
 inline constexpr uint8_t kHelloUsesKey = 1;  // flag: an authentication key is configured
 
@@ -80,7 +81,7 @@ struct Hello {
     ConnectionKind kind = ConnectionKind::CONTROL;
     uint8_t flags = 0;
     Identity from;
-    Key to{};  // incarnation of the agent meant
+    Key to{};  // incarnation of the agent meant; exchange: zeros, whoever answers
     Key nonce{};
     GrantId grant = 0;      // control: the grant proved
     uint64_t cookieAt = 0;  // control: address of 16 bytes in the sender's memory, or 0
