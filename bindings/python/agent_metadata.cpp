@@ -1,4 +1,6 @@
 // The class nixlAgent, third part: metadata, notifications, what it tells about itself.
+#include <chrono>
+#include <future>
 
 #include "module.h"
 
@@ -25,39 +27,88 @@ void sendNotification(RawAgent& self, Text peer, Text message, nb::handle backen
     agent.sendNotification(peer.str(), message.view, names.empty() ? std::string() : names.front());
 }
 
-[[noreturn]] void throwNoExchange(const char* call) {
-    throw Error(Status::notSupported(
-        std::string(call) +
-        ": this build exchanges metadata only as bytes; send get_agent_metadata() to the peer and "
-        "call add_remote_agent() there"));
+MetadataPlace placeOf(Text host, uint16_t port, Text label, nb::handle timeout) {
+    MetadataPlace place;
+    place.host = host.str();
+    place.port = port;
+    place.label = label.str();
+    place.patience = readTimeout(timeout);
+    return place;
 }
 
-// Metadata through a listener or a central store: the network engine's part.
+// Waits for the end of an exchange where a time was given for it; else it goes on by itself.
+void awaitExchange(std::future<void> end, nb::handle timeout) {
+    if (timeout.is_none()) {
+        return;
+    }
+    waitWithoutGil([&] {
+        constexpr std::chrono::milliseconds kBetweenSignals{20};
+        while (end.wait_for(kBetweenSignals) != std::future_status::ready) {
+            if (interrupted()) {
+                return true;
+            }
+        }
+        end.get();
+        return true;
+    });
+}
+
+// What `call` begins, without the GIL.
+template <typename Call>
+void exchange(nb::handle timeout, const Call& call) {
+    std::future<void> end;
+    {
+        const GilRelease release;
+        end = call();
+    }
+    awaitExchange(std::move(end), timeout);
+}
+
+// Metadata through a listener or a central store.
 void bindExchange(nb::class_<RawAgent>& agent) {
     agent
         .def(
             "sendLocalMD",
-            [](RawAgent&, Text, uint16_t) { throwNoExchange("send_local_metadata"); },
-            nb::arg("ip_addr") = "", nb::arg("port") = 0)
+            [](RawAgent& self, Text host, uint16_t port, nb::handle timeout) {
+                Agent& live = self.get();
+                const MetadataPlace place = placeOf(host, port, {}, timeout);
+                exchange(timeout, [&] { return live.sendLocalMetadata(place); });
+            },
+            nb::arg("ip_addr") = "", nb::arg("port") = 0, nb::arg("timeout").none() = nb::none())
         .def(
             "sendLocalPartialMD",
-            [](RawAgent&, const RegList&, bool, nb::handle, Text, uint16_t, Text) {
-                throwNoExchange("send_partial_agent_metadata");
+            [](RawAgent& self, const RegList& descs, bool connection, nb::handle backends,
+               Text host, uint16_t port, Text label, nb::handle timeout) {
+                const std::vector<std::string> names = backendNames(backends);
+                Agent& live = self.get();
+                const MetadataPlace place = placeOf(host, port, label, timeout);
+                const DescriptorList list = descs.list.trim();
+                exchange(timeout,
+                         [&] { return live.sendPartialMetadata(list, connection, place, names); });
             },
             nb::arg("descs").lock(), nb::arg("inc_conn_info") = false,
             nb::arg("backends").none() = nb::make_tuple(), nb::arg("ip_addr") = "",
-            nb::arg("port") = 0, nb::arg("label") = "")
+            nb::arg("port") = 0, nb::arg("label") = "", nb::arg("timeout").none() = nb::none())
         .def(
             "fetchRemoteMD",
-            [](RawAgent&, Text, Text, uint16_t, Text, nb::handle) {
-                throwNoExchange("fetch_remote_metadata");
+            [](RawAgent& self, Text peer, Text host, uint16_t port, Text label,
+               nb::handle timeout) {
+                Agent& live = self.get();
+                const MetadataPlace place = placeOf(host, port, label, timeout);
+                const std::string name = peer.str();
+                exchange(timeout, [&] { return live.fetchRemoteMetadata(name, place); });
             },
             nb::arg("remote_agent"), nb::arg("ip_addr") = "", nb::arg("port") = 0,
             nb::arg("label") = "", nb::arg("timeout").none() = nb::none())
         .def(
             "invalidateLocalMD",
-            [](RawAgent&, Text, uint16_t) { throwNoExchange("invalidate_local_metadata"); },
-            nb::arg("ip_addr") = "", nb::arg("port") = 0);
+            [](RawAgent& self, Text host, uint16_t port, nb::handle timeout) {
+                Agent& live = self.get();
+                const MetadataPlace place = placeOf(host, port, {}, timeout);
+                exchange(timeout, [&] { return live.invalidateLocalMetadata(place); });
+            },
+            nb::arg("ip_addr") = "", nb::arg("port") = 0, nb::arg("timeout").none() = nb::none())
+        .def_prop_ro("listenPort", [](RawAgent& self) { return self.get().listenPort(); });
 }
 
 void bindPeers(nb::class_<RawAgent>& agent) {
@@ -111,7 +162,8 @@ void bindPeers(nb::class_<RawAgent>& agent) {
         .def(
             "checkRemoteMD",
             [](RawAgent& self, Text peer, const DescriptorList& descs) {
-                const bool known = self.get().hasPeer(peer.str(), descs.empty() ? nullptr : &descs);
+                const bool known =
+                    self.get().checkRemoteMetadata(peer.str(), descs.empty() ? nullptr : &descs);
                 return known ? StatusValue::SUCCESS : StatusValue::NOT_FOUND;
             },
             nb::arg("remote_agent"), nb::arg("descs").lock())

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <future>
 #include <map>
 #include <memory>
 #include <optional>
@@ -29,10 +30,10 @@ struct AgentConfig {
     // created at all is an error.
     std::vector<std::string> backends;
     std::map<std::string, BackendParams> backendParams;
-    bool enableProgThread = true;  // a progress thread for backends that need one
-    bool enableListenThread = false;
-    uint16_t listenPort = 8888;  // 0: chosen by the system
-    std::string listenHost;      // empty: all addresses
+    bool enableProgThread = true;     // a progress thread for backends that need one
+    bool enableListenThread = false;  // others fetch and send metadata at listenPort
+    uint16_t listenPort = 8888;       // 0: chosen by the system, see Agent::listenPort()
+    std::string listenHost;           // name or address; empty: all addresses
     bool captureTelemetry = false;
     unsigned numThreads = 0;      // passed to network backends; 0: their default
     std::optional<bool> useEtcd;  // empty: when NIXL_ETCD_ENDPOINTS is set
@@ -68,6 +69,15 @@ struct BackendCapabilities {
 
 struct PluginParameter {
     std::string name, type, defaultValue, help;
+};
+
+// Where metadata is exchanged: the listener of another agent (host name or address), or without a
+// host the central store, where parts have labels.
+struct MetadataPlace {
+    std::string host;
+    uint16_t port = 8888;
+    std::string label;
+    std::chrono::nanoseconds patience{-1};  // until it fails; negative: peerTimeout
 };
 
 class NIXL_API Agent {
@@ -196,6 +206,19 @@ class NIXL_API Agent {
     void removePeer(const std::string& peer);
     bool hasPeer(const std::string& peer, const DescriptorList* list = nullptr);
     std::vector<std::string> peers() const;
+    // The same by address or through a central store, beside the caller: the futures become ready
+    // when it is done, or throw why it cannot be. What an agent registers and deregisters later is
+    // told to those it was fetched by and sent to.
+    uint16_t listenPort() const;  // of this agent's listener; 0: it has none
+    std::future<void> fetchRemoteMetadata(const std::string& peer, const MetadataPlace& place = {});
+    std::future<void> sendLocalMetadata(const MetadataPlace& place = {});
+    std::future<void> sendPartialMetadata(const DescriptorList& list,
+                                          bool connection_info,
+                                          const MetadataPlace& place = {},
+                                          const std::vector<std::string>& backends = {});
+    std::future<void> invalidateLocalMetadata(const MetadataPlace& place = {});
+    // As hasPeer(), but throws why the last fetch of it failed where what is asked for is not here.
+    bool checkRemoteMetadata(const std::string& peer, const DescriptorList* list = nullptr);
     void connect(const std::string& peer, const std::vector<std::string>& backends = {});
 
     std::map<std::string, uint64_t> stats() const;

@@ -1,7 +1,6 @@
 """The part of nixl_agent about peers and their metadata.
 
-Metadata travels as bytes; through listeners and central stores it does not in this version, and the
-calls for that raise nixlNotSupportedError.
+Metadata travels as bytes, by the address of a peer's listener, or through a central store.
 """
 
 from __future__ import annotations
@@ -53,11 +52,26 @@ class MetadataCalls:
         """Forgets a peer; its transfers in progress fail."""
         self.agent.invalidateRemoteMD(agent)
 
+    @property
+    def listen_port(self) -> int:
+        """The port this agent's listener has; 0 without one."""
+        return self.agent.listenPort
+
     @plain_errors
-    def send_local_metadata(self, ip_addr: str = "", port: int = DEFAULT_COMM_PORT) -> None:
-        """Sends the metadata to the listener of a peer, or to the central store: not in this
-        version."""
-        self.agent.sendLocalMD(ip_addr, port)
+    def send_local_metadata(
+        self,
+        ip_addr: str = "",
+        port: int = DEFAULT_COMM_PORT,
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        """Hands the metadata to whoever listens at an address (or to the central store), and from
+        then on what changes in it.
+
+        Returns at once, and a failure is a warning in the log; with ``timeout`` it waits, and
+        raises why it failed.
+        """
+        self.agent.sendLocalMD(ip_addr, port, timeout)
 
     @plain_errors
     def send_partial_agent_metadata(
@@ -68,10 +82,14 @@ class MetadataCalls:
         ip_addr: str = "",
         port: int = DEFAULT_COMM_PORT,
         label: str = "",
+        *,
+        timeout: float | None = None,
     ) -> None:
-        """As send_local_metadata, for some registrations, under a label: not in this version."""
-        descs = to_reg_list(descs)
-        self.agent.sendLocalPartialMD(descs, inc_conn_info, backends, ip_addr, port, label)
+        """As send_local_metadata, for some registrations; the central store keeps them under a
+        label. Later changes are not told."""
+        self.agent.sendLocalPartialMD(
+            to_reg_list(descs), inc_conn_info, backends, ip_addr, port, label, timeout
+        )
 
     @plain_errors
     def fetch_remote_metadata(
@@ -83,19 +101,33 @@ class MetadataCalls:
         *,
         timeout: float | None = None,
     ) -> None:
-        """Asks a peer's listener, or the central store, for its metadata: not in this version."""
+        """Asks the listener at an address (or the central store) for the metadata of an agent, and
+        from then on for what changes in it.
+
+        Returns at once: check_remote_metadata tells when it is here, or raises why it cannot be
+        had. With ``timeout`` it waits, and raises that itself.
+        """
         self.agent.fetchRemoteMD(remote_agent, ip_addr, port, label, timeout)
 
     @plain_errors
-    def invalidate_local_metadata(self, ip_addr: str = "", port: int = DEFAULT_COMM_PORT) -> None:
-        """Takes back what send_local_metadata gave: not in this version."""
-        self.agent.invalidateLocalMD(ip_addr, port)
+    def invalidate_local_metadata(
+        self,
+        ip_addr: str = "",
+        port: int = DEFAULT_COMM_PORT,
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        """Takes back what send_local_metadata gave there: that agent forgets this one."""
+        self.agent.invalidateLocalMD(ip_addr, port, timeout)
 
     @plain_errors
     def check_remote_metadata(
         self, agent: str | bytes, descs: nixlXferDList | Any | None = None
     ) -> bool:
-        """Whether the peer's metadata is here and, with ``descs``, covers these descriptors."""
+        """Whether the peer's metadata is here and, with ``descs``, covers these descriptors.
+
+        Where it is not, and the last fetch of it failed, raises why.
+        """
         wanted = nixlBind.nixlXferDList(nixlBind.DRAM_SEG) if descs is None else to_xfer_list(descs)
         return self.agent.checkRemoteMD(agent, wanted) == nixlBind.NIXL_SUCCESS
 

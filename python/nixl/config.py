@@ -69,8 +69,9 @@ class nixl_agent_config:
 
     Args:
         enable_prog_thread: whether library backends that need one get a progress thread.
-        enable_listen_thread: (also ``enable_listen``) with listen_port and listen_host: accepted;
-            nothing listens in this version, which a warning says.
+        enable_listen_thread: (also ``enable_listen``) whether others may fetch and send metadata
+            at listen_port (0: the system chooses, see the agent's listen_port) of listen_host
+            (a name or address; empty: all addresses).
         capture_telemetry: keep counters and events for exporters; the figures of a finished
             transfer are always there.
         num_threads: worker threads of network backends; 0 is their own default.

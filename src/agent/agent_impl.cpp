@@ -46,14 +46,8 @@ void keepForEver(std::vector<std::shared_ptr<void>> things) {
     std::move(things.begin(), things.end(), std::back_inserter(*kept));
 }
 
-// Options for metadata that is fetched by name or address: told, not passed over, while only
-// bytes are exchanged.
+// Options for metadata that is fetched by name: told, not passed over, while there is no store.
 Status checkExchange(const AgentConfig& config, const std::string& name) {
-    if (config.enableListenThread) {
-        base::log(LogLevel::WARN, "agent \"" + name + "\": nothing listens on port " +
-                                      std::to_string(config.listenPort) +
-                                      ": this build exchanges metadata only as bytes");
-    }
     if (!config.useEtcd.value_or(false)) {
         return {};
     }
@@ -137,10 +131,8 @@ Status AgentImpl::start() {
         NIXL_RETURN_IF_ERROR(progress_->start());
     }
     peer::enterLocalAgent(self().incarnation, shared_);
-    Status status = createConfigured();
-    if (!status.ok()) {
-        return status;
-    }
+    NIXL_RETURN_IF_ERROR(createConfigured());
+    NIXL_RETURN_IF_ERROR(startExchange());
     if (base::logs(LogLevel::DEBUG)) {
         base::log(LogLevel::DEBUG, "Initialized NIXL agent: " + self().name);
     }
@@ -168,15 +160,8 @@ Status AgentImpl::usable() const {
     return {};
 }
 
-void AgentImpl::shutDown() {
-    // In a forked child threads, sockets and locks are the parent's: touch nothing.
-    if (forked() || ended_.exchange(true)) {
-        return;
-    }
-    peer::leaveLocalAgent(self().incarnation);
-    shared_->close();
-    shared_->signal().raise();  // waiting calls return
-    const base::Deadline limit = Clock::now() + kEndLimit;
+// Cancels every transfer; waits until no backend is busy with one, or the limit.
+void AgentImpl::endTransfers(base::Deadline limit) {
     for (const HandleId id : transfers_.ids()) {
         if (TransferRef held = transfers_.find(id); held) {
             held->cancel(limit - kGentleRest,
@@ -195,6 +180,19 @@ void AgentImpl::shutDown() {
             usleep(200);
         }
     }
+}
+
+void AgentImpl::shutDown() {
+    // In a forked child threads, sockets and locks are the parent's: touch nothing.
+    if (forked() || ended_.exchange(true)) {
+        return;
+    }
+    peer::leaveLocalAgent(self().incarnation);
+    shared_->close();
+    shared_->signal().raise();  // waiting calls return
+    endExchange();
+    const base::Deadline limit = Clock::now() + kEndLimit;
+    endTransfers(limit);
     endSessions();  // who waits for one returns
     const bool empty = gate_.awaitEmpty(std::max(limit, Clock::now() + kCallLimit));
     progress_.reset();
@@ -215,6 +213,7 @@ void AgentImpl::shutDown() {
         rest.push_back(shared_);
         {
             MutexLock engine_lock(engineMutex_);
+            rest.emplace_back(std::move(exchange_));
             rest.emplace_back(std::move(engine_));
         }
         rest.emplace_back(std::move(reactor_));
@@ -230,6 +229,8 @@ void AgentImpl::shutDown() {
     engineReady_.store(nullptr, std::memory_order_release);
     {
         MutexLock engine_lock(engineMutex_);
+        exchangeReady_.store(nullptr, std::memory_order_release);
+        exchange_.reset();
         engine_.reset();
     }
     backends_.clear();
@@ -428,6 +429,9 @@ std::map<std::string, uint64_t> AgentImpl::stats() const {
     if (const peer::Engine* const sessions = engine(); sessions != nullptr) {
         out.merge(sessions->stats());
     }
+    if (const exchange_tcp::TcpExchange* const direct = exchange(); direct != nullptr) {
+        out.merge(direct->stats());
+    }
     for (const Loaded& loaded : loadedBackends()) {
         const auto* const services =
             static_cast<const agent::BackendServices*>(loaded->services.get());
@@ -440,6 +444,9 @@ std::map<std::string, uint64_t> AgentImpl::stats() const {
 
 std::string AgentImpl::dumpState() {
     std::string out = "agent " + self().name + " (process " + std::to_string(getpid()) + ")\n";
+    if (listenPort_ != 0) {
+        out += "  listens on port " + std::to_string(listenPort_) + "\n";
+    }
     for (const Loaded& loaded : loadedBackends()) {
         out += "  backend " + loaded->name + "\n";
     }

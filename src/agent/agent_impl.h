@@ -25,6 +25,9 @@
 #include "base/reactor.h"
 #include "base/slot_table.h"
 #include "base/work_pool.h"
+#include "exchange/fetches.h"
+#include "exchange/local_agent.h"
+#include "exchange_tcp/tcp_exchange.h"
 #include "peer/engine.h"
 
 namespace nixl::agent {
@@ -131,6 +134,30 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     Result<bool> hasPeer(const std::string& name, const DescriptorList* list);
     std::vector<std::string> peerNames() const;
     Status connect(const std::string& name, const Names& backends);
+
+    // Metadata by address or through a central store (exchange.cpp). `done` comes once, from any
+    // thread; a status that is not OK is what is known at once, and then it does not come.
+    using Done = std::function<void(const Status&)>;
+    Status fetchMetadata(const std::string& name, const MetadataPlace& place, Done done);
+    Status publishMetadata(const MetadataPlace& place, Done done);
+    Status sendPartialMetadata(const DescriptorList& list,
+                               bool connection_info,
+                               const Names& backends,
+                               const MetadataPlace& place,
+                               Done done);
+    Status invalidateMetadata(const MetadataPlace& place, Done done);
+    // As hasPeer(); why the last fetch failed where it does not know better.
+    Result<bool> checkMetadata(const std::string& name, const DescriptorList* list);
+    uint16_t listenPort() const noexcept { return listenPort_; }
+    const exchange::Fetches& fetches() const noexcept { return fetches_; }
+    // What exchange::LocalAgent says.
+    using Taken = exchange::LocalAgent::Taken;
+    uint64_t metadataVersion() const { return shared_->regions().version(); }
+    Result<exchange::Snapshot> metadataSince(uint64_t since);
+    std::optional<exchange::Known> knownPeer(const std::string& name) const;
+    Result<Taken> takeBlob(metadata::Blob blob, bool needs_grant);
+    void dropPeer(const peer::Identity& who);
+
     // Reads the sessions, for callers who poll (network.cpp).
     void helpSessions();
     // A caller stops polling, or will sleep on the agent's descriptor.
@@ -154,12 +181,27 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     // Sends to whoever it is, itself included; `done` is called once.
     void notify(const peer::Identity& who, std::string message, std::function<void(Status)> done);
     Status ensureEngine();
+    // Exchange of metadata (exchange.cpp).
+    Status startExchange();
+    Status ensureExchange();
+    exchange_tcp::TcpExchange* exchange() const {
+        return exchangeReady_.load(std::memory_order_acquire);
+    }
+    void endExchange();
+    Status checkPlace(const MetadataPlace& place) const;
+    base::Deadline deadlineOf(const MetadataPlace& place) const;
+    Done warnOfFailure(const char* what, const MetadataPlace& place, Done done) const;
+    void metadataChanged();
+    void addedByHand(const std::string& name);
+    void removedByHand(const std::string& name);
+    void refreshPeer(const std::string& name);
     Status connectSession(const peer::Identity& who);
     // The same without waiting.
     void openSession(const peer::Identity& who, std::function<void(Status)> done);
     // Tells the backends that keep connections of their own.
     void sessionLost(const peer::Identity& who, const Status& why);
     void endBackendConnections();
+    void endTransfers(base::Deadline limit);
     void endSessions();
     void dropConnections(const peer::Identity& who);
     Status notifySession(const peer::Identity& who, std::string_view message);
@@ -218,6 +260,13 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     Mutex engineMutex_;
     std::unique_ptr<peer::Engine> engine_ NIXL_GUARDED_BY(engineMutex_);
     std::atomic<peer::Engine*> engineReady_{nullptr};
+    std::unique_ptr<exchange_tcp::TcpExchange> exchange_ NIXL_GUARDED_BY(engineMutex_);
+    std::atomic<exchange_tcp::TcpExchange*> exchangeReady_{nullptr};
+    exchange::Fetches fetches_;
+    uint16_t listenPort_ = 0;            // set at the start
+    std::atomic<int64_t> refreshed_{0};  // when somebody was last asked again, in ns
+    Mutex snapshotMutex_;
+    exchange::Snapshot snapshot_ NIXL_GUARDED_BY(snapshotMutex_);  // the last whole one
 
     mutable SharedMutex backendsMutex_;
     LoadedList backends_ NIXL_GUARDED_BY(backendsMutex_);

@@ -77,6 +77,10 @@ Result<std::string> AgentImpl::createBackend(const std::string& plugin,
         made->index = static_cast<unsigned>(backends_.size());
         backends_.push_back(made);
     }
+    if (made->backend->supportsRemote()) {
+        shared_->regions().changedAltogether();
+        metadataChanged();
+    }
     if (base::logs(LogLevel::DEBUG)) {
         base::log(LogLevel::DEBUG, "Backend " + made->name + " was instantiated");
     }

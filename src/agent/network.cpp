@@ -1,14 +1,9 @@
 // AgentImpl: the session engine, made when the first backend asks for lanes.
-#include <cerrno>
 #include <cstdlib>
-#include <fstream>
 #include <future>
-#include <sstream>
-#include <system_error>
-
-#include <sys/stat.h>
 
 #include "agent/agent_impl.h"
+#include "agent/auth_key.h"
 #include "base/socket.h"
 #include "lanes/local/lane.h"
 #include "session/wire.h"
@@ -18,37 +13,6 @@ namespace nixl::detail {
 namespace {
 
 constexpr std::chrono::milliseconds kUndeliveredRest{50};
-
-// The key of the configuration, or of its file, which nobody else may read.
-Result<std::string> readAuthKey(const AgentConfig& config) {
-    std::string key = config.authKey;
-    if (key.empty() && !config.authKeyFile.empty()) {
-        struct stat info {};
-        if (stat(config.authKeyFile.c_str(), &info) != 0) {
-            return Status::invalidParam("auth_key_file " + config.authKeyFile + ": " +
-                                        std::generic_category().message(errno));
-        }
-        if ((info.st_mode & 077) != 0) {
-            return Status::invalidParam("auth_key_file " + config.authKeyFile +
-                                        " can be read by others; its mode must be 0600");
-        }
-        std::ifstream file(config.authKeyFile, std::ios::binary);
-        std::stringstream text;
-        text << file.rdbuf();
-        key = text.str();
-        while (!key.empty() && (key.back() == '\n' || key.back() == '\r')) {
-            key.pop_back();
-        }
-        if (key.empty()) {
-            return Status::invalidParam("auth_key_file " + config.authKeyFile + " is empty");
-        }
-    }
-    if (!key.empty() && key.size() < 16) {
-        return Status::invalidParam("an authentication key of " + std::to_string(key.size()) +
-                                    " bytes; at least 16 are needed");
-    }
-    return key;
-}
 
 }  // namespace
 
@@ -61,7 +25,7 @@ Status AgentImpl::ensureEngine() {
     if (engine_ != nullptr) {
         return {};
     }
-    Result<std::string> key = readAuthKey(config_);
+    Result<std::string> key = agent::readAuthKey(config_);
     if (!key.ok()) {
         return key.status();
     }

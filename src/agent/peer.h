@@ -21,6 +21,7 @@ struct Peer {
     peer::GrantsPtr grants;
     std::vector<metadata::BackendSection> backends;
     memory::RemoteRegions regions;
+    uint64_t version = 0;  // of all this, where the peer publishes it; 0: unknown
     std::map<std::pair<uint32_t, uint64_t>, std::string> keys;  // by backend and region id
     std::atomic<bool> gone{false};  // removed, or superseded by a restart
 

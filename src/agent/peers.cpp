@@ -54,6 +54,7 @@ void mergeInto(metadata::Blob& blob, const Peer& known) {
         }
     }
     std::vector<uint64_t> fresh = idsOf(blob.regions);
+    fresh.insert(fresh.end(), blob.removed.begin(), blob.removed.end());
     std::sort(fresh.begin(), fresh.end());
     for (size_t i = 0; i < known.regions.size(); ++i) {
         RemoteRegion region = known.regions.at(i);
@@ -85,7 +86,9 @@ Status AgentImpl::fillBlob(metadata::Blob& blob,
             continue;
         }
         metadata::BackendSection section{loaded->name, {}};
-        if (RemoteSupport* support = loaded->backend->remote(); support != nullptr) {
+        // What changed is for those who have the rest.
+        RemoteSupport* const support = blob.base == 0 ? loaded->backend->remote() : nullptr;
+        if (support != nullptr) {
             Result<std::string> connection = support->connectionInfo();
             if (!connection.ok()) {
                 return connection.status();
@@ -192,11 +195,25 @@ Result<std::string> AgentImpl::addPeer(std::string_view bytes) {
     if (!decoded.ok()) {
         return decoded.status();
     }
-    metadata::Blob blob = std::move(decoded).value();
-    std::string name = blob.name;
+    std::string name = decoded.value().name;
+    Result<Taken> taken = takeBlob(std::move(decoded).value(), false);
+    if (!taken.ok()) {
+        return taken.status();
+    }
+    if (taken.value() == Taken::MISSED) {
+        return Status::mismatch("metadata of agent \"" + name +
+                                "\" that tells only what changed since a state that is not known "
+                                "here");
+    }
+    addedByHand(name);
+    return name;
+}
+
+Result<AgentImpl::Taken> AgentImpl::takeBlob(metadata::Blob blob, bool needs_grant) {
+    const std::string name = blob.name;
     if (name == self().name) {
         if (blob.incarnation == self().incarnation) {
-            return name;  // the own name means this agent
+            return Taken::BEFORE;  // the own name means this agent
         }
         return Status::notAllowed("metadata of another agent named \"" + name +
                                   "\": an agent's own name always means itself");
@@ -204,18 +221,34 @@ Result<std::string> AgentImpl::addPeer(std::string_view bytes) {
     MutexLock adding(addPeerMutex_);
     const std::shared_ptr<Peer> known = peer(name);
     const bool same = known != nullptr && known->identity.incarnation == blob.incarnation;
+    if (needs_grant && (!same || known->grants->forSession().key != blob.grant)) {
+        return Status::notAllowed("metadata for agent \"" + name +
+                                  "\", which was added here already, does not carry the grant "
+                                  "that was in it");
+    }
+    const uint64_t had = same ? known->version : 0;
+    if (blob.version != 0 && blob.version <= had) {
+        return Taken::BEFORE;
+    }
+    if (blob.partial && blob.version != 0 && (had == 0 || blob.base > had)) {
+        return Taken::MISSED;
+    }
     peer::GrantsPtr grants = grantsWith(blob, same ? known.get() : nullptr);
     if (same && blob.partial) {
         mergeInto(blob, *known);
     }
     auto fresh = std::make_shared<Peer>();
     fresh->identity = {name, blob.incarnation};
+    fresh->version = blob.version != 0 || !blob.partial ? blob.version : had;
     fresh->session = std::move(blob.session);
     fresh->grants = std::move(grants);
     fresh->backends = std::move(blob.backends);
     fresh->regions = memory::RemoteRegions(std::move(blob.regions));
     if (same) {
         fresh->keys = known->keys;
+    }
+    for (const uint64_t region : blob.removed) {
+        std::erase_if(fresh->keys, [&](const auto& one) { return one.first.second == region; });
     }
     for (metadata::RegionKey& key : blob.keys) {
         fresh->keys[{key.backend, key.region}] = std::move(key.key);
@@ -237,7 +270,8 @@ Result<std::string> AgentImpl::addPeer(std::string_view bytes) {
     if (superseded != nullptr) {
         dropConnections(superseded->identity);
     }
-    return name;
+    fetches_.forget(name);
+    return Taken::NOW;
 }
 
 Status AgentImpl::removePeer(const std::string& name) {
@@ -254,6 +288,7 @@ Status AgentImpl::removePeer(const std::string& name) {
     }
     removed->gone.store(true, std::memory_order_release);
     dropConnections(removed->identity);
+    removedByHand(name);
     return {};
 }
 
@@ -289,6 +324,7 @@ Result<bool> AgentImpl::hasPeer(const std::string& name, const DescriptorList* l
             return true;
         }
     }
+    refreshPeer(name);
     return false;
 }
 

@@ -123,6 +123,7 @@ Status AgentImpl::registerMemory(const RegistrationList& list, const Names& back
     }
     std::erase_if(additions, [&](const auto& one) { return isNothing(list.type(), *one.entry); });
     shared_->regions().add(list.type(), std::move(additions));
+    metadataChanged();
     warnOfNothing(list, self().name);
     return {};
 }
@@ -140,7 +141,10 @@ Status AgentImpl::deregisterMemory(const RegistrationList& list, const Names& ba
         indices.push_back(loaded->index);
     }
     sweepParked();
-    return deregisterFenced(list, indices, std::chrono::steady_clock::now() + config_.peerTimeout);
+    const Status status =
+        deregisterFenced(list, indices, std::chrono::steady_clock::now() + config_.peerTimeout);
+    metadataChanged();
+    return status;
 }
 
 Result<std::vector<Agent::QueryResult>> AgentImpl::query(const RegistrationList& list,

@@ -233,21 +233,6 @@ def test_waiting_for_peers(make_agent):
     assert first.wait_for_peers(1, timeout=1) == [second.name]
 
 
-def test_what_needs_the_network_says_so(agent):
-    regs = agent.get_reg_descs([(4096, 1, 0)], "DRAM")
-    calls = (
-        lambda: agent.send_local_metadata("127.0.0.1", 5555),
-        lambda: agent.send_partial_agent_metadata(regs, ip_addr="127.0.0.1"),
-        lambda: agent.fetch_remote_metadata("peer", "127.0.0.1", 5555, timeout=1),
-        lambda: agent.invalidate_local_metadata("127.0.0.1"),
-    )
-    for call in calls:
-        try:
-            call()
-        except nixlError as error:
-            assert str(error).startswith("NIXL_ERR_")
-
-
 def test_memory_views_need_a_gpu(agent):
     descs = agent.get_xfer_descs([(4096, 1, 0)], "DRAM")
     with pytest.raises(nixl.nixlNotSupportedError, match="memory views"):
