@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rows_base import Metric, Row, Target
+from rows_exchange import EXCHANGE_ROWS
 from rows_hosts import HOST_ROWS
 from rows_memory import MEMORY_ROWS
 from rows_network import PAIR_ROWS
@@ -19,6 +20,7 @@ ALL: list[type[Row]] = [
     *HOST_ROWS,
     *POLLING_ROWS,
     *PEER_ROWS,
+    *EXCHANGE_ROWS,
     *POSIX_ROWS,
     *POSIX_SIZE_ROWS,
 ]
