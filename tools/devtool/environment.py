@@ -50,18 +50,20 @@ GROUPS = {
             "binutils",
             "ccache",
             "git",
+            "libcurl4-openssl-dev",
             "libgmock-dev",
             "libgtest-dev",
             "libucx-dev",
+            "nlohmann-json3-dev",
             "pkg-config",
         ),
         pip="dev",
     ),
-    # Debian's torch is a CPU build of 50 MB.
+    # Debian's torch is a CPU build of 50 MB; its etcd is of another version than the one in .venv.
     "python": Group(
         "for the tests in Python",
         apt=("fio", "iproute2", "valgrind"),
-        optional=("python3-torch",),
+        optional=("etcd-server", "python3-torch"),
     ),
     "clients": Group("for the tests with programs of others", pip="clients"),
     "clang": Group("for the sanitizers", apt=("clang", "libclang-rt-14-dev", "llvm")),
