@@ -112,25 +112,6 @@ def test_a_command_that_hangs_is_ended() -> None:
     assert inside(code) == "124 True\n"
 
 
-DOCTOR = """\
-    import doctor, pathlib, tempfile
-    folder = pathlib.Path(tempfile.mkdtemp())
-    doctor.INFINIBAND = folder
-    print(doctor.rdma())
-    (folder / "mlx5_0").mkdir()
-    doctor.ucx_modules = lambda: []
-    print(doctor.rdma())
-    doctor.ucx_modules = lambda: ["/usr/lib/ucx/libuct_ib.so.0"]
-    doctor.loads = lambda soname: soname
-    print(doctor.rdma())
-"""
-
-
-def test_doctor_fails_where_rdma_would_be_lost() -> None:
-    none, lost, good = (line for line in inside(DOCTOR).splitlines() if line in ("True", "False"))
-    assert (none, lost, good) == ("True", "False", "True")
-
-
 def test_ending_dev_ends_its_children(tmp_path: pathlib.Path) -> None:
     mark = tmp_path / "child"
     code = """\

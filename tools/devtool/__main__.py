@@ -214,9 +214,9 @@ def docs(_args: argparse.Namespace) -> int:
     return website.command()
 
 
-def doctor(_args: argparse.Namespace) -> int:
+def doctor(args: argparse.Namespace) -> int:
     """says which plugins and libraries this machine has, and what to install; builds nothing"""
-    return doctor_page.main([])
+    return doctor_page.main(args.rest)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -265,7 +265,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--seconds", type=int, default=60, help="for each target (default 60)")
     add("sim", sim, True).epilog = "Further words go to the simulator."
     add("docs", docs)
-    add("doctor", doctor)
+    add("doctor", doctor, True).epilog = "Further words go to python -m nixl.doctor."
     return top
 
 
