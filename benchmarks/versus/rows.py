@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rows_base import Metric, Row, Target
+from rows_etcd import ETCD_ROWS
 from rows_exchange import EXCHANGE_ROWS
 from rows_hosts import HOST_ROWS
 from rows_memory import MEMORY_ROWS
@@ -21,6 +22,7 @@ ALL: list[type[Row]] = [
     *POLLING_ROWS,
     *PEER_ROWS,
     *EXCHANGE_ROWS,
+    *ETCD_ROWS,
     *POSIX_ROWS,
     *POSIX_SIZE_ROWS,
 ]
