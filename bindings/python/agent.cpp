@@ -14,13 +14,15 @@
 namespace nixl::python {
 namespace {
 
+constexpr std::chrono::microseconds kEtcdWatchTimeout{5'000'000};  // the established default
+
 // nixlAgentConfig: what the C++ agent takes, and names that are accepted without an effect.
 struct RawConfig {
     AgentConfig config;
     nb::object syncMode;
     uint64_t pthrDelay = 0;
     uint64_t lthrDelay = 100000;
-    std::chrono::microseconds etcdWatchTimeout{5'000'000};
+    std::chrono::microseconds etcdWatchTimeout = kEtcdWatchTimeout;
 };
 
 template <auto Member>
@@ -66,7 +68,7 @@ void bindConfig(nb::module_& module) {
              nb::arg("syncMode") = module.attr("NIXL_THREAD_SYNC_NONE"), nb::arg("numWorkers") = 0,
              nb::arg("pthrDelay") = 0, nb::arg("lthrDelay") = 100000,
              nb::arg("captureTelemetry") = false,
-             nb::arg("etcdWatchTimeout") = std::chrono::microseconds(5'000'000));
+             nb::arg("etcdWatchTimeout") = kEtcdWatchTimeout);
     type.def_rw("syncMode", &RawConfig::syncMode)
         .def_rw("pthrDelay", &RawConfig::pthrDelay)
         .def_rw("lthrDelay", &RawConfig::lthrDelay)
@@ -348,6 +350,11 @@ void bindAgent(nb::module_& module) {
         [](RawAgent* self, Text name, const RawConfig& config) {
             std::string text = name.str();
             AgentConfig copy = config.config;
+            if (config.etcdWatchTimeout != kEtcdWatchTimeout) {
+                const double seconds =
+                    std::chrono::duration<double>(config.etcdWatchTimeout).count();
+                copy.etcd.try_emplace("watch_timeout", std::to_string(seconds));
+            }
             const GilRelease release;
             new (self) RawAgent(std::move(text), std::move(copy));
         },

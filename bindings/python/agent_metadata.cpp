@@ -180,6 +180,28 @@ void bindPeers(nb::class_<RawAgent>& agent) {
         .def("_peers", [](RawAgent& self) { return self.get().peers(); });
 }
 
+void bindPeerWaits(nb::class_<RawAgent>& agent) {
+    agent
+        .def(
+            "_waitPeers",
+            [](RawAgent& self, size_t count, nb::handle timeout) {
+                const auto limit = readTimeout(timeout);
+                Agent& live = self.get();
+                return waitWithoutGil([&] { return live.waitPeers(count, limit, interrupted); });
+            },
+            nb::arg("count"), nb::arg("timeout").none() = nb::none())
+        .def("_peerChanges", [](RawAgent& self) { return self.get().peerChanges(); })
+        .def(
+            "_waitPeerChange",
+            [](RawAgent& self, uint64_t seen, nb::handle timeout) {
+                const auto limit = readTimeout(timeout);
+                Agent& live = self.get();
+                return waitWithoutGil(
+                    [&] { return live.waitPeerChange(seen, limit, interrupted); });
+            },
+            nb::arg("seen"), nb::arg("timeout").none() = nb::none());
+}
+
 void bindNotifications(nb::class_<RawAgent>& agent) {
     agent
         .def("getNotifs", &takeNotifications, nb::arg("notif_map"),
@@ -207,6 +229,7 @@ void bindNotifications(nb::class_<RawAgent>& agent) {
 
 void bindAgentMetadata(nb::class_<RawAgent>& agent) {
     bindPeers(agent);
+    bindPeerWaits(agent);
     bindNotifications(agent);
     bindExchange(agent);
     agent.def("_stats", [](RawAgent& self) { return self.get().stats(); })

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <future>
 #include <map>
 #include <memory>
@@ -46,6 +47,8 @@ struct AgentConfig {
     std::string socketDir;
     bool raiseOnError = true;  // Python: whether check_xfer_state raises
     std::string metadataStore;
+    // endpoints, namespace, ca, cert, key, user, password, password_file, lease_time, timeout,
+    // watch_timeout; what is not here is looked for in NIXL_ETCD_ENDPOINTS and so on.
     std::map<std::string, std::string> etcd;
 };
 
@@ -205,7 +208,19 @@ class NIXL_API Agent {
     std::string addPeer(std::string_view metadata);  // the peer's name; again: updates it
     void removePeer(const std::string& peer);
     bool hasPeer(const std::string& peer, const DescriptorList* list = nullptr);
-    std::vector<std::string> peers() const;
+    std::vector<std::string> peers() const;  // also those that a central store names
+    // Waits until `count` agents are known and returns them; throws TIMEOUT. Negative: no limit.
+    std::vector<std::string> waitPeers(size_t count,
+                                       std::chrono::nanoseconds timeout,
+                                       bool (*interrupted)() = nullptr);
+    // Called when an agent becomes known or is gone, on a thread of the library that must not be
+    // held up. Null: nobody.
+    void onPeerChange(std::function<void(const std::string& peer, bool known)> call);
+    // How often that happened, and a wait until it is more than `seen`, or `timeout` has passed.
+    uint64_t peerChanges() const;
+    uint64_t waitPeerChange(uint64_t seen,
+                            std::chrono::nanoseconds timeout,
+                            bool (*interrupted)() = nullptr);
     // The same by address or through a central store, beside the caller: the futures become ready
     // when it is done, or throw why it cannot be. What an agent registers and deregisters later is
     // told to those it was fetched by and sent to.

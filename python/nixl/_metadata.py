@@ -5,18 +5,63 @@ Metadata travels as bytes, by the address of a peer's listener, or through a cen
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import threading
+import weakref
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _bindings as nixlBind
 from .arguments import count_of, plain_errors, seconds_of
 from .config import DEFAULT_COMM_PORT
 from .descriptors import to_reg_list, to_xfer_list
-from .errors import nixlTimeoutError
+from .errors import nixlError
+from .logging import get_logger
+
+logger = get_logger("nixl")
 
 if TYPE_CHECKING:
     from ._bindings import nixlAgent, nixlXferDList
+
+
+class PeerFollower(threading.Thread):
+    """Tells a callback which agents come and go, until it is stopped or the agent ends."""
+
+    def __init__(self, agent: MetadataCalls, callback: Callable[[str, bool], Any]) -> None:
+        super().__init__(name="nixl-peers", daemon=True)
+        self._agent = weakref.ref(agent)  # a follower keeps no agent alive
+        self._callback = callback
+        self._stopped = threading.Event()
+        self.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def run(self) -> None:
+        known: set[str] = set()
+        seen: int | None = None
+        while not self._stopped.is_set():
+            agent = self._agent()
+            if agent is None:
+                return
+            try:
+                if seen is not None:
+                    seen = agent.agent._waitPeerChange(seen, 0.5)
+                else:
+                    seen = agent.agent._peerChanges()
+                now = set(agent.agent._peers())
+            except nixlError:
+                return  # the agent was closed
+            del agent
+            for name, there in [(n, True) for n in sorted(now - known)] + [
+                (n, False) for n in sorted(known - now)
+            ]:
+                if self._stopped.is_set():
+                    return
+                try:
+                    self._callback(name, there)
+                except Exception:
+                    logger.exception("the callback of on_peers failed for agent %r", name)
+            known = now
 
 
 class MetadataCalls:
@@ -24,6 +69,7 @@ class MetadataCalls:
 
     agent: nixlAgent
     name: str
+    _peer_follower: PeerFollower | None
 
     @plain_errors
     def make_connection(self, remote_agent: str | bytes, backends: Sequence[str] = ()) -> None:
@@ -139,21 +185,18 @@ class MetadataCalls:
     @plain_errors
     def wait_for_peers(self, n: int, timeout: float | None = None) -> list[str]:
         """Waits until the metadata of ``n`` agents is here and returns their names."""
-        n = count_of(n, "n", 0)
-        limit = seconds_of(timeout)
-        deadline = None if limit is None else time.monotonic() + limit
-        pause = 0.0005
-        while True:
-            names = self.peers()
-            if len(names) >= n:
-                return names
-            if deadline is not None and time.monotonic() >= deadline:
-                raise nixlTimeoutError(
-                    f"agent {self.name!r}: {len(names)} of {n} peers after {timeout} s: {names}",
-                    agent=self.name,
-                )
-            time.sleep(pause)
-            pause = min(pause * 2, 0.02)
+        return self.agent._waitPeers(count_of(n, "n", 0), seconds_of(timeout))
+
+    @plain_errors
+    def on_peers(self, callback: Callable[[str, bool], Any] | None) -> None:
+        """Calls ``callback(name, known)`` for each agent that is known now, and from then on when
+        one becomes known (True) or is gone (False), on a thread of its own. None ends that."""
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback must be callable or None, not {type(callback).__name__}")
+        follower = getattr(self, "_peer_follower", None)
+        if follower is not None:
+            follower.stop()
+        self._peer_follower = PeerFollower(self, callback) if callback is not None else None
 
     @plain_errors
     def get_serialized_descs(self, descs: Any) -> bytes:

@@ -78,7 +78,10 @@ class nixl_agent_config:
         backends: created with the agent; an unknown one is a warning.
         sync_mode: accepted for compatibility; the agent is thread-safe in every mode.
         backend_params: options per backend: ``{"UCX": {"num_threads": "2"}}``.
-        use_etcd: a central store for metadata: not in this version, True is an error.
+        use_etcd: metadata and discovery through etcd; None: where NIXL_ETCD_ENDPOINTS (or ``etcd``)
+            names one; True without endpoints is an error.
+        etcd: how it is reached: endpoints, namespace, ca, cert, key, user, password, password_file,
+            lease_time, timeout, watch_timeout; what is not here is looked for in NIXL_ETCD_*.
         auth_key, auth_key_file: the key all agents share (at least 16 bytes; file mode 0600).
         peer_timeout: seconds after which a silent peer's transfers fail.
         xfer_timeout: seconds a transfer may take; 0: no limit.
@@ -86,7 +89,7 @@ class nixl_agent_config:
         busy_poll_us: how long waiting calls and the agent's threads look again before they
             sleep, in microseconds.
         raise_on_error: whether check_xfer_state raises for a failed transfer or returns "ERR".
-        metadata_store, etcd: accepted; no store is used in this version.
+        metadata_store: accepted; not used in this version.
         socket_dir: directory for sockets that containers of one host share.
         strict_descriptors: whether get_reg_descs and get_xfer_descs raise for what does not fit;
             else they log the reason and return None, as existing code expects.
@@ -150,7 +153,9 @@ class nixl_agent_config:
         self.strict_descriptors = bool(strict_descriptors)
 
     def __repr__(self) -> str:
-        hidden = {"auth_key": "***" if self.auth_key else ""}
+        hidden: dict[str, Any] = {"auth_key": "***" if self.auth_key else ""}
+        if "password" in self.etcd:
+            hidden["etcd"] = {**self.etcd, "password": "***"}
         fields = {**vars(self), **hidden}
         return f"nixl_agent_config({', '.join(f'{k}={v!r}' for k, v in fields.items())})"
 

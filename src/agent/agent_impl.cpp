@@ -46,20 +46,6 @@ void keepForEver(std::vector<std::shared_ptr<void>> things) {
     std::move(things.begin(), things.end(), std::back_inserter(*kept));
 }
 
-// Options for metadata that is fetched by name: told, not passed over, while there is no store.
-Status checkExchange(const AgentConfig& config, const std::string& name) {
-    if (!config.useEtcd.value_or(false)) {
-        return {};
-    }
-    const char* const endpoints = std::getenv("NIXL_ETCD_ENDPOINTS");
-    if (endpoints == nullptr || *endpoints == '\0') {
-        return Status::invalidParam("agent \"" + name +
-                                    "\": use_etcd without endpoints; set NIXL_ETCD_ENDPOINTS");
-    }
-    return Status::notSupported("agent \"" + name +
-                                "\": use_etcd: this build exchanges metadata only as bytes");
-}
-
 // Whether figures of transfers are told: unless NIXL_TELEMETRY_ENABLE says no.
 Result<bool> wantsFigures(const std::string& name) {
     const char* const word = std::getenv("NIXL_TELEMETRY_ENABLE");
@@ -104,7 +90,6 @@ Result<std::shared_ptr<AgentImpl>> AgentImpl::create(std::string name, AgentConf
 
 Status AgentImpl::start() {
     base::loadLogLevel();
-    NIXL_RETURN_IF_ERROR(checkExchange(config_, self().name));
     Result<bool> figures = wantsFigures(self().name);
     if (!figures.ok()) {
         return figures.status();
@@ -133,6 +118,7 @@ Status AgentImpl::start() {
     peer::enterLocalAgent(self().incarnation, shared_);
     NIXL_RETURN_IF_ERROR(createConfigured());
     NIXL_RETURN_IF_ERROR(startExchange());
+    NIXL_RETURN_IF_ERROR(startCentral());
     if (base::logs(LogLevel::DEBUG)) {
         base::log(LogLevel::DEBUG, "Initialized NIXL agent: " + self().name);
     }
@@ -196,6 +182,9 @@ void AgentImpl::shutDown() {
     endSessions();  // who waits for one returns
     const bool empty = gate_.awaitEmpty(std::max(limit, Clock::now() + kCallLimit));
     progress_.reset();
+    if (empty) {
+        central_.reset();  // takes back what it has there
+    }
     MutexLock lock(parkedMutex_);
     WriteLock backends_lock(backendsMutex_);
     if (!parked_.empty() || !empty) {
@@ -214,6 +203,7 @@ void AgentImpl::shutDown() {
         {
             MutexLock engine_lock(engineMutex_);
             rest.emplace_back(std::move(exchange_));
+            rest.emplace_back(std::move(central_));
             rest.emplace_back(std::move(engine_));
         }
         rest.emplace_back(std::move(reactor_));
@@ -221,6 +211,10 @@ void AgentImpl::shutDown() {
         keepForEver(std::move(rest));
         return;
     }
+    dropParts();
+}
+
+void AgentImpl::dropParts() {
     shared_->regions().clear();
     {
         WriteLock peers_lock(peersMutex_);
@@ -432,6 +426,9 @@ std::map<std::string, uint64_t> AgentImpl::stats() const {
     if (const exchange_tcp::TcpExchange* const direct = exchange(); direct != nullptr) {
         out.merge(direct->stats());
     }
+    if (central_ != nullptr) {
+        out.merge(central_->stats());
+    }
     for (const Loaded& loaded : loadedBackends()) {
         const auto* const services =
             static_cast<const agent::BackendServices*>(loaded->services.get());
@@ -446,6 +443,9 @@ std::string AgentImpl::dumpState() {
     std::string out = "agent " + self().name + " (process " + std::to_string(getpid()) + ")\n";
     if (listenPort_ != 0) {
         out += "  listens on port " + std::to_string(listenPort_) + "\n";
+    }
+    if (central_ != nullptr) {
+        out += "  metadata in " + central_->describe() + "\n";
     }
     for (const Loaded& loaded : loadedBackends()) {
         out += "  backend " + loaded->name + "\n";

@@ -25,6 +25,7 @@
 #include "base/reactor.h"
 #include "base/slot_table.h"
 #include "base/work_pool.h"
+#include "exchange/central.h"
 #include "exchange/fetches.h"
 #include "exchange/local_agent.h"
 #include "exchange_tcp/tcp_exchange.h"
@@ -148,6 +149,11 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     Status invalidateMetadata(const MetadataPlace& place, Done done);
     // As hasPeer(); why the last fetch failed where it does not know better.
     Result<bool> checkMetadata(const std::string& name, const DescriptorList* list);
+    // Through the central store (central.cpp).
+    // Calls back when the metadata of an agent becomes known (true) or is gone (false).
+    void onPeerChange(std::function<void(const std::string&, bool)> call);
+    uint64_t peerChanges() const noexcept { return peerChanges_.load(); }
+    std::string storeText() const;  // where the central store is and how it goes; empty: none
     uint16_t listenPort() const noexcept { return listenPort_; }
     const exchange::Fetches& fetches() const noexcept { return fetches_; }
     // What exchange::LocalAgent says.
@@ -173,6 +179,7 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     AgentImpl(AgentConfig config, std::shared_ptr<agent::AgentShared> shared);
     Status start();
     Status createConfigured();
+    void dropParts() NIXL_REQUIRES(backendsMutex_);
     void warnOfUnknownParams() const;
     Result<std::vector<std::unique_ptr<Lane>>> projectLanes(PluginServices& services,
                                                             const LaneBackendSpec& spec);
@@ -188,6 +195,25 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
         return exchangeReady_.load(std::memory_order_acquire);
     }
     void endExchange();
+    std::shared_ptr<exchange::LocalAgent> localAgent();
+    Status startCentral();
+    Result<std::shared_ptr<exchange::MetadataStore>> openStore(std::string& space);
+    Status fetchCentral(const std::string& name, const MetadataPlace& place, Done done);
+    Status publishCentral(const MetadataPlace& place, Done done);
+    Status partCentral(const DescriptorList& list,
+                       bool connection_info,
+                       const Names& backends,
+                       const MetadataPlace& place,
+                       Done done);
+    Status invalidateCentral(const MetadataPlace& place, Done done);
+    // Takes in what the central store knows of this agent.
+    void learnPeer(const std::string& name) const {
+        if (central_ != nullptr && name != self().name) {
+            central_->learn(name);
+        }
+    }
+    bool isAlive(const peer::Identity& who) const;
+    void peerChanged(const std::string& name, bool there);
     Status checkPlace(const MetadataPlace& place) const;
     base::Deadline deadlineOf(const MetadataPlace& place) const;
     Done warnOfFailure(const char* what, const MetadataPlace& place, Done done) const;
@@ -262,6 +288,11 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     std::atomic<peer::Engine*> engineReady_{nullptr};
     std::unique_ptr<exchange_tcp::TcpExchange> exchange_ NIXL_GUARDED_BY(engineMutex_);
     std::atomic<exchange_tcp::TcpExchange*> exchangeReady_{nullptr};
+    std::shared_ptr<exchange::Central> central_;  // set at the start; null: no store
+    std::chrono::nanoseconds centralPatience_{0};
+    std::atomic<uint64_t> peerChanges_{0};
+    Mutex changeMutex_;
+    std::function<void(const std::string&, bool)> onPeerChange_ NIXL_GUARDED_BY(changeMutex_);
     exchange::Fetches fetches_;
     uint16_t listenPort_ = 0;            // set at the start
     std::atomic<int64_t> refreshed_{0};  // when somebody was last asked again, in ns

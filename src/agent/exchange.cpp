@@ -102,6 +102,10 @@ Status AgentImpl::startExchange() {
     return {};
 }
 
+std::shared_ptr<exchange::LocalAgent> AgentImpl::localAgent() {
+    return std::make_shared<AgentSide>(shared_from_this());
+}
+
 Status AgentImpl::ensureExchange() {
     MutexLock lock(engineMutex_);
     if (exchange_ != nullptr) {
@@ -111,8 +115,8 @@ Status AgentImpl::ensureExchange() {
     if (!key.ok()) {
         return key.status();
     }
-    exchange_ = std::make_unique<TcpExchange>(std::move(key).value(), *reactor_, *pool_,
-                                              std::make_shared<AgentSide>(shared_from_this()));
+    exchange_ =
+        std::make_unique<TcpExchange>(std::move(key).value(), *reactor_, *pool_, localAgent());
     exchangeReady_.store(exchange_.get(), std::memory_order_release);
     return {};
 }
@@ -121,6 +125,9 @@ void AgentImpl::endExchange() {
     const Status why = Status::canceled("agent \"" + self().name + "\" has been closed");
     if (TcpExchange* const direct = exchange(); direct != nullptr) {
         direct->stop(why);
+    }
+    if (central_ != nullptr) {
+        central_->end();
     }
     fetches_.endAll(why);
 }
@@ -171,7 +178,8 @@ Status AgentImpl::fetchMetadata(const std::string& name, const MetadataPlace& pl
                                     "\": fetch of an agent without name");
     }
     if (place.host.empty()) {
-        return noStore(self().name, "fetch_remote_metadata");
+        return central_ != nullptr ? fetchCentral(name, place, std::move(done))
+                                   : noStore(self().name, "fetch_remote_metadata");
     }
     NIXL_RETURN_IF_ERROR(checkPlace(place));
     NIXL_RETURN_IF_ERROR(ensureExchange());
@@ -182,7 +190,8 @@ Status AgentImpl::fetchMetadata(const std::string& name, const MetadataPlace& pl
 
 Status AgentImpl::publishMetadata(const MetadataPlace& place, Done done) {
     if (place.host.empty()) {
-        return noStore(self().name, "send_local_metadata");
+        return central_ != nullptr ? publishCentral(place, std::move(done))
+                                   : noStore(self().name, "send_local_metadata");
     }
     NIXL_RETURN_IF_ERROR(checkPlace(place));
     NIXL_RETURN_IF_ERROR(ensureExchange());
@@ -197,7 +206,9 @@ Status AgentImpl::sendPartialMetadata(const DescriptorList& list,
                                       const MetadataPlace& place,
                                       Done done) {
     if (place.host.empty()) {
-        return noStore(self().name, "send_partial_agent_metadata");
+        return central_ != nullptr
+                   ? partCentral(list, connection_info, backends, place, std::move(done))
+                   : noStore(self().name, "send_partial_agent_metadata");
     }
     NIXL_RETURN_IF_ERROR(checkPlace(place));
     Result<std::string> blob = partialMetadata(list, connection_info, backends);
@@ -212,7 +223,8 @@ Status AgentImpl::sendPartialMetadata(const DescriptorList& list,
 
 Status AgentImpl::invalidateMetadata(const MetadataPlace& place, Done done) {
     if (place.host.empty()) {
-        return noStore(self().name, "invalidate_local_metadata");
+        return central_ != nullptr ? invalidateCentral(place, std::move(done))
+                                   : noStore(self().name, "invalidate_local_metadata");
     }
     NIXL_RETURN_IF_ERROR(checkPlace(place));
     NIXL_RETURN_IF_ERROR(ensureExchange());
@@ -278,6 +290,9 @@ void AgentImpl::dropPeer(const peer::Identity& who) {
 }
 
 void AgentImpl::metadataChanged() {
+    if (central_ != nullptr) {
+        central_->metadataChanged();
+    }
     if (TcpExchange* const direct = exchange(); direct != nullptr) {
         direct->changed();
     }

@@ -271,6 +271,9 @@ Result<AgentImpl::Taken> AgentImpl::takeBlob(metadata::Blob blob, bool needs_gra
         dropConnections(superseded->identity);
     }
     fetches_.forget(name);
+    if (known == nullptr && (central_ == nullptr || !central_->has(name))) {
+        peerChanged(name, true);
+    }
     return Taken::NOW;
 }
 
@@ -289,6 +292,9 @@ Status AgentImpl::removePeer(const std::string& name) {
     removed->gone.store(true, std::memory_order_release);
     dropConnections(removed->identity);
     removedByHand(name);
+    if (central_ == nullptr || !central_->has(name)) {
+        peerChanged(name, false);
+    }
     return {};
 }
 
@@ -313,6 +319,7 @@ Result<bool> AgentImpl::hasPeer(const std::string& name, const DescriptorList* l
     if (name == self().name) {
         return true;
     }
+    learnPeer(name);
     const std::shared_ptr<Peer> known = peer(name);
     if (known == nullptr || list == nullptr || list->empty()) {
         return known != nullptr;
@@ -330,9 +337,18 @@ Result<bool> AgentImpl::hasPeer(const std::string& name, const DescriptorList* l
 
 std::vector<std::string> AgentImpl::peerNames() const {
     std::vector<std::string> names;
-    ReadLock lock(peersMutex_);
-    for (const auto& [name, known] : peers_) {
-        names.push_back(name);
+    {
+        ReadLock lock(peersMutex_);
+        for (const auto& [name, known] : peers_) {
+            names.push_back(name);
+        }
+    }
+    if (central_ != nullptr) {
+        for (std::string& name : central_->names()) {
+            names.push_back(std::move(name));
+        }
+        std::sort(names.begin(), names.end());
+        names.erase(std::unique(names.begin(), names.end()), names.end());
     }
     return names;
 }
@@ -371,6 +387,7 @@ Status AgentImpl::sendNotification(const std::string& name, std::string_view mes
         return {};
     }
     peer::Identity who;
+    learnPeer(name);
     if (const std::shared_ptr<Peer> known = peer(name); known != nullptr) {
         who = known->identity;
     } else if (const auto heard = shared_->lastSender(name); heard.has_value()) {

@@ -120,6 +120,7 @@ Result<std::shared_ptr<Peer>> AgentImpl::findPeer(const std::string& name) const
     if (name == self().name) {
         return std::shared_ptr<Peer>();
     }
+    learnPeer(name);
     if (std::shared_ptr<Peer> found = peer(name); found != nullptr) {
         return found;
     }

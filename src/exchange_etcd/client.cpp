@@ -55,6 +55,10 @@ bool GatewayError::wantsNewToken() const {
            has(text, "revision of the authenticate store is old") || has(text, "auth store is old");
 }
 
+bool GatewayError::refusesName() const {
+    return has(text, "CommonName of client");
+}
+
 GatewayError Client::errorOf(const Json& answer) {
     // A stream wraps its error: {"error":{"grpc_code":…,"message":…}}.
     const Json& inner = field(answer, "error");
@@ -82,7 +86,7 @@ Status Client::explain(const GatewayError& error) const {
                                   ": it wants a user and a password; set etcd={\"user\": ...,"
                                   " \"password\": ...} or NIXL_ETCD_USER and NIXL_ETCD_PASSWORD");
     }
-    if (has(error.text, "CommonName of client")) {
+    if (error.refusesName()) {
         return Status::notAllowed(
             text +
             ": while users are on, the gateway refuses a client certificate with a common"
@@ -198,6 +202,9 @@ void Client::answered(const CallPtr& call, size_t endpoint, HttpReply reply) {
         return tryAgain(call);
     }
     Json answer = Json::parse(reply.body, nullptr, false);
+    if (const GatewayError plain{0, reply.body}; !answer.is_object() && plain.refusesName()) {
+        return finish(call, explain(plain));
+    }
     if (!answer.is_object()) {
         call->last = notEtcd(endpoint, reply);
         rotate(endpoint);

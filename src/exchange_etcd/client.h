@@ -23,6 +23,7 @@ struct GatewayError {
 
     bool unavailable() const;    // another member, or a later try, may do it
     bool wantsNewToken() const;  // ours is unknown, too old, or was not sent
+    bool refusesName() const;    // of a client's certificate; said without JSON
 };
 
 class Client {

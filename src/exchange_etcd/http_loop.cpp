@@ -2,6 +2,7 @@
 #include "exchange_etcd/http_loop.h"
 
 #include <algorithm>
+#include <system_error>
 #include <utility>
 
 namespace nixl::exchange_etcd {
@@ -238,6 +239,11 @@ HttpReply HttpLoop::reply(Exchange& exchange, CURLcode code) const {
     out.error = exchange.problem.c_str();  // as far as it is written
     if (out.error.empty()) {
         out.error = api_.easyStrerror(code);
+    }
+    long number = 0;
+    api_.easyGetinfo(exchange.easy, CURLINFO_OS_ERRNO, &number);
+    if (code == CURLE_COULDNT_CONNECT && number != 0) {
+        out.error += ": " + std::generic_category().message(static_cast<int>(number));
     }
     return out;
 }
