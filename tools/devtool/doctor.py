@@ -40,7 +40,8 @@ def main(words: list[str]) -> int:
         return subprocess.run([VENV_PYTHON, "-m", "nixl.doctor", *words], env=env).returncode
     what = "not built" if VENV_PYTHON.exists() else "neither built nor set up"
     print(f"nixl         {what}: `./dev demo` or `./dev build` builds it")
-    alone = str(ROOT / "python" / "nixl" / "doctor.py")  # what it can say without the package
+    alone = ROOT / "python" / "nixl" / "doctor.py"  # what it can say without the package
     sys.stdout.flush()
-    subprocess.run([sys.executable, "-I", alone, *words])
+    if alone.exists():
+        subprocess.run([sys.executable, "-I", str(alone), *words])
     return 1
