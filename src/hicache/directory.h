@@ -213,6 +213,8 @@ class Directory {
     Status beginClear() NIXL_REQUIRES(mutex_);
     // Evicts the least recently used blocks until `goal` live bytes are left.
     Status trim(uint64_t goal) NIXL_REQUIRES(mutex_);
+    // The same where more are left, and then a little more than is needed.
+    Status trimTo(uint64_t goal) NIXL_REQUIRES(mutex_);
     Status trimToCap() NIXL_REQUIRES(mutex_);
     // The place of a block that is about to be dropped or replaced goes to freed_.
     void release(const Entry& entry) NIXL_REQUIRES(mutex_);

@@ -83,20 +83,23 @@ Status Directory::makeRoom(uint64_t bytes) {
     }
     // With what other threads are about to store: what is too much then goes at their commit.
     const uint64_t wanted = std::min(bytes + reserved_, options_.maxBytes);
-    return trim(options_.maxBytes - wanted);
+    return trimTo(options_.maxBytes - wanted);
 }
 
 Status Directory::trimToCap() {
-    return options_.maxBytes == 0 ? Status() : trim(options_.maxBytes);
+    return options_.maxBytes == 0 ? Status() : trimTo(options_.maxBytes);
 }
 
-Status Directory::trim(uint64_t goal) {
+Status Directory::trimTo(uint64_t goal) {
     if (stats_.liveBytes <= goal) {
         return {};
     }
-    const uint64_t target = goal - std::min(goal, options_.maxBytes / kEvictionSlack);
+    return trim(goal - std::min(goal, options_.maxBytes / kEvictionSlack));
+}
+
+Status Directory::trim(uint64_t goal) {
     uint32_t id = index_.oldest();
-    for (uint32_t seen = 0; id != kNone && stats_.liveBytes > target && seen < kEvictionScan;) {
+    for (uint32_t seen = 0; id != kNone && stats_.liveBytes > goal && seen < kEvictionScan;) {
         const uint32_t newer = index_.at(id).newer;
         const Entry& entry = index_.at(id);
         if (!ownedEntry(entry)) {  // its owner trims to the cap in maintain()

@@ -151,7 +151,7 @@ TEST_F(Room, twoBatchesAtOnceMayTogetherBeAboveTheCap) {
 }
 
 TEST_F(Room, trimmingLeavesSoManyBytesOfAllAndTheYoungest) {
-    auto store = open();
+    auto store = open({.maxBytes = 1ULL << 30});
     auto other = open();
     putAll(*store, "old", 20);
     putAll(*other, "other", 20);
