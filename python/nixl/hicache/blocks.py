@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from .transfers import DIRECT_BIT, Mover, OpenSegments
 logger = logging.getLogger("nixl.hicache")
 
 _REFUSED = (*REFUSED, errno.EFAULT)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class PackedBlocks:
@@ -45,20 +46,38 @@ class PackedBlocks:
         self.folders = folders
         self.own = own  # the store moves the payload itself
         self.owners: Sequence[str] = ("",)  # whose the blocks are: what their suffixes begin with
+        #: Asked where a disk is full for so many bytes more; says whether there is more room now.
+        self.make_room: Callable[[int], bool] = lambda _: False
         self.segments = OpenSegments(mover, store.segment_path, store.segment_dropped)
 
     def put(
         self, keys: list[str], suffix: str, rows: np.ndarray, per: int, *, replace: bool = False,
         names: Sequence[str] = (),
     ) -> list[bool]:  # fmt: skip
+        done, full = self._put(keys, suffix, rows, per, replace)
+        left = [i for i, ok in enumerate(done) if not ok] if full else []
+        if left and self.make_room(int(rows.reshape(-1, per, 3)[left][:, :, 1].sum())):
+            mine = rows.reshape(-1, per, 3)[left].reshape(-1, 3)
+            again, _ = self._put([keys[i] for i in left], suffix, mine, per, replace)
+            for i, ok in zip(left, again, strict=True):
+                done[i] = ok
+        self.stats.count("set_failures", done.count(False))
+        return done
+
+    def _put(
+        self, keys: list[str], suffix: str, rows: np.ndarray, per: int, replace: bool
+    ) -> tuple[list[bool], bool]:
+        """What was stored, and whether a disk had no room for the rest."""
         lengths = rows[:, 1].reshape(-1, per).sum(axis=1, dtype=np.uint64)
         owner = max((o for o in self.owners if suffix.startswith(o)), key=len, default="")
         batch, reason = self.store.reserve(keys, suffix, lengths, replace, owner)
         if reason:
             logger.error("set: %s", reason)
+        why = reason
         try:
-            self._write(batch, rows, per)
+            why += self._write(batch, rows, per)
         except Exception as error:
+            why += str(error)
             logger.warning("set of %d blocks: %s; trying them one by one", len(keys), error)
             self.store.reclaim_dead()  # the disk may be full
             self._write_singly(batch, rows, per)
@@ -66,8 +85,7 @@ class PackedBlocks:
         if reason:
             logger.error("set: %s", reason)
         done = [state == _hicache.STORED for state in batch.states()]
-        self.stats.count("set_failures", done.count(False))
-        return done
+        return done, any(os.strerror(number) in why + reason for number in _FULL)
 
     def _sides(self, batch: Any, state: int, rows: np.ndarray, per: int) -> tuple[Any, Any]:
         host, storage = self.store.describe(batch, state, rows, per)
@@ -105,23 +123,25 @@ class PackedBlocks:
                     self.direct.unpin(self.direct.region_of(int(row[0]), int(row[1])))
         return again
 
-    def _write(self, batch: Any, rows: np.ndarray, per: int) -> None:
+    def _write(self, batch: Any, rows: np.ndarray, per: int) -> str:
+        """The first reason why something failed; a transfer that fails raises."""
         if self.own:
             reason = self._move(batch, _hicache.NEW, rows, per, True)
             if reason:
                 failed = batch.states().count(_hicache.FAILED)
                 logger.error("set: %d of %d blocks failed: %s", failed, len(batch), reason)
-            return
+            return reason
         host, storage = self._sides(batch, _hicache.NEW, rows, per)
         if not len(host):
             self.store.checksum(batch, rows, per)
-            return
+            return ""
         with self.segments.use(np.unique(storage[:, 2]).tolist()):
             started = self.mover.start("WRITE", host, storage)
             try:
                 self.store.checksum(batch, rows, per)  # while the bytes travel
             finally:
                 self.mover.finish("WRITE", started)
+        return ""
 
     def _write_singly(self, batch: Any, rows: np.ndarray, per: int) -> None:
         """After a failure: every block by itself, so that only the guilty ones fail."""
@@ -242,6 +262,13 @@ class PackedBlocks:
         """Removes what the owners stored, whoever wrote it; the blocks of others stay."""
         self.store.clear(list(self.owners))
         self.segments.sweep()
+
+    def trim(self, size: int, directory: int) -> int:
+        """Evicts the oldest blocks of this process until so many bytes of all are left; gives what
+        went."""
+        gone = self.store.trim(size, directory)
+        self.segments.sweep()
+        return gone
 
     def maintain(self, dead_fraction: float) -> bool:
         more = self.store.maintain(dead_fraction)

@@ -1,6 +1,6 @@
-"""Keeps room on the disks of the layout `files`: above a high watermark, or below a floor of free
-space, the oldest pages go, all their parts and ranks together. One process at a time cleans a
-directory, whichever connector that is. Thread-safe."""
+"""Keeps room on the disks: above a high watermark, or below a floor of free space, the oldest pages
+of the layout `files` go, all their parts and ranks together, and then the oldest packed blocks. One
+process at a time cleans a directory, whichever connector that is. Thread-safe."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .files import NixlFileManager, mark_on
 from .keys import PACKED, WORKSHOP, page_of
 from .workshop import make_folders
+
+if TYPE_CHECKING:
+    from .blocks import PackedBlocks
 
 logger = logging.getLogger("nixl.hicache")
 
@@ -23,7 +27,7 @@ MIN_CAP = 1 << 30
 
 
 @dataclass
-class _Page:
+class Page:
     """The files of all parts and ranks of a page, wherever they lie."""
 
     age: float = 0.0  # when the newest of them was written
@@ -49,6 +53,26 @@ def _below(path: str) -> Iterator[os.stat_result]:
         for name in names:
             with contextlib.suppress(OSError):
                 yield os.lstat(os.path.join(root, name))
+
+
+def pages_of(
+    files: NixlFileManager, is_ours: Callable[[str], bool] = lambda _: False, taken: bool = False
+) -> list[Page]:
+    """What lies in the directories, the oldest first: pages with all their parts and ranks, and as
+    a page by itself what is none by its name but marked as ours, or so by `is_ours`. The bytes of a
+    file are its length, or with `taken` what it takes on the disk."""
+    pages: dict[str, Page] = {}
+    for base, entry in files.entries():
+        name = page_of(entry.name)
+        if name is None and not is_ours(entry.name) and mark_on(entry.path) is None:
+            continue
+        with contextlib.suppress(OSError):
+            info = entry.stat(follow_symlinks=False)
+            page = pages.setdefault(name or entry.path, Page())
+            page.age = max(page.age, info.st_mtime)
+            size = info.st_blocks * 512 if taken else info.st_size
+            page.files.append((base, entry.path, size))
+    return sorted(pages.values(), key=lambda page: page.age)
 
 
 class Cleaner:
@@ -96,6 +120,19 @@ class Cleaner:
             over = {base: self.excess(base) for base in self.files.base_dirs} if alone else {}
             goal = {base: size for base, size in over.items() if size}
             return self._remove(goal) if goal else 0
+
+    def trim(self, packed: PackedBlocks, wait: bool = False) -> int:
+        """Evicts the oldest packed blocks of this process from disks that are too full; gives the
+        bytes. Each writer gives its part: a page is of use only with those of all ranks."""
+        with self._lock, self._alone(wait) as alone:
+            total = 0
+            store = packed.store
+            for i, base in enumerate(self.files.base_dirs if alone else ()):
+                excess = self.excess(base)
+                if excess:
+                    part = -(-excess // max(1, store.stats()["writers"] // store.directories))
+                    total += packed.trim(max(0, store.live_bytes(i) - part), i)
+            return total
 
     def packed_cap(self) -> int:
         """What the packed layout beside may hold, so that the disks stay below the high watermark
@@ -149,21 +186,10 @@ class Cleaner:
         self._told &= set(left)
         return total
 
-    def _pages(self, hot: set[str]) -> list[_Page]:
-        """Pages with a file in one of the directories, the oldest first. What is no page by its
-        name is one by itself if it is marked as ours."""
-        pages: dict[str, _Page] = {}
-        for base, entry in self.files.entries():
-            name = page_of(entry.name)
-            if name is None and mark_on(entry.path) is None:
-                continue
-            with contextlib.suppress(OSError):
-                info = entry.stat(follow_symlinks=False)
-                page = pages.setdefault(name or entry.path, _Page())
-                page.age = max(page.age, info.st_mtime)
-                page.files.append((base, entry.path, info.st_blocks * 512))
-        chosen = [p for p in pages.values() if any(base in hot for base, _, _ in p.files)]
-        return sorted(chosen, key=lambda page: page.age)
+    def _pages(self, hot: set[str]) -> list[Page]:
+        """Pages with a file in one of the directories, the oldest first."""
+        pages = pages_of(self.files, taken=True)
+        return [page for page in pages if any(base in hot for base, _, _ in page.files)]
 
     @contextlib.contextmanager
     def _alone(self, wait: bool) -> Iterator[bool]:

@@ -13,7 +13,8 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from .keys import OURS, file_name, mark_of, route
+from .keys import OURS, WORKSHOP, file_name, mark_of, route
+from .ledger import Ledger
 from .workshop import Workshop, collect, make_folders
 
 logger = logging.getLogger("nixl.hicache")
@@ -117,6 +118,14 @@ class NixlFileManager:
             for i, name in zip(mine, self._workshops[base].names(len(mine)), strict=True):
                 out[i] = name
         return out
+
+    def owner(self) -> str:
+        """Who this is among those that write files here: holds a lock while it lives."""
+        return self._workshops[min(self.base_dirs)].owner()
+
+    def is_owner(self, name: str) -> bool:
+        """Whether an owner of that name is there; collect() removes those that ended."""
+        return os.path.isdir(os.path.join(min(self.base_dirs), WORKSHOP, name))
 
     def make_parent(self, file_path: str) -> None:
         parent = os.path.dirname(file_path)
@@ -279,6 +288,8 @@ class NixlFileManager:
                     continue
                 except OSError as error:
                     logger.warning("remove %s: %s", entry.path, error)
+        if self.base_dirs:
+            Ledger(self.base_dirs, self.file_mode, self.folder_mode).forget()
         return unknown
 
     def close(self) -> None:

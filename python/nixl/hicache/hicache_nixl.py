@@ -27,6 +27,7 @@ from .keyed import KeyedBlocks
 from .nixl_utils import NixlBackendConfig, NixlBackendSelection, NixlFileManager, NixlRegistration
 from .objects import PackedObjects
 from .pages import PageInterface
+from .room import Room
 from .stats import Statistics
 from .telemetry import Exporter
 from .transfers import Mover, rows_of
@@ -150,8 +151,8 @@ class HiCacheNixl(PageInterface, _Base):
             layout = "packed"  # the cap is kept there
         elif layout == "auto" and self.storage_config is None:
             layout = "files"  # a plain path: one file a key
-        elif layout == "files" and parsed.get("max_bytes"):
-            logger.warning("max_bytes is not kept in the layout `files`; use `packed` or `auto`")
+        elif layout == "files" and parsed.get("max_bytes") and self.mem_type != "FILE":
+            logger.warning("max_bytes is not kept for one object a key; use `packed` or `auto`")
         self.layout = layout
         files = None
         durable = parsed.get("durability") == "disk"
@@ -175,6 +176,8 @@ class HiCacheNixl(PageInterface, _Base):
             durable=durable,
             own=self._own_io(),
         )
+        if layout == "files" and files is not None and parsed.get("max_bytes"):
+            self.keyed.room = Room(files, parsed.get("max_bytes"), self.keyed.is_unmarked)
         self.cleaner = self._set_up_cleaner()
         self.packed = self._open_packed() if layout != "files" else None
         self._set_up_upkeep()
@@ -253,10 +256,14 @@ class HiCacheNixl(PageInterface, _Base):
             tasks.append(
                 Task("unfinished files", lambda: bool(files.collect()), COLLECT_SECONDS, True)
             )
-        if self.cleaner is not None and self.layout != "packed":
+        if self.cleaner is not None:
             tasks.append(Task("room on the disk", lambda: bool(self._clean()), CLEAN_SECONDS, True))
+        if self.keyed.room is not None:
+            tasks.append(Task("max_bytes", self.keyed.room.maintain, CLEAN_SECONDS, True))
         self._upkeep = Upkeep(tasks)
         self.keyed.make_room = self._make_room
+        if self.packed is not None and self.cleaner is not None:
+            self.packed.make_room = self._make_room
 
     def _max_bytes(self) -> int:
         """The cap of the packed layout: the one that is set, or that of the cleaner."""
@@ -264,13 +271,21 @@ class HiCacheNixl(PageInterface, _Base):
         return asked if asked or self.cleaner is None else self.cleaner.packed_cap()
 
     def _clean(self, wait: bool = False) -> int:
-        removed = self.cleaner.clean(wait) if self.cleaner is not None else 0
+        removed = 0
+        if self.cleaner is not None and self.layout != "packed":
+            removed = self.cleaner.clean(wait)
+        if removed and self.keyed.room is not None:
+            self.keyed.room.forget()
+        if self.cleaner is not None and self.packed is not None:
+            removed += self.cleaner.trim(self.packed, wait)
         self.stats.count("cleaned_bytes", removed)
         return removed
 
-    def _make_room(self) -> bool:
-        """A disk is full: whether there is more room now."""
+    def _make_room(self, wanted: int) -> bool:
+        """A disk is full for so many bytes more: whether there is more room now."""
         freed = self.file_manager.collect() + self._clean(wait=True)
+        if self.keyed.room is not None and not freed:
+            freed = self.keyed.room.free(wanted)
         cleaned = self.cleaner is not None and not any(map(self.cleaner.excess, self.storage_dirs))
         return freed > 0 or cleaned
 
@@ -482,6 +497,8 @@ class HiCacheNixl(PageInterface, _Base):
         out["layout"] = self.layout
         if self.packed is not None:
             out.update(self.packed.store.stats())
+        if self.keyed.room is not None:
+            out.update(self.keyed.room.stats())
         return out
 
     def close(self) -> None:

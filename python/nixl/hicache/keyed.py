@@ -4,6 +4,7 @@ memory, `per` of them for each key. Thread-safe."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -21,6 +22,7 @@ from .direct import ALIGNMENT, DirectIo
 from .files import XATTR, sync
 from .keys import is_page, mark_of, tails
 from .objects import remove_objects
+from .room import AboveCap, Room, on_disk
 from .stats import Statistics
 from .transfers import Mover
 
@@ -55,8 +57,9 @@ class KeyedBlocks:
         self.direct = direct or DirectIo(False, mover.region_of)
         self.durable = durable
         self.own = own  # host memory goes to files by calls of the store, not by transfers
-        #: Asked where a disk is full; says whether there is more room now.
-        self.make_room: Callable[[], bool] = bool
+        #: Asked where a disk is full for so many bytes more; says whether there is more room now.
+        self.make_room: Callable[[int], bool] = lambda _: False
+        self.room: Room | None = None  # what the files may take together
         self._unmarked: set[bytes] = set()  # names of ours that nothing else tells to be so
 
     def _verifies(self, length: int) -> bool:
@@ -77,6 +80,9 @@ class KeyedBlocks:
         names: Sequence[str] = ("",), mem: str = "DRAM",
     ) -> list[bool]:  # fmt: skip
         done = [False] * len(keys)
+        if self._above_cap(keys, suffix, rows, per, replace, names):
+            self.stats.count("set_failures", len(keys))
+            return done
         for chunk in self._chunks(len(keys), per):
             todo = [
                 i for i in chunk if replace or not self._all_there(keys[i] + suffix, names, rows, i)
@@ -91,17 +97,46 @@ class KeyedBlocks:
         self.stats.count("set_failures", done.count(False))
         return done
 
+    def _above_cap(
+        self, keys: list[str], suffix: str, rows: np.ndarray, per: int, replace: bool,
+        names: Sequence[str],
+    ) -> bool:  # fmt: skip
+        """Whether what is to be stored is more than may ever be."""
+        everything = range(len(keys))
+        if self.room is None or self._bytes(rows, per, everything) <= self.room.max_bytes:
+            return False
+        todo = [
+            i
+            for i in everything
+            if replace or not self._all_there(keys[i] + suffix, names, rows, i)
+        ]
+        try:
+            self.room.check(self._bytes(rows, per, todo))
+        except AboveCap as error:
+            logger.error("set: %s", error)
+            return True
+        return False
+
     def _all_there(self, key: str, names: Sequence[str], rows: np.ndarray, i: int) -> bool:
         if self.files is None:
             return False  # asking costs as much as writing
-        try:
-            return all(
-                os.stat(self.files.get_file_path(key + name)).st_size
-                == int(rows[i * len(names) + p][1])
-                for p, name in enumerate(names)
-            )
-        except OSError:
-            return False
+        found = []
+        for p, name in enumerate(names):
+            path = self.files.get_file_path(key + name)
+            try:
+                info = os.stat(path)
+            except OSError:
+                return False
+            if info.st_size != int(rows[i * len(names) + p][1]):
+                return False
+            found.append((path, info))
+        self._used(found)
+        return True
+
+    def _used(self, found: list[tuple[str, os.stat_result]]) -> None:
+        if self.room is not None:
+            for path, info in found:
+                self.room.used(path, info)
 
     def _resolved(self, names: list[str]) -> bool:
         """What was stored before, perhaps by somebody who did not wait for the disk."""
@@ -124,7 +159,7 @@ class KeyedBlocks:
             try:
                 self._put_once(keys, suffix, rows, per, names, mem, todo)
             except Exception as error:
-                if not (_is_full(error) and self.make_room()):
+                if not (_is_full(error) and self.make_room(self._bytes(rows, per, todo))):
                     raise
                 self._put_once(keys, suffix, rows, per, names, mem, todo)
             return [True] * len(todo)
@@ -134,6 +169,11 @@ class KeyedBlocks:
                 return [False]
             logger.warning("set of %d keys: %s; trying them one by one", len(todo), error)
         return [self._put_some(keys, suffix, rows, per, names, mem, [i])[0] for i in todo]
+
+    @staticmethod
+    def _bytes(rows: np.ndarray, per: int, todo: Sequence[int]) -> int:
+        lengths = rows[:, 1].reshape(-1, per)[list(todo)].reshape(-1)
+        return sum(map(on_disk, lengths.tolist()))
 
     def _put_once(
         self, keys: list[str], suffix: str, rows: np.ndarray, per: int, names: Sequence[str],
@@ -146,6 +186,19 @@ class KeyedBlocks:
             self._remember(targets, suffix, names)
             return
         paths = [self.files.get_file_path(name) for name in targets]
+        with contextlib.ExitStack() as held:
+            rename = _rename
+            if self.room is not None:
+                rename = held.enter_context(self.room.storing(mine[:, 1].tolist()))
+            marked = self._store_files(mine, paths, mem, suffix, rename)
+        if not marked:
+            self._remember([os.path.basename(path) for path in paths], suffix, names)
+
+    def _store_files(
+        self, mine: np.ndarray, paths: list[str], mem: str, suffix: str,
+        rename: Callable[[list[str], list[str]], None],
+    ) -> bool:  # fmt: skip
+        """Whether all files carry a mark that they are ours."""
         temporary = self.files.temporaries(paths)
         try:
             if self.own and mem == "DRAM":
@@ -157,16 +210,14 @@ class KeyedBlocks:
             if self.durable:
                 for path in temporary:
                     sync(path)
-            for source, target in zip(temporary, paths, strict=True):
-                os.replace(source, target)
+            rename(temporary, paths)
         except BaseException:
             for path in temporary:
                 self.files.remove(path)
             raise
         if self.durable:
             self._sync([], paths)
-        if not marked:
-            self._remember([os.path.basename(path) for path in paths], suffix, names)
+        return marked
 
     def _write(self, rows: np.ndarray, names: list[str], mem: str) -> None:
         """Through the backend: to files that are made, or to objects."""
@@ -228,18 +279,20 @@ class KeyedBlocks:
             return True
         for p, name in enumerate(names):
             wanted = int(rows[i * len(names) + p][1])
+            path = self.files.get_file_path(key + name)
             try:
-                there = os.stat(self.files.get_file_path(key + name)).st_size
+                info = os.stat(path)
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                     logger.error("get of %r: %s", key + name, error)
                 return False
-            if there != wanted:
+            if info.st_size != wanted:
                 logger.warning(
-                    "get of %r: %d bytes are stored, %d were asked for: a miss", key + name, there,
-                    wanted,
+                    "get of %r: %d bytes are stored, %d were asked for: a miss", key + name,
+                    info.st_size, wanted,
                 )  # fmt: skip
                 return False
+            self._used([(path, info)])
         return True
 
     def _get_some(
@@ -320,6 +373,8 @@ class KeyedBlocks:
                 self.stats.count("corrupt")
                 logger.error("get: %s is corrupt (CRC32C differs): a miss", paths[n])
                 self.files.remove(paths[n])  # or it would count as stored for ever
+                if self.room is not None:
+                    self.room.removed(int(rows[n][1]))
         return ok
 
     def count_prefix(
@@ -353,6 +408,10 @@ class KeyedBlocks:
             readable(path(key + name), sizes[p] if sizes else None) for p, name in enumerate(names)
         )
 
+    def is_unmarked(self, name: str) -> bool:
+        """Whether a file of that name is ours, though nothing on it tells so."""
+        return _digest(name) in self._unmarked
+
     def clear(self, suffixes: Sequence[str], parts: Sequence[str]) -> None:
         """Removes what was stored under these suffixes, and nothing else."""
         ends = tails(suffixes, parts, self.files is not None)
@@ -378,6 +437,11 @@ class KeyedBlocks:
         if self.files is not None:
             self.files.close()
         self.direct.bounce.close()
+
+
+def _rename(sources: list[str], targets: list[str]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        os.replace(source, target)
 
 
 def _digest(name: str) -> bytes:

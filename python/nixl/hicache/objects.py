@@ -51,12 +51,13 @@ class PackedObjects(PackedBlocks):
         self._lock = threading.Lock()
         self._to_remove: set[str] = set()  # dropped by the store, not yet gone from the bucket
 
-    def _write(self, batch: Any, rows: np.ndarray, per: int) -> None:
+    def _write(self, batch: Any, rows: np.ndarray, per: int) -> str:
         self.store.checksum(batch, rows, per)
         host, storage = self.store.describe(batch, _hicache.NEW, rows, per)
         for device in np.unique(storage[:, 2]).tolist():
             chosen = storage[:, 2] == device
             self._write_object(device, host[chosen], storage[chosen])
+        return ""
 
     def _write_object(self, device: int, host: np.ndarray, storage: np.ndarray) -> None:
         """An object cannot be written in pieces: gather it, gaps of the alignment included."""

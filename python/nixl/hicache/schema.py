@@ -65,7 +65,7 @@ SCHEMA: dict[str, dict[str, Key]] = {
             "size",
             0,
             "Cap on stored payload; above it the least recently used blocks go. 0: no cap. "
-            "Kept in the packed layout.",
+            "Not kept for one object a key.",
             (),
             0,
             1 << 62,

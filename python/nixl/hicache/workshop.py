@@ -64,6 +64,10 @@ class Workshop:
             folder = self._open()
         return [f"{folder}/{next(self._names)}" for _ in range(count)]
 
+    def owner(self) -> str:
+        """The name of the folder, which is there."""
+        return os.path.basename(os.path.dirname(self.names(1)[0]))
+
     def _open(self) -> str:
         with self._lock:
             mine = self._process == os.getpid()

@@ -202,6 +202,42 @@ def test_the_packed_layout_keeps_below_the_high_watermark(make, tmp_path, monkey
     assert connector.exists("k59") and not connector.exists("k0")
 
 
+@pytest.mark.parametrize("layout", ["packed", "backend"])
+def test_the_packed_layout_follows_the_disk(make, disk, layout):
+    """Others fill the disk after the cap was taken."""
+    connector = make(disk / "store", layout=layout, storage_config=storage_config())
+    block = np.zeros(BLOCK, dtype=np.uint8)
+    for i in range(160):  # 10 of 16 MiB
+        assert connector.set(name(i), block)
+    assert connector._clean() == 0
+    (disk / "others").write_bytes(b"x" * (4 << 20))
+    assert Disk(str(disk)).percent > 80
+    removed = connector._clean()
+    assert removed > 0 and Disk(str(disk)).percent <= 70
+    assert not connector.exists(name(0)) and connector.exists(name(159))
+    assert connector.get_stats()["cleaned_bytes"] == removed
+    (disk / "others").write_bytes(b"x" * (8 << 20))  # and now at once
+    for i in range(160, 420):  # more than there is room for
+        assert connector.set(name(i), block), i
+    assert connector.exists(name(419)) and not connector.exists(name(160))
+
+
+def test_each_writer_gives_its_part(make, disk):
+    ranks = [
+        make(disk / "store", layout="packed", storage_config=storage_config(tp_rank=i, tp_size=2))
+        for i in range(2)
+    ]
+    block = np.zeros(BLOCK, dtype=np.uint8)
+    for i in range(80):
+        for connector in ranks:
+            assert connector.set(name(i), block)
+    (disk / "others").write_bytes(b"x" * (4 << 20))
+    before = Disk(str(disk))
+    excess = before.used - before.size * 70 // 100
+    removed = ranks[0]._clean()
+    assert excess // 2 <= removed <= excess // 2 + 2 * BLOCK
+
+
 @pytest.mark.parametrize(
     ("low", "high"), [(80, None), (90, None), (None, 70), (None, 5), (50, 50), (51, 50)]
 )

@@ -172,3 +172,8 @@ def test_pages_as_objects(make_objects, layout):
     assert all(connector.batch_get_v1(keys, pages))
     assert torch.equal(pool.kv_buffer, before)
     assert len(connector.agent.objects) == (1 if layout == "auto" else 32)
+
+
+def test_one_object_a_key_has_no_cap_and_says_so(make_objects, caplog):
+    make_objects("files", max_bytes=4 * 8192)
+    assert "max_bytes is not kept for one object a key" in caplog.text
