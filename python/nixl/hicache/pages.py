@@ -3,7 +3,9 @@ Mixed into HiCacheNixl; set and get may run on different threads."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,6 +40,20 @@ def _plain(name: Any) -> str:
     return str(getattr(name, "value", name))
 
 
+def _counts_all_ranks(rank: int, width: int, of: Callable[[str, Any], Any]) -> bool:
+    """Whether tensor-parallel ranks are counted over all context-parallel ones, as without
+    data-parallel attention. SGLang is asked where it runs; else the numbers have to tell, which
+    they do not for all ranks."""
+    module = sys.modules.get("sglang.srt.layers.dp_attention")
+    asked = getattr(module, "is_dp_attention_enabled", None)
+    if int(of("dp_rank", 0)) > 0:
+        return False
+    if asked is not None:
+        with contextlib.suppress(Exception):  # before SGLang has set itself up
+            return not asked()
+    return rank // width == int(of("attn_cp_rank", 0))
+
+
 def _is_writer(config: Any, of: Callable[[str, Any], Any]) -> bool:
     """Whether this rank writes the pages that all tensor-parallel ranks of its suffix hold.
 
@@ -51,8 +67,7 @@ def _is_writer(config: Any, of: Callable[[str, Any], Any]) -> bool:
         told = getattr(config, "is_storage_writer", None)
         return rank == 0 if told is None else bool(told)
     width = max(1, size // slices)
-    over_all = rank // width == int(of("attn_cp_rank", 0))
-    return rank % width == 0 if over_all else rank == 0
+    return rank % width == 0 if _counts_all_ranks(rank, width, of) else rank == 0
 
 
 class PageInterface:

@@ -3,6 +3,7 @@ packed and in files."""
 
 from __future__ import annotations
 
+import sys
 import types
 
 import numpy as np
@@ -109,8 +110,13 @@ def test_mla_pages_are_shared_and_written_by_one_rank(make):
 
 @pytest.mark.parametrize("layout", ["packed", "files"])
 @pytest.mark.parametrize("counted", ["over all ranks", "within a slice"])
-def test_each_slice_of_an_mla_model_has_one_writer(make, layout, counted):
+@pytest.mark.parametrize("sglang_runs", [False, True])
+def test_each_slice_of_an_mla_model_has_one_writer(make, layout, counted, sglang_runs, monkeypatch):
     """Two context-parallel ranks of two tensor-parallel ranks each."""
+    module = types.ModuleType("sglang.srt.layers.dp_attention")
+    if sglang_runs:
+        module.is_dp_attention_enabled = lambda: counted == "within a slice"
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     writers: dict[str, int] = {}
     for cp in range(2):
         for tp in range(2):
@@ -132,7 +138,7 @@ def test_each_slice_of_an_mla_model_has_one_writer(make, layout, counted):
                 writers.get(connector.config_suffix, 0) + connector.get_stats()["set_pages"]
             )
     assert list(writers) == ["_org-model_cp0_2", "_org-model_cp1_2"]
-    if counted == "over all ranks":
+    if counted == "over all ranks" or sglang_runs:
         assert set(writers.values()) == {2}
 
 
