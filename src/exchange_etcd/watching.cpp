@@ -13,8 +13,8 @@ using exchange::StoreEvent;
 
 namespace {
 
-constexpr std::chrono::milliseconds kFirstPause{50};
-constexpr std::chrono::milliseconds kLongestPause{5000};
+constexpr std::chrono::milliseconds kFirstRetryPause{50};
+constexpr std::chrono::milliseconds kLongestRetryPause{5000};
 
 }  // namespace
 
@@ -200,7 +200,8 @@ void Watching::again(const Status& why) {
         told_ = why.message();
         event_({StoreEvent::Kind::FAILED, {}, why});
     }
-    const auto pause = std::min(kFirstPause * (1U << std::min(failures_, 7U)), kLongestPause);
+    const auto pause =
+        std::min(kFirstRetryPause * (1U << std::min(failures_, 7U)), kLongestRetryPause);
     ++failures_;
     timer_ = client_.loop().startTimer(HttpLoop::Clock::now() + pause, [this] {
         timer_ = 0;

@@ -23,7 +23,10 @@ class Conversation : public std::enable_shared_from_this<Conversation> {
     using Ended = std::function<void(const Status& why, bool parted)>;
 
     // `asked`: this side has called, so what comes is wanted.
-    Conversation(std::shared_ptr<Core> core, uint64_t number, peer::ConnectResult opened, bool asked);
+    Conversation(std::shared_ptr<Core> core,
+                 uint64_t number,
+                 peer::ConnectResult opened,
+                 bool asked);
     ~Conversation();
     void start(Ended ended);
 

@@ -26,7 +26,7 @@ struct Speaker {
     bool asked = false;   // this side called it, so the application wants to know
 };
 
-// Which connection an agent's metadata came over, so that a stranger can neither overwrite nor
+// Which connection an agent's metadata came over, so that an unknown peer can neither overwrite nor
 // evict it. Thread-safe; waits for the agent, so never on the reactor's thread but where it says
 // so.
 class Owners {

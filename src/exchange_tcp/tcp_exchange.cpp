@@ -52,7 +52,9 @@ class TcpExchangeImpl final : public peer::Admission,
     bool exchanges() const override { return true; }
     std::optional<peer::Key> grantKey(peer::GrantId) override { return std::nullopt; }
     std::optional<base::Digest> sessionKey(const peer::Identity&) override { return std::nullopt; }
-    std::optional<peer::Reject> checkIncoming(const peer::Identity&) override { return std::nullopt; }
+    std::optional<peer::Reject> checkIncoming(const peer::Identity&) override {
+        return std::nullopt;
+    }
     std::optional<peer::Earlier> earlier(const peer::Identity&) override { return std::nullopt; }
     std::optional<peer::Reject> admit(const peer::HandshakeResult&) override {
         return std::nullopt;

@@ -59,7 +59,7 @@ void Reception::onAccept(int fd, size_t index) {
             if (error != EMFILE && error != ENFILE && error != ENOBUFS && error != ENOMEM) {
                 return;
             }
-            // Who has not said who he is for so long has less of a right to a descriptor.
+            // Who has not said who it is for so long has less of a right to a descriptor.
             if (error != EMFILE || !dropOldest(kSlowHandshake)) {
                 return pauseListening(index, error);
             }
@@ -74,11 +74,12 @@ void Reception::onAccept(int fd, size_t index) {
             dropOldest({});
         }
         const uint64_t number = nextIncoming_++;
-        auto incoming =
-            std::make_shared<IncomingHandshake>(reactor_, std::move(socket), calls_.self(), admission_);
+        auto incoming = std::make_shared<IncomingHandshake>(reactor_, std::move(socket),
+                                                            calls_.self(), admission_);
         incoming_.emplace(number, incoming);
-        incoming->start(
-            [this, number](Result<ConnectResult> opened) { incomingDone(number, std::move(opened)); });
+        incoming->start([this, number](Result<ConnectResult> opened) {
+            incomingDone(number, std::move(opened));
+        });
     }
 }
 

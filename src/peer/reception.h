@@ -1,6 +1,6 @@
 // Listening sockets, and the handshakes of those who connect to them. A handshake takes moments:
-// where too many are under way, or descriptors have run out, the oldest goes, so that strangers who
-// say nothing keep nobody out. Reactor thread only; must not outlive the reactor.
+// where too many are under way, or descriptors have run out, the oldest goes, so that unknown peers
+// who say nothing keep nobody out. Reactor thread only; must not outlive the reactor.
 #pragma once
 
 #include <atomic>

@@ -37,10 +37,10 @@ def fetch(connector, key, size=8192):
     return connector.get(key, np.zeros(size, dtype=np.uint8))
 
 
-def bytes_in(place: pathlib.Path) -> int:
+def bytes_in(folder: pathlib.Path) -> int:
     """What lies there, finished or not."""
     total = 0
-    for root, _, names in os.walk(place):
+    for root, _, names in os.walk(folder):
         for name in names:
             try:
                 info = os.lstat(os.path.join(root, name))
@@ -208,20 +208,20 @@ def test_clear_gives_all_room_back(make, tmp_path):
 
 
 def test_a_full_disk_gets_room_from_the_oldest(make, tmp_path):
-    place = tmp_path / "disk"
-    place.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
     if subprocess.run(words, capture_output=True).returncode != 0:
         pytest.skip("mounting a tmpfs needs root")
     try:
-        connector = make(place / "store", layout="files", max_bytes="64 MiB")
+        connector = make(folder / "store", layout="files", max_bytes="64 MiB")
         for i in range(20):
             assert connector.set(f"k{i}", block(i, MIB)), i
         assert np.array_equal(fetch(connector, "k19", MIB), block(19, MIB))
         assert not connector.exists("k0")
         connector.close()
     finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 # -- cheap -----------------------------------------------------------------------------------------
@@ -332,9 +332,9 @@ WRITER = """
 """
 
 
-def writer(place: pathlib.Path, cap: int, name: str) -> subprocess.Popen[str]:
+def writer(folder: pathlib.Path, cap: int, name: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(WRITER), str(place), str(cap), name],
+        [sys.executable, "-c", textwrap.dedent(WRITER), str(folder), str(cap), name],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout.readline() == "ready\n"

@@ -1,4 +1,4 @@
-"""Strangers at an agent's listener: what they claim, repeat, garble, never say, and how many."""
+"""Unknown peers at a listener: what they claim, repeat, garble, never say, and how many."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ def test_who_has_not_the_key_gets_nothing(make_target, make_near, call):
     far, near = make_target(auth_key=KEY), make_near(auth_key=KEY)
     near.agent.send_local_metadata(HERE, far.port, timeout=PATIENCE)
     for key in (b"", b"another key of 16 bytes"):
-        stranger = call(far, near.name.encode(), auth_key=key, greet=False)
+        caller = call(far, near.name.encode(), auth_key=key, greet=False)
         with pytest.raises((Refused, wire.ProtocolError)):
-            stranger.greet()
-        stranger.sock.close()
+            caller.greet()
+        caller.sock.close()
     # Nor does who says all of it without waiting for a proof.
     impatient = call(far, near.name.encode(), greet=False)
     impatient.say(
@@ -121,7 +121,7 @@ def test_each_door_is_for_its_own_kind(make_target, make_near, call, door):
         one.say(wire.MAGIC + wire.frame(wire.HELLO, hello))
         with pytest.raises(Refused, match="not valid here"):
             exchange_peer.expect(one.sock, wire.CHALLENGE)
-    near.knows(far)
+    near.add_metadata_of(far)
     near.works_with(far)
 
 
@@ -156,7 +156,7 @@ def test_whoever_takes_anothers_name(make_target, make_near, call, known_by):
         f"agent.check_remote_metadata({near.name!r}, "
         f"agent.get_xfer_descs([({near.array.ctypes.data}, 64, 0)], 'DRAM'))"
     )
-    near.knows(far)
+    near.add_metadata_of(far)
     near.works_with(far)
 
 
@@ -302,15 +302,15 @@ def test_ten_thousand_strangers_delay_nobody(make_target, make_near, ten_thousan
     near.agent.remove_remote_agent(far.name)
     opened, memory = open_descriptors(far.pid), resident(far.pid)
     count = ten_thousand if SAYS[says] is not None else min(ten_thousand, 6000)
-    strangers = []
+    sockets = []
     try:
         for number in range(count):
             if SAYS[says] is None:
-                strangers.append(Caller(far.port).sock)
+                sockets.append(Caller(far.port).sock)
             else:
-                strangers.append(socket.create_connection((HERE, far.port), 20))
+                sockets.append(socket.create_connection((HERE, far.port), 20))
                 with contextlib.suppress(OSError):
-                    strangers[-1].sendall(SAYS[says])
+                    sockets[-1].sendall(SAYS[says])
             if number % (count // 4) == count // 8:
                 fetches(near, far)  # in the middle of it
                 near.agent.remove_remote_agent(far.name)
@@ -318,7 +318,7 @@ def test_ten_thousand_strangers_delay_nobody(make_target, make_near, ten_thousan
         near.works_with(far)
         assert resident(far.pid) - memory < 100 * MIB
     finally:
-        for one in strangers:
+        for one in sockets:
             one.close()
     eventually(lambda: open_descriptors(far.pid) <= opened + 32)  # those of the session are left
 
