@@ -17,6 +17,11 @@ std::atomic<size_t>& openConnections() {
     return count;
 }
 
+std::atomic<size_t>& connecting() {
+    static constinit std::atomic<size_t> count{0};
+    return count;
+}
+
 Status taken(const std::string& name) {
     return Status::notAllowed(
         "an agent named \"" + name +
@@ -133,7 +138,7 @@ bool Owners::owns(uint64_t connection) const {
     return owned_.contains(connection);
 }
 
-size_t Room::idleConnections() {
+size_t ExchangeBudget::idleConnections() {
     rlimit limit{};
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0) {
         return 256;
@@ -141,19 +146,31 @@ size_t Room::idleConnections() {
     return static_cast<size_t>(std::clamp<rlim_t>(limit.rlim_cur / 4, 64, 16384));
 }
 
-size_t Room::connections() {
+size_t ExchangeBudget::connections() {
     return openConnections().load();
 }
 
-void Room::enter() {
+void ExchangeBudget::enter() {
     openConnections().fetch_add(1);
 }
 
-void Room::leave() {
+void ExchangeBudget::leave() {
     openConnections().fetch_sub(1);
 }
 
-bool Room::reserve(size_t bytes) {
+bool ExchangeBudget::mayConnect() {
+    if (connecting().fetch_add(1) < idleConnections() / 4) {
+        return true;
+    }
+    connecting().fetch_sub(1);
+    return false;
+}
+
+void ExchangeBudget::connected() {
+    connecting().fetch_sub(1);
+}
+
+bool ExchangeBudget::reserve(size_t bytes) {
     size_t before = bytes_.load();
     do {
         if (before + bytes > kMaxBytes) {

@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "nixl/services.h"
 
@@ -67,13 +68,17 @@ class Owners {
 
 // How much may be held for others: connections of this process, and bytes of large messages that
 // are still coming. Thread-safe.
-class Room {
+class ExchangeBudget {
   public:
     // Connections all agents of this process may keep without having anything to say.
     static size_t idleConnections();
     static size_t connections();
     static void enter();
     static void leave();
+    // One of this process may connect now; false: later. Each that may calls connected() at its
+    // end.
+    static bool mayConnect();
+    static void connected();
 
     static constexpr size_t kLargeMessage = 64 << 10;  // from here on bytes are counted
     bool reserve(size_t bytes);
@@ -84,6 +89,26 @@ class Room {
     std::atomic<size_t> bytes_{0};
 };
 
+// The reactor, for threads that may outlive it. Thread-safe.
+class ReactorGate {
+  public:
+    explicit ReactorGate(Reactor& reactor) : reactor_(&reactor) {}
+    void run(std::function<void()> task) {
+        const MutexLock lock(mutex_);
+        if (reactor_ != nullptr) {
+            reactor_->run(std::move(task));
+        }
+    }
+    void close() {
+        const MutexLock lock(mutex_);
+        reactor_ = nullptr;
+    }
+
+  private:
+    Mutex mutex_;
+    Reactor* reactor_ NIXL_GUARDED_BY(mutex_);
+};
+
 struct Core {
     Core(Reactor& its_reactor, WorkPool& its_pool, std::shared_ptr<exchange::LocalAgent> its_agent)
         : reactor(its_reactor), pool(its_pool), agent(std::move(its_agent)), owners(*agent) {}
@@ -92,7 +117,8 @@ struct Core {
     WorkPool& pool;
     const std::shared_ptr<exchange::LocalAgent> agent;
     Owners owners;
-    Room room;
+    ExchangeBudget budget;
+    const std::shared_ptr<ReactorGate> gate = std::make_shared<ReactorGate>(reactor);
     // Asks on the connection of this number for what is new. Reactor thread only.
     std::function<void(uint64_t)> askAgain;
     std::atomic<uint64_t> served{0};       // fetches of others

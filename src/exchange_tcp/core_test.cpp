@@ -113,14 +113,14 @@ TEST_F(OwnersTest, WhatWasFetchedIsFetchedAgain) {
     EXPECT_TRUE(owners_.owns(3)) << "the end of an earlier connection changes nothing";
 }
 
-TEST(RoomTest, LargeMessagesShareIt) {
-    Room room;
-    EXPECT_TRUE(room.reserve(Room::kMaxBytes - 10));
-    EXPECT_FALSE(room.reserve(11));
-    EXPECT_TRUE(room.reserve(10));
-    room.release(Room::kMaxBytes);
-    EXPECT_TRUE(room.reserve(Room::kMaxBytes));
-    EXPECT_GE(Room::idleConnections(), 64U);
+TEST(BudgetTest, LargeMessagesShareIt) {
+    ExchangeBudget budget;
+    EXPECT_TRUE(budget.reserve(ExchangeBudget::kMaxBytes - 10));
+    EXPECT_FALSE(budget.reserve(11));
+    EXPECT_TRUE(budget.reserve(10));
+    budget.release(ExchangeBudget::kMaxBytes);
+    EXPECT_TRUE(budget.reserve(ExchangeBudget::kMaxBytes));
+    EXPECT_GE(ExchangeBudget::idleConnections(), 64U);
 }
 
 }  // namespace

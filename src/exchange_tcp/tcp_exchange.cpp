@@ -7,8 +7,8 @@
 #include "base/log.h"
 #include "base/threads.h"
 #include "exchange_tcp/address.h"
-#include "exchange_tcp/caller.h"
-#include "peer/reception.h"
+#include "exchange_tcp/client.h"
+#include "peer/listener.h"
 
 namespace nixl::exchange_tcp {
 
@@ -23,10 +23,10 @@ class TcpExchangeImpl final : public peer::Admission,
         : core_(std::make_shared<Core>(reactor, pool, std::move(agent))),
           authKey_(std::move(auth_key)),
           self_(core_->agent->self()),
-          reception_(reactor,
-                     *this,
-                     {[this] { return handshakeSelf(); }, nullptr,
-                      [this](peer::ConnectResult opened) { accept(std::move(opened)); }}) {
+          listener_(reactor,
+                    *this,
+                    {[this] { return handshakeSelf(); }, nullptr,
+                     [this](peer::ConnectResult opened) { accept(std::move(opened)); }}) {
         core_->askAgain = [this](uint64_t connection) {
             if (const auto found = open_.find(connection); found != open_.end()) {
                 found->second->fetch(true, nullptr);
@@ -36,14 +36,14 @@ class TcpExchangeImpl final : public peer::Admission,
 
     // From any thread.
     Core& core() { return *core_; }
-    const peer::Reception& reception() const { return reception_; }
+    const peer::HandshakeListener& listener() const { return listener_; }
     bool forked() const { return process_.forked(); }
     size_t connections() const { return count_.load(std::memory_order_relaxed); }
 
     void onReactor(const std::function<void()>& task);
     Status listen(std::vector<base::Fd> sockets);
     void stop(const Status& why);
-    void add(const std::string& host, uint16_t port, Want want);
+    void add(const std::string& host, uint16_t port, ExchangeRequest request);
     void changed();
     void forget(const std::string& name);
     void refresh(const std::string& name);
@@ -71,21 +71,21 @@ class TcpExchangeImpl final : public peer::Admission,
     peer::HandshakeSelf handshakeSelf() const { return {self_, authKey_, 0, {}}; }
     void accept(peer::ConnectResult opened);
     bool makeRoom();
-    std::shared_ptr<Caller> callerOf(const Place& place);
-    void enter(uint64_t number, std::shared_ptr<Conversation> conversation);
+    std::shared_ptr<ExchangeClient> clientOf(const Place& place);
+    void enter(uint64_t number, std::shared_ptr<ExchangeConnection> connection);
     void leave(uint64_t number);
 
     const std::shared_ptr<Core> core_;
     const std::string authKey_;
     const peer::Identity self_;
     const base::ProcessMark process_;
-    peer::Reception reception_;
+    peer::HandshakeListener listener_;
     bool stopped_ = false;
     Status stoppedWhy_;
     uint64_t nextNumber_ = 1;
-    std::map<uint64_t, std::shared_ptr<Conversation>> open_;  // all of them
-    std::map<uint64_t, std::shared_ptr<Conversation>> accepted_;
-    std::map<Place, std::shared_ptr<Caller>> callers_;
+    std::map<uint64_t, std::shared_ptr<ExchangeConnection>> open_;  // all of them
+    std::map<uint64_t, std::shared_ptr<ExchangeConnection>> accepted_;
+    std::map<Place, std::shared_ptr<ExchangeClient>> clients_;
     std::map<std::string, Place> fetchedFrom_;  // by agent
     std::atomic<size_t> count_{0};
 };
@@ -104,7 +104,7 @@ void TcpExchangeImpl::onReactor(const std::function<void()>& task) {
 
 Status TcpExchangeImpl::listen(std::vector<base::Fd> sockets) {
     for (base::Fd& socket : sockets) {
-        NIXL_RETURN_IF_ERROR(reception_.listen(std::move(socket)));
+        NIXL_RETURN_IF_ERROR(listener_.listen(std::move(socket)));
     }
     return {};
 }
@@ -114,19 +114,20 @@ void TcpExchangeImpl::stop(const Status& why) {
         return;
     }
     stoppedWhy_ = why;
-    reception_.stop();
-    for (const auto& [place, caller] : std::exchange(callers_, {})) {
-        caller->stop(why);
+    core_->gate->close();
+    listener_.stop();
+    for (const auto& [place, client] : std::exchange(clients_, {})) {
+        client->stop(why);
     }
-    for (const auto& [number, conversation] : std::exchange(accepted_, {})) {
-        conversation->close(why);
+    for (const auto& [number, connection] : std::exchange(accepted_, {})) {
+        connection->close(why);
     }
     open_.clear();
     count_ = 0;
 }
 
-void TcpExchangeImpl::enter(uint64_t number, std::shared_ptr<Conversation> conversation) {
-    open_[number] = std::move(conversation);
+void TcpExchangeImpl::enter(uint64_t number, std::shared_ptr<ExchangeConnection> connection) {
+    open_[number] = std::move(connection);
     count_ = open_.size();
 }
 
@@ -139,15 +140,15 @@ void TcpExchangeImpl::leave(uint64_t number) {
 // Those with whom there is nothing to do give way: whose metadata did not come over the
 // connection, and who are not in the middle of something. Who has been silent for longest goes.
 bool TcpExchangeImpl::makeRoom() {
-    const bool crowded = Room::connections() > Room::idleConnections();
+    const bool crowded = ExchangeBudget::connections() > ExchangeBudget::idleConnections();
     if (accepted_.size() < kMaxAccepted && !crowded) {
         return true;
     }
-    std::shared_ptr<Conversation> oldest;
-    for (const auto& [number, conversation] : accepted_) {
-        if (conversation->quiet() && !core_->owners.owns(number) &&
-            (oldest == nullptr || conversation->lastUsed() < oldest->lastUsed())) {
-            oldest = conversation;
+    std::shared_ptr<ExchangeConnection> oldest;
+    for (const auto& [number, connection] : accepted_) {
+        if (connection->quiet() && !core_->owners.owns(number) &&
+            (oldest == nullptr || connection->lastUsed() < oldest->lastUsed())) {
+            oldest = connection;
         }
     }
     if (oldest != nullptr) {
@@ -162,10 +163,10 @@ void TcpExchangeImpl::accept(peer::ConnectResult opened) {
         return;
     }
     const uint64_t number = nextNumber_++;
-    auto conversation = std::make_shared<Conversation>(core_, number, std::move(opened), false);
-    accepted_[number] = conversation;
-    enter(number, conversation);
-    conversation->start([this, number](const Status& why, bool) {
+    auto connection = std::make_shared<ExchangeConnection>(core_, number, std::move(opened), false);
+    accepted_[number] = connection;
+    enter(number, connection);
+    connection->start([this, number](const Status& why, bool) {
         if (base::logs(LogLevel::DEBUG)) {
             base::log(LogLevel::DEBUG, "agent \"" + self_.name +
                                            "\": an exchange of metadata ends: " + why.message());
@@ -174,61 +175,62 @@ void TcpExchangeImpl::accept(peer::ConnectResult opened) {
     });
 }
 
-std::shared_ptr<Caller> TcpExchangeImpl::callerOf(const Place& place) {
-    auto& caller = callers_[place];
-    if (caller == nullptr) {
-        Caller::Calls calls;
+std::shared_ptr<ExchangeClient> TcpExchangeImpl::clientOf(const Place& place) {
+    auto& client = clients_[place];
+    if (client == nullptr) {
+        ExchangeClient::Calls calls;
         calls.self = [this] { return handshakeSelf(); };
         calls.number = [this] { return nextNumber_++; };
-        calls.open = [this](uint64_t number, std::shared_ptr<Conversation> conversation) {
-            enter(number, std::move(conversation));
+        calls.open = [this](uint64_t number, std::shared_ptr<ExchangeConnection> connection) {
+            enter(number, std::move(connection));
         };
         calls.closed = [this](uint64_t number) { leave(number); };
         calls.idle = [this, place] {
             // Later: it is in the middle of a call.
             core_->reactor.run([weak = weak_from_this(), place] {
                 const auto self = weak.lock();
-                const auto found = self != nullptr ? self->callers_.find(place)
-                                                   : decltype(self->callers_.begin())();
-                if (self != nullptr && found != self->callers_.end() && found->second->idle()) {
-                    self->callers_.erase(found);
+                const auto found = self != nullptr ? self->clients_.find(place)
+                                                   : decltype(self->clients_.begin())();
+                if (self != nullptr && found != self->clients_.end() && found->second->idle()) {
+                    self->clients_.erase(found);
                 }
             });
         };
-        caller = std::make_shared<Caller>(core_, place.first, place.second, std::move(calls));
+        client =
+            std::make_shared<ExchangeClient>(core_, place.first, place.second, std::move(calls));
     }
-    return caller;
+    return client;
 }
 
-void TcpExchangeImpl::add(const std::string& host, uint16_t port, Want want) {
+void TcpExchangeImpl::add(const std::string& host, uint16_t port, ExchangeRequest request) {
     if (stopped_) {
-        return want.done(stoppedWhy_);
+        return request.done(stoppedWhy_);
     }
-    if (want.kind == Want::Kind::FETCH) {
-        fetchedFrom_[want.name] = {host, port};
+    if (request.kind == ExchangeRequest::Kind::FETCH) {
+        fetchedFrom_[request.name] = {host, port};
     }
-    callerOf({host, port})->add(std::move(want));
+    clientOf({host, port})->add(std::move(request));
 }
 
 void TcpExchangeImpl::changed() {
     tellChanges.store(false);
     // The list may change: a connection that is told of something may turn out to have ended.
-    std::vector<std::shared_ptr<Conversation>> all;
-    for (const auto& [number, conversation] : open_) {
-        if (conversation->publishes()) {
-            all.push_back(conversation);
+    std::vector<std::shared_ptr<ExchangeConnection>> all;
+    for (const auto& [number, connection] : open_) {
+        if (connection->publishes()) {
+            all.push_back(connection);
         }
     }
-    for (const auto& conversation : all) {
-        conversation->changed();
+    for (const auto& connection : all) {
+        connection->changed();
     }
 }
 
 void TcpExchangeImpl::forget(const std::string& name) {
     fetchedFrom_.erase(name);
-    auto callers = callers_;
-    for (const auto& [place, caller] : callers) {
-        caller->forget(name);
+    auto clients = clients_;
+    for (const auto& [place, client] : clients) {
+        client->forget(name);
     }
 }
 
@@ -239,12 +241,12 @@ void TcpExchangeImpl::refresh(const std::string& name) {
     if (found == fetchedFrom_.end() || stopped_) {
         return;
     }
-    const auto caller = callerOf(found->second);
-    if (caller->idle()) {
-        Want want;
-        want.name = name;
-        want.deadline = Reactor::Clock::now() + kRefreshPatience;
-        caller->add(std::move(want));
+    const auto client = clientOf(found->second);
+    if (client->idle()) {
+        ExchangeRequest request;
+        request.name = name;
+        request.deadline = Reactor::Clock::now() + kRefreshPatience;
+        client->add(std::move(request));
     }
 }
 
@@ -282,44 +284,47 @@ void TcpExchange::stop(const Status& why) {
 
 namespace {
 
-Want wantOf(Want::Kind kind, TcpExchange::Deadline deadline, TcpExchange::Done done) {
-    Want want;
-    want.kind = kind;
-    want.deadline = deadline;
-    want.done = std::move(done);
-    return want;
+ExchangeRequest requestOf(ExchangeRequest::Kind kind,
+                          TcpExchange::Deadline deadline,
+                          TcpExchange::Done done) {
+    ExchangeRequest request;
+    request.kind = kind;
+    request.deadline = deadline;
+    request.done = std::move(done);
+    return request;
 }
 
 void addOn(const std::shared_ptr<TcpExchangeImpl>& impl,
            const std::string& host,
            uint16_t port,
-           Want want) {
+           ExchangeRequest request) {
     impl->core().reactor.run(
-        [impl, host, port, want = std::move(want)] { impl->add(host, port, want); });
+        [impl, host, port, request = std::move(request)] { impl->add(host, port, request); });
 }
 
 }  // namespace
 
 void TcpExchange::fetch(
     const std::string& name, const std::string& host, uint16_t port, Deadline deadline, Done done) {
-    Want want = wantOf(Want::Kind::FETCH, deadline, std::move(done));
-    want.name = name;
-    addOn(impl_, host, port, std::move(want));
+    ExchangeRequest request = requestOf(ExchangeRequest::Kind::FETCH, deadline, std::move(done));
+    request.name = name;
+    addOn(impl_, host, port, std::move(request));
 }
 
 void TcpExchange::publish(const std::string& host, uint16_t port, Deadline deadline, Done done) {
-    addOn(impl_, host, port, wantOf(Want::Kind::PUBLISH, deadline, std::move(done)));
+    addOn(impl_, host, port, requestOf(ExchangeRequest::Kind::PUBLISH, deadline, std::move(done)));
 }
 
 void TcpExchange::send(
     std::string partial, const std::string& host, uint16_t port, Deadline deadline, Done done) {
-    Want want = wantOf(Want::Kind::SEND, deadline, std::move(done));
-    want.partial = std::make_shared<const std::string>(std::move(partial));
-    addOn(impl_, host, port, std::move(want));
+    ExchangeRequest request = requestOf(ExchangeRequest::Kind::SEND, deadline, std::move(done));
+    request.partial = std::make_shared<const std::string>(std::move(partial));
+    addOn(impl_, host, port, std::move(request));
 }
 
 void TcpExchange::invalidate(const std::string& host, uint16_t port, Deadline deadline, Done done) {
-    addOn(impl_, host, port, wantOf(Want::Kind::INVALIDATE, deadline, std::move(done)));
+    addOn(impl_, host, port,
+          requestOf(ExchangeRequest::Kind::INVALIDATE, deadline, std::move(done)));
 }
 
 void TcpExchange::changed() {
@@ -344,7 +349,7 @@ void TcpExchange::refresh(const std::string& name) {
 std::map<std::string, uint64_t> TcpExchange::stats() const {
     const Core& core = impl_->core();
     return {{"exchange_connections", impl_->connections()},
-            {"exchange_refused", impl_->reception().refused()},
+            {"exchange_refused", impl_->listener().refused()},
             {"exchange_served", core.served.load()},
             {"exchange_updates_sent", core.updatesSent.load()},
             {"exchange_updates_taken", core.updatesTaken.load()},

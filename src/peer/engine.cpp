@@ -52,11 +52,11 @@ EngineImpl::EngineImpl(const EngineConfig& engine_config,
       pollSet(reactor, config.pollDistance),
       dataLoop(dataThreads(), pollSet, std::chrono::microseconds(config.busyPollMicroseconds)),
       cookie_(randomKey()),
-      reception_(reactor,
-                 *this,
-                 {[this] { return handshakeSelf(); },
-                  [this](const base::Fd& socket) { return welcome(socket); },
-                  [this](ConnectResult connection) { opened(std::move(connection)); }}) {}
+      listener_(reactor,
+                *this,
+                {[this] { return handshakeSelf(); },
+                 [this](const base::Fd& socket) { return welcome(socket); },
+                 [this](ConnectResult connection) { opened(std::move(connection)); }}) {}
 
 EngineImpl::~EngineImpl() {
     if (!process.forked() && !endpoints_.path.empty()) {
@@ -79,7 +79,7 @@ Status EngineImpl::start() {
     auto abstract = base::listenAbstract("nixl-" + random);
     if (abstract.ok()) {
         endpoints_.abstract = "nixl-" + random;
-        NIXL_RETURN_IF_ERROR(reception_.listen(std::move(abstract).value()));
+        NIXL_RETURN_IF_ERROR(listener_.listen(std::move(abstract).value()));
     }
     if (!config.socketDir.empty()) {
         if (mkdir(config.socketDir.c_str(), 0700) < 0 && errno != EEXIST) {
@@ -93,13 +93,13 @@ Status EngineImpl::start() {
             return by_path.status();
         }
         endpoints_.path = path;
-        NIXL_RETURN_IF_ERROR(reception_.listen(std::move(by_path).value()));
+        NIXL_RETURN_IF_ERROR(listener_.listen(std::move(by_path).value()));
     }
     auto tcp = base::listenTcp(endpoints_.port);
     if (tcp.ok()) {
         endpoints_.addresses = base::hostAddresses(Endpoints::kMaxAddresses);
-        NIXL_RETURN_IF_ERROR(reception_.listen(std::move(tcp).value()));
-    } else if (!reception_.listens()) {
+        NIXL_RETURN_IF_ERROR(listener_.listen(std::move(tcp).value()));
+    } else if (!listener_.listens()) {
         return tcp.status();
     }
     return {};
@@ -132,7 +132,7 @@ void EngineImpl::stop() {
             const MutexLock lock(mutex_);
             stopped_ = true;  // no link is made after this
         }
-        reception_.stop();
+        listener_.stop();
         for (const auto& link : links()) {
             link->close(why, "the agent has been closed");
         }
@@ -436,7 +436,7 @@ std::map<std::string, uint64_t> Engine::stats() const {
         all.notifications += counts.notifications;
     }
     return {{"sessions_opened", impl_->sessions.load()},
-            {"connections_refused", impl_->reception().refused()},
+            {"connections_refused", impl_->listener().refused()},
             {"peers", links.size()},
             {"connections", all.connections},
             {"notifications_waiting", all.notifications},

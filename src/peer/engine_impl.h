@@ -19,7 +19,7 @@
 #include "peer/endpoints.h"
 #include "peer/engine.h"
 #include "peer/link.h"
-#include "peer/reception.h"
+#include "peer/listener.h"
 
 namespace nixl::peer {
 
@@ -53,7 +53,7 @@ class EngineImpl final : public Admission, public std::enable_shared_from_this<E
     Status awaitQuiet(base::Deadline deadline);
 
     HandshakeSelf handshakeSelf() const;
-    const Reception& reception() const { return reception_; }
+    const HandshakeListener& listener() const { return listener_; }
     // Runs `task` on the reactor thread and waits; at once where it is that thread.
     void onReactor(const std::function<void()>& task);
 
@@ -84,7 +84,7 @@ class EngineImpl final : public Admission, public std::enable_shared_from_this<E
     bool stopped_ NIXL_GUARDED_BY(mutex_) = false;
     // Being deregistered: their peers have not been told yet.
     std::vector<std::pair<uint64_t, uint32_t>> revoked_ NIXL_GUARDED_BY(mutex_);
-    Reception reception_;  // reactor thread only (start and stop run alone)
+    HandshakeListener listener_;  // reactor thread only (start and stop run alone)
 };
 
 }  // namespace nixl::peer

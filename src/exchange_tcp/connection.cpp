@@ -1,5 +1,5 @@
-// See conversation.h.
-#include "exchange_tcp/conversation.h"
+// See connection.h.
+#include "exchange_tcp/connection.h"
 
 #include <algorithm>
 #include <utility>
@@ -18,26 +18,39 @@ namespace {
 
 constexpr std::chrono::milliseconds kRoomRetry{20};
 
+Status checkSize(size_t metadata) {
+    return metadata <= kMaxMetadata
+               ? Status()
+               : Status::invalidParam("metadata of " + std::to_string(metadata) +
+                                      " bytes; at most " + std::to_string(kMaxMetadata) +
+                                      " can be exchanged");
+}
+
+Result<Snapshot> checked(Snapshot made) {
+    const Status status = checkSize(made.blob->size());
+    return status.ok() ? Result<Snapshot>(std::move(made)) : status;
+}
+
 }  // namespace
 
-Conversation::Conversation(std::shared_ptr<Core> core,
-                           uint64_t number,
-                           peer::ConnectResult opened,
-                           bool asked)
+ExchangeConnection::ExchangeConnection(std::shared_ptr<Core> core,
+                                       uint64_t number,
+                                       peer::ConnectResult opened,
+                                       bool asked)
     : core_(std::move(core)),
       speaker_{opened.result.peer, number, opened.result.proven, asked},
       channel_(std::move(opened.channel)),
       input_(std::move(opened.early)),
       lastUsed_(Reactor::Clock::now()) {
-    Room::enter();
+    ExchangeBudget::enter();
 }
 
-Conversation::~Conversation() {
+ExchangeConnection::~ExchangeConnection() {
     closeSocket();
-    Room::leave();
+    ExchangeBudget::leave();
 }
 
-void Conversation::start(Ended ended) {
+void ExchangeConnection::start(Ended ended) {
     ended_ = std::move(ended);
     watchFor();
     if (channel_ != nullptr && !input_.empty()) {
@@ -50,7 +63,7 @@ void Conversation::start(Ended ended) {
 }
 
 // What is waited for: nothing while something is on the pool and nothing waits to be sent.
-void Conversation::watchFor() {
+void ExchangeConnection::watchFor() {
     if (channel_ == nullptr) {
         return;
     }
@@ -81,7 +94,7 @@ void Conversation::watchFor() {
     watch_ = watch.value();
 }
 
-void Conversation::onEvent(uint32_t events) {
+void ExchangeConnection::onEvent(uint32_t events) {
     const auto keep = shared_from_this();
     if ((events & (EPOLLOUT | EPOLLERR)) != 0) {
         flush();
@@ -99,20 +112,19 @@ void Conversation::onEvent(uint32_t events) {
 }
 
 // One read: others have their turn. What a message needs beyond that comes with the next ones.
-Status Conversation::receive() {
-    const size_t before = input_.size();
-    input_.resize(before + kReadSize);
-    iovec vector{input_.data() + before, kReadSize};
+Status ExchangeConnection::receive() {
+    char buffer[kReadSize];  // who sends little takes little memory
+    iovec vector{buffer, sizeof(buffer)};
     auto got = channel_->receive(&vector, 1);
-    input_.resize(before + (got.ok() ? got.value() : 0));
     if (got.ok()) {
+        input_.append(buffer, got.value());
         core_->bytesIn.fetch_add(got.value(), std::memory_order_relaxed);
     }
     return got.status();
 }
 
 // Handles the next message, if there is a whole one and its turn has come.
-bool Conversation::takeFrame() {
+bool ExchangeConnection::takeFrame() {
     if (busy_ || answers_ >= kMaxAnswers) {
         return false;
     }
@@ -128,8 +140,8 @@ bool Conversation::takeFrame() {
         return false;
     }
     const size_t size = kHeader + header.value().length;
-    if (size > Room::kLargeMessage && reserved_ == 0) {
-        if (!core_->room.reserve(size)) {
+    if (size > ExchangeBudget::kLargeMessage && reserved_ == 0) {
+        if (!core_->budget.reserve(size)) {
             awaitRoom(size);
             return false;
         }
@@ -155,7 +167,7 @@ bool Conversation::takeFrame() {
     lastUsed_ = Reactor::Clock::now();
     const Status status = handle(header.value().type, std::move(body));
     if (reserved_ != 0 && !busy_) {
-        core_->room.release(std::exchange(reserved_, 0));
+        core_->budget.release(std::exchange(reserved_, 0));
     }
     if (!status.ok()) {
         end(status);
@@ -165,7 +177,7 @@ bool Conversation::takeFrame() {
 }
 
 // A large message begins while others of that kind take all the room: looks again in a moment.
-void Conversation::awaitRoom(size_t bytes) {
+void ExchangeConnection::awaitRoom(size_t bytes) {
     armPatience(bytes);
     if (std::exchange(roomless_, true)) {
         return;
@@ -178,7 +190,7 @@ void Conversation::awaitRoom(size_t bytes) {
     });
 }
 
-Status Conversation::handle(MessageType type, std::string body) {
+Status ExchangeConnection::handle(MessageType type, std::string body) {
     switch (type) {
         case MessageType::FETCH:
             return onFetch(body);
@@ -196,7 +208,7 @@ Status Conversation::handle(MessageType type, std::string body) {
 }
 
 template <typename Work, typename Next>
-void Conversation::elsewhere(Work work, Next next) {
+void ExchangeConnection::elsewhere(Work work, Next next) {
     busy_ = true;
     core_->pool.run(
         [self = shared_from_this(), work = std::move(work), next = std::move(next)]() mutable {
@@ -206,7 +218,7 @@ void Conversation::elsewhere(Work work, Next next) {
                          result = std::move(result)]() mutable {
                 self->busy_ = false;
                 if (self->reserved_ != 0) {
-                    self->core_->room.release(std::exchange(self->reserved_, 0));
+                    self->core_->budget.release(std::exchange(self->reserved_, 0));
                 }
                 if (self->channel_ == nullptr) {
                     self->core_->owners.ended(self->number());  // it may have become one meanwhile
@@ -221,7 +233,7 @@ void Conversation::elsewhere(Work work, Next next) {
         });
 }
 
-Status Conversation::onFetch(std::string_view body) {
+Status ExchangeConnection::onFetch(std::string_view body) {
     auto decoded = Fetch::decode(body);
     if (!decoded.ok()) {
         return decoded.status();
@@ -230,7 +242,10 @@ Status Conversation::onFetch(std::string_view body) {
     const bool same = fetch.known == core_->agent->self().incarnation;
     const uint64_t since = same ? fetch.version : 0;
     core_->served.fetch_add(1, std::memory_order_relaxed);
-    const auto told = [fetch](Conversation& self, Result<Snapshot> made) {
+    const auto told = [fetch](ExchangeConnection& self, Result<Snapshot> made) {
+        if (made.ok() && made.value().blob != nullptr) {
+            made = checked(std::move(made).value());
+        }
         if (!made.ok()) {
             return self.answer(fetch.request, made.status());
         }
@@ -249,7 +264,7 @@ Status Conversation::onFetch(std::string_view body) {
     return {};
 }
 
-Status Conversation::onLoad(std::string body) {
+Status ExchangeConnection::onLoad(std::string body) {
     auto decoded = Load::decode(body);
     if (!decoded.ok()) {
         return decoded.status();
@@ -268,7 +283,7 @@ Status Conversation::onLoad(std::string body) {
                                          : core->owners.take(speaker, blob, outcome.stale);
             return outcome;
         },
-        [request](Conversation& self, Outcome outcome) {
+        [request](ExchangeConnection& self, Outcome outcome) {
             const Status& status = outcome.taken.status();
             if (outcome.stale != 0 && self.core_->askAgain) {
                 self.core_->askAgain(outcome.stale);
@@ -293,19 +308,19 @@ Status Conversation::onLoad(std::string body) {
     return {};
 }
 
-Status Conversation::onInvalidate(std::string_view body) {
+Status ExchangeConnection::onInvalidate(std::string_view body) {
     auto decoded = Invalidate::decode(body);
     if (!decoded.ok()) {
         return decoded.status();
     }
     elsewhere([core = core_, speaker = speaker_] { return core->owners.drop(speaker); },
-              [request = decoded.value().request](Conversation& self, const Status& status) {
+              [request = decoded.value().request](ExchangeConnection& self, const Status& status) {
                   self.answer(request, status);
               });
     return {};
 }
 
-Status Conversation::onAnswer(std::string body) {
+Status ExchangeConnection::onAnswer(std::string body) {
     auto decoded = Answer::decode(body);
     if (!decoded.ok()) {
         return decoded.status();
@@ -334,7 +349,7 @@ Status Conversation::onAnswer(std::string body) {
             uint64_t stale = 0;
             return core->owners.take(wanted, std::string_view(body).substr(skip), stale);
         },
-        [request](Conversation& self, Result<Taken> taken) {
+        [request](ExchangeConnection& self, Result<Taken> taken) {
             if (taken.ok() && taken.value() == Taken::MISSED) {
                 const auto asked = self.requests_.extract(request);
                 if (asked.mapped().whole) {
@@ -350,18 +365,18 @@ Status Conversation::onAnswer(std::string body) {
     return {};
 }
 
-void Conversation::finish(uint64_t request, const Status& status) {
+void ExchangeConnection::finish(uint64_t request, const Status& status) {
     auto found = requests_.extract(request);
     if (!found.empty() && found.mapped().done) {
         found.mapped().done(status);
     }
 }
 
-void Conversation::fetch(bool follow, Done done) {
+void ExchangeConnection::fetch(bool follow, Done done) {
     ask(core_->agent->known(peer().name), follow, std::move(done));
 }
 
-void Conversation::ask(std::optional<Known> known, bool follow, Done done) {
+void ExchangeConnection::ask(std::optional<Known> known, bool follow, Done done) {
     Fetch fetch;
     fetch.request = nextRequest_++;
     fetch.follow = follow;
@@ -373,27 +388,30 @@ void Conversation::ask(std::optional<Known> known, bool follow, Done done) {
     push({fetch.encode(), nullptr, false});
 }
 
-void Conversation::publish(Done done) {
+void ExchangeConnection::publish(Done done) {
     publishing_ = true;
     toldVersion_ = 0;
     tellChanges(nextRequest_++, std::move(done));
 }
 
-void Conversation::send(std::shared_ptr<const std::string> partial, Done done) {
+void ExchangeConnection::send(std::shared_ptr<const std::string> partial, Done done) {
+    if (const Status status = checkSize(partial->size()); !status.ok()) {
+        return done(status);
+    }
     const uint64_t request = nextRequest_++;
     requests_[request] = {false, false, std::move(done)};
     std::string head = Load::encodeHead(request, partial->size());
     push({std::move(head), std::move(partial), false});
 }
 
-void Conversation::invalidate(Done done) {
+void ExchangeConnection::invalidate(Done done) {
     publishing_ = false;
     const uint64_t request = nextRequest_++;
     requests_[request] = {false, false, std::move(done)};
     push({Invalidate{request}.encode(), nullptr, false});
 }
 
-void Conversation::changed() {
+void ExchangeConnection::changed() {
     if (channel_ == nullptr || !publishing_ || telling_ || !out_.empty() || toldVersion_ == 0 ||
         core_->agent->version() == toldVersion_) {
         return;  // what is on its way is followed by a look
@@ -402,7 +420,7 @@ void Conversation::changed() {
 }
 
 // Makes what the other side does not know and sends it. Not through elsewhere(): reading goes on.
-void Conversation::tellChanges(uint64_t request, Done done) {
+void ExchangeConnection::tellChanges(uint64_t request, Done done) {
     telling_ = true;
     if (request != 0) {
         requests_[request] = {false, false, std::move(done)};
@@ -410,6 +428,9 @@ void Conversation::tellChanges(uint64_t request, Done done) {
     const uint64_t since = toldVersion_;
     core_->pool.run([self = shared_from_this(), since, request]() mutable {
         auto made = self->core_->agent->snapshot(since);
+        if (made.ok()) {
+            made = checked(std::move(made).value());
+        }
         Reactor& reactor = self->core_->reactor;
         reactor.run([self = std::move(self), made = std::move(made), request] {
             self->telling_ = false;
@@ -432,12 +453,12 @@ void Conversation::tellChanges(uint64_t request, Done done) {
     });
 }
 
-void Conversation::answer(uint64_t request, const Status& status, Blob metadata) {
+void ExchangeConnection::answer(uint64_t request, const Status& status, Blob metadata) {
     const size_t size = metadata != nullptr ? metadata->size() : 0;
     push({Answer::encodeHead(request, status, size), std::move(metadata), true});
 }
 
-void Conversation::push(Piece piece) {
+void ExchangeConnection::push(Piece piece) {
     if (channel_ == nullptr) {
         return;
     }
@@ -451,7 +472,7 @@ void Conversation::push(Piece piece) {
     }
 }
 
-void Conversation::flush() {
+void ExchangeConnection::flush() {
     while (channel_ != nullptr && !out_.empty()) {
         const Piece& piece = out_.front();
         iovec vectors[2];
@@ -489,7 +510,7 @@ void Conversation::flush() {
 }
 
 // A message that is being sent or received must be over in time.
-void Conversation::armPatience(size_t bytes) {
+void ExchangeConnection::armPatience(size_t bytes) {
     if (timer_ == 0) {
         const auto when =
             Reactor::Clock::now() + kPatience + std::chrono::seconds(bytes / kSlowest);
@@ -503,11 +524,11 @@ void Conversation::armPatience(size_t bytes) {
     }
 }
 
-bool Conversation::quiet() const {
+bool ExchangeConnection::quiet() const {
     return !busy_ && !telling_ && out_.empty() && input_.empty() && requests_.empty();
 }
 
-void Conversation::closeSocket() {
+void ExchangeConnection::closeSocket() {
     if (timer_ != 0) {
         core_->reactor.stopTimer(std::exchange(timer_, 0));
     }
@@ -516,11 +537,11 @@ void Conversation::closeSocket() {
     }
     channel_.reset();
     if (reserved_ != 0 && !busy_) {
-        core_->room.release(std::exchange(reserved_, 0));
+        core_->budget.release(std::exchange(reserved_, 0));
     }
 }
 
-void Conversation::end(const Status& why) {
+void ExchangeConnection::end(const Status& why) {
     const auto keep = shared_from_this();
     if (channel_ == nullptr) {
         return;
@@ -532,7 +553,7 @@ void Conversation::end(const Status& why) {
     }
 }
 
-void Conversation::close(const Status& why, bool part) {
+void ExchangeConnection::close(const Status& why, bool part) {
     if (channel_ == nullptr) {
         return;
     }

@@ -16,18 +16,18 @@
 
 namespace nixl::exchange_tcp {
 
-class Conversation : public std::enable_shared_from_this<Conversation> {
+class ExchangeConnection : public std::enable_shared_from_this<ExchangeConnection> {
   public:
     using Done = std::function<void(const Status&)>;
     // `parted`: the other side has closed it for lack of room.
     using Ended = std::function<void(const Status& why, bool parted)>;
 
     // `asked`: this side has called, so what comes is wanted.
-    Conversation(std::shared_ptr<Core> core,
-                 uint64_t number,
-                 peer::ConnectResult opened,
-                 bool asked);
-    ~Conversation();
+    ExchangeConnection(std::shared_ptr<Core> core,
+                       uint64_t number,
+                       peer::ConnectResult opened,
+                       bool asked);
+    ~ExchangeConnection();
     void start(Ended ended);
 
     const peer::Identity& peer() const { return speaker_.who; }

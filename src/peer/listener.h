@@ -15,7 +15,7 @@
 
 namespace nixl::peer {
 
-class Reception {
+class HandshakeListener {
   public:
     struct Calls {
         std::function<HandshakeSelf()> self;
@@ -23,10 +23,10 @@ class Reception {
         std::function<bool(const base::Fd&)> welcome;
         std::function<void(ConnectResult)> opened;
     };
-    Reception(Reactor& reactor, Admission& admission, Calls calls);
-    ~Reception();
-    Reception(const Reception&) = delete;
-    Reception& operator=(const Reception&) = delete;
+    HandshakeListener(Reactor& reactor, Admission& admission, Calls calls);
+    ~HandshakeListener();
+    HandshakeListener(const HandshakeListener&) = delete;
+    HandshakeListener& operator=(const HandshakeListener&) = delete;
 
     Status listen(base::Fd socket);
     bool listens() const { return !listeners_.empty(); }

@@ -1,5 +1,5 @@
-// See reception.h.
-#include "peer/reception.h"
+// See listener.h.
+#include "peer/listener.h"
 
 #include <cerrno>
 #include <system_error>
@@ -20,14 +20,14 @@ constexpr int kAtOnce = 64;
 
 }  // namespace
 
-Reception::Reception(Reactor& reactor, Admission& admission, Calls calls)
+HandshakeListener::HandshakeListener(Reactor& reactor, Admission& admission, Calls calls)
     : reactor_(reactor), admission_(admission), calls_(std::move(calls)) {}
 
-Reception::~Reception() {
+HandshakeListener::~HandshakeListener() {
     stop();
 }
 
-Status Reception::listen(base::Fd socket) {
+Status HandshakeListener::listen(base::Fd socket) {
     const int fd = socket.get();
     const size_t index = listeners_.size();
     auto watch = reactor_.watch(fd, EPOLLIN, [this, fd, index](uint32_t) { onAccept(fd, index); });
@@ -38,7 +38,7 @@ Status Reception::listen(base::Fd socket) {
     return {};
 }
 
-void Reception::stop() {
+void HandshakeListener::stop() {
     for (const Listener& listener : listeners_) {
         reactor_.unwatch(listener.watch);
         if (listener.pause != 0) {
@@ -51,7 +51,7 @@ void Reception::stop() {
     }
 }
 
-void Reception::onAccept(int fd, size_t index) {
+void HandshakeListener::onAccept(int fd, size_t index) {
     for (int round = 0; round < kAtOnce; ++round) {
         base::Fd socket(accept4(fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
         if (!socket) {
@@ -84,7 +84,7 @@ void Reception::onAccept(int fd, size_t index) {
 }
 
 // False where there is none that old.
-bool Reception::dropOldest(std::chrono::milliseconds at_least) {
+bool HandshakeListener::dropOldest(std::chrono::milliseconds at_least) {
     if (incoming_.empty() ||
         incoming_.begin()->second->since() + at_least > Reactor::Clock::now()) {
         return false;
@@ -96,7 +96,7 @@ bool Reception::dropOldest(std::chrono::milliseconds at_least) {
 }
 
 // Leaves who connects waiting for a moment instead of asking again at once.
-void Reception::pauseListening(size_t index, int error) {
+void HandshakeListener::pauseListening(size_t index, int error) {
     if (!std::exchange(pauseTold_, true)) {
         base::log(LogLevel::WARN,
                   "cannot accept a connection: " + std::generic_category().message(error));
@@ -111,7 +111,7 @@ void Reception::pauseListening(size_t index, int error) {
         });
 }
 
-void Reception::incomingDone(uint64_t number, Result<ConnectResult> opened) {
+void HandshakeListener::incomingDone(uint64_t number, Result<ConnectResult> opened) {
     incoming_.erase(number);
     if (!opened.ok()) {
         refused_.fetch_add(1, std::memory_order_relaxed);

@@ -1,11 +1,12 @@
-// See caller.h.
-#include "exchange_tcp/caller.h"
+// See client.h.
+#include "exchange_tcp/client.h"
 
 #include <algorithm>
 #include <cerrno>
 #include <utility>
 
 #include "base/log.h"
+#include "base/threads.h"
 #include "exchange_tcp/address.h"
 
 namespace nixl::exchange_tcp {
@@ -16,6 +17,8 @@ namespace {
 
 // How long one attempt to connect may take.
 constexpr std::chrono::milliseconds kDialPatience{3000};
+// Until the next look, where as many as may are connecting.
+constexpr std::chrono::milliseconds kTurnPause{3};
 
 // Whether trying again may help.
 bool mayPass(const peer::ConnectFailure& why) {
@@ -30,7 +33,7 @@ bool mayPass(const peer::ConnectFailure& why) {
 }  // namespace
 
 template <typename Call>
-auto Caller::weakly(Call call) {
+auto ExchangeClient::weakly(Call call) {
     return [weak = weak_from_this(), call = std::move(call)](auto&&... arguments) {
         if (const auto self = weak.lock(); self != nullptr && !self->stopped_) {
             call(*self, std::forward<decltype(arguments)>(arguments)...);
@@ -38,12 +41,15 @@ auto Caller::weakly(Call call) {
     };
 }
 
-Caller::Caller(std::shared_ptr<Core> core, std::string host, uint16_t port, Calls calls)
+ExchangeClient::ExchangeClient(std::shared_ptr<Core> core,
+                               std::string host,
+                               uint16_t port,
+                               Calls calls)
     : core_(std::move(core)), host_(std::move(host)), port_(port), calls_(std::move(calls)) {}
 
-Caller::~Caller() = default;
+ExchangeClient::~ExchangeClient() = default;
 
-Status Caller::located(const Status& why) const {
+Status ExchangeClient::located(const Status& why) const {
     std::string text = why.message();
     // Where the cause already names the place it need not be said twice.
     const std::string place = addressText(host_, port_);
@@ -56,11 +62,11 @@ Status Caller::located(const Status& why) const {
     return {why.code(), std::move(text), error};
 }
 
-void Caller::add(Want want) {
+void ExchangeClient::add(ExchangeRequest request) {
     stopTimer(restTimer_);
-    asked_[nextTicket_++] = {std::move(want), false};
+    asked_[nextTicket_++] = {std::move(request), false};
     armDeadline();
-    if (conversation_ != nullptr) {
+    if (connection_ != nullptr) {
         submit();
     } else if (dialer_ == nullptr && !resolving_) {
         stopTimer(pauseTimer_);
@@ -69,22 +75,28 @@ void Caller::add(Want want) {
     }
 }
 
-void Caller::begin() {
-    if (stopped_ || resolving_ || dialer_ != nullptr || conversation_ != nullptr) {
+void ExchangeClient::begin() {
+    if (stopped_ || resolving_ || dialer_ != nullptr || connection_ != nullptr) {
         return;
     }
     if (auto numeric = numericTargets(host_, port_)) {
         return dial(*std::move(numeric));
     }
     resolving_ = true;
-    core_->pool.run(
-        [host = host_, port = port_, &reactor = core_->reactor,
-         next = weakly([](Caller& self, const auto& targets) { self.resolved(targets); })] {
-            reactor.run([next, targets = resolve(host, port)] { next(targets); });
+    // A name server may not answer for long: neither the pool nor the agent's end waits for it.
+    auto thread = base::startThread(
+        "nixl-resolve", base::Priority::NORMAL,
+        [host = host_, port = port_, gate = core_->gate,
+         next = weakly([](ExchangeClient& self, const auto& targets) { self.resolved(targets); })] {
+            gate->run([next, targets = resolve(host, port)] { next(targets); });
         });
+    if (!thread.ok()) {
+        return resolved(thread.status());
+    }
+    thread.value().detach();
 }
 
-void Caller::resolved(Result<std::vector<base::Target>> targets) {
+void ExchangeClient::resolved(Result<std::vector<base::Target>> targets) {
     resolving_ = false;
     if (targets.ok()) {
         return dial(std::move(targets).value());
@@ -96,23 +108,37 @@ void Caller::resolved(Result<std::vector<base::Target>> targets) {
     settle();
 }
 
-void Caller::dial(std::vector<base::Target> targets) {
+void ExchangeClient::dial(std::vector<base::Target> targets) {
+    if (!ExchangeBudget::mayConnect()) {
+        pauseTimer_ =
+            core_->reactor.startTimer(Clock::now() + kTurnPause, weakly([](ExchangeClient& self) {
+                                          self.pauseTimer_ = 0;
+                                          self.begin();
+                                      }));
+        return;
+    }
+    turn_ = std::shared_ptr<void>(this, [](void*) { ExchangeBudget::connected(); });
     dialer_ = std::make_shared<peer::Dialer>(
         core_->reactor, std::move(targets),
         peer::Connector(calls_.self(), {}, peer::ConnectionKind::EXCHANGE, {}, 0, {}),
         kDialPatience);
     const auto dialer = dialer_;
-    dialer->start(weakly([](Caller& self, auto&& opened) {
-                      self.dialer_ = nullptr;
+    dialer->start(weakly([](ExchangeClient& self, auto&& opened) {
+                      self.endDial();
                       self.opened(std::forward<decltype(opened)>(opened));
                   }),
-                  weakly([](Caller& self, const peer::ConnectFailure& why) {
-                      self.dialer_ = nullptr;
+                  weakly([](ExchangeClient& self, const peer::ConnectFailure& why) {
+                      self.endDial();
                       self.notOpened(why);
                   }));
 }
 
-void Caller::notOpened(const peer::ConnectFailure& why) {
+void ExchangeClient::endDial() {
+    dialer_ = nullptr;
+    turn_ = nullptr;
+}
+
+void ExchangeClient::notOpened(const peer::ConnectFailure& why) {
     if (mayPass(why)) {
         return retry(why.status);
     }
@@ -124,14 +150,14 @@ void Caller::notOpened(const peer::ConnectFailure& why) {
 }
 
 // Another attempt, for those who have time left, and for what is followed.
-void Caller::retry(const Status& why) {
+void ExchangeClient::retry(const Status& why) {
     lastError_ = why;
     failLate();
     if (asked_.empty()) {
         return comeBack();
     }
     stopTimer(pauseTimer_);
-    pauseTimer_ = core_->reactor.startTimer(Clock::now() + pause_, weakly([](Caller& self) {
+    pauseTimer_ = core_->reactor.startTimer(Clock::now() + pause_, weakly([](ExchangeClient& self) {
                                                 self.pauseTimer_ = 0;
                                                 self.begin();
                                             }));
@@ -139,7 +165,7 @@ void Caller::retry(const Status& why) {
 }
 
 // Nobody waits, but the changes of an agent here, or of this one, are to be told.
-void Caller::comeBack() {
+void ExchangeClient::comeBack() {
     if (!followed_.empty() && !core_->agent->known(followed_)) {
         followed_.clear();
     }
@@ -150,24 +176,24 @@ void Caller::comeBack() {
     }
     ++returns_;
     stopTimer(pauseTimer_);
-    pauseTimer_ = core_->reactor.startTimer(Clock::now() + pause_, weakly([](Caller& self) {
+    pauseTimer_ = core_->reactor.startTimer(Clock::now() + pause_, weakly([](ExchangeClient& self) {
                                                 self.pauseTimer_ = 0;
                                                 self.begin();
                                             }));
     pause_ = std::min<std::chrono::milliseconds>(pause_ * 2, kLongestPause);
 }
 
-void Caller::opened(peer::ConnectResult opened) {
+void ExchangeClient::opened(peer::ConnectResult opened) {
     pause_ = kFirstPause;
     returns_ = 0;
     const uint64_t number = calls_.number();
-    conversation_ = std::make_shared<Conversation>(core_, number, std::move(opened), true);
-    calls_.open(number, conversation_);
-    const auto conversation = conversation_;
-    conversation->start(
-        weakly([](Caller& self, const Status& why, bool parted) { self.lost(why, parted); }));
+    connection_ = std::make_shared<ExchangeConnection>(core_, number, std::move(opened), true);
+    calls_.open(number, connection_);
+    const auto connection = connection_;
+    connection->start(weakly(
+        [](ExchangeClient& self, const Status& why, bool parted) { self.lost(why, parted); }));
     // Goes on with what the connection before was for.
-    if (!followed_.empty() && conversation->peer().name != followed_) {
+    if (!followed_.empty() && connection->peer().name != followed_) {
         followed_.clear();  // another agent has its place now
     }
     const auto logged = [what = addressText(host_, port_)](const Status& status) {
@@ -176,19 +202,19 @@ void Caller::opened(peer::ConnectResult opened) {
                       "metadata exchange with " + what + " does not go on: " + status.message());
         }
     };
-    if (published_ && conversation->peer().name == publishedTo_.name) {
-        conversation->publish(logged);
+    if (published_ && connection->peer().name == publishedTo_.name) {
+        connection->publish(logged);
     } else {
         published_ = false;
     }
     if (!followed_.empty()) {
-        conversation->fetch(true, logged);
+        connection->fetch(true, logged);
     }
     submit();
     settle();
 }
 
-void Caller::submit() {
+void ExchangeClient::submit() {
     std::vector<uint64_t> tickets;
     for (const auto& [ticket, asked] : asked_) {
         if (!asked.sent) {
@@ -197,40 +223,40 @@ void Caller::submit() {
     }
     for (const uint64_t ticket : tickets) {
         const auto found = asked_.find(ticket);
-        if (found != asked_.end() && conversation_ != nullptr) {
+        if (found != asked_.end() && connection_ != nullptr) {
             send(ticket, found->second);
         }
     }
 }
 
-void Caller::send(uint64_t ticket, Asked& asked) {
+void ExchangeClient::send(uint64_t ticket, Asked& asked) {
     asked.sent = true;
-    const Want& want = asked.want;
-    Conversation& conversation = *conversation_;
-    if (want.kind == Want::Kind::FETCH && want.name != conversation.peer().name) {
+    const ExchangeRequest& request = asked.request;
+    ExchangeConnection& connection = *connection_;
+    if (request.kind == ExchangeRequest::Kind::FETCH && request.name != connection.peer().name) {
         return end(ticket,
-                   Status::notFound("agent \"" + conversation.peer().name + "\" answers at " +
-                                    addressText(host_, port_) + ", not \"" + want.name + "\""));
+                   Status::notFound("agent \"" + connection.peer().name + "\" answers at " +
+                                    addressText(host_, port_) + ", not \"" + request.name + "\""));
     }
-    const auto finish =
-        weakly([ticket](Caller& self, const Status& status) { self.answered(ticket, status); });
-    switch (want.kind) {
-        case Want::Kind::FETCH:
-            followed_ = want.name;
-            return conversation.fetch(true, finish);
-        case Want::Kind::PUBLISH:
+    const auto finish = weakly(
+        [ticket](ExchangeClient& self, const Status& status) { self.answered(ticket, status); });
+    switch (request.kind) {
+        case ExchangeRequest::Kind::FETCH:
+            followed_ = request.name;
+            return connection.fetch(true, finish);
+        case ExchangeRequest::Kind::PUBLISH:
             published_ = true;
-            publishedTo_ = conversation.peer();
-            return conversation.publish(finish);
-        case Want::Kind::SEND:
-            return conversation.send(want.partial, finish);
-        case Want::Kind::INVALIDATE:
+            publishedTo_ = connection.peer();
+            return connection.publish(finish);
+        case ExchangeRequest::Kind::SEND:
+            return connection.send(request.partial, finish);
+        case ExchangeRequest::Kind::INVALIDATE:
             published_ = false;
-            return conversation.invalidate(finish);
+            return connection.invalidate(finish);
     }
 }
 
-void Caller::answered(uint64_t ticket, const Status& status) {
+void ExchangeClient::answered(uint64_t ticket, const Status& status) {
     const auto found = asked_.find(ticket);
     if (found == asked_.end()) {
         return;
@@ -239,23 +265,23 @@ void Caller::answered(uint64_t ticket, const Status& status) {
         found->second.sent = false;  // on the next connection
         return;
     }
-    if (!status.ok() && found->second.want.kind == Want::Kind::PUBLISH) {
+    if (!status.ok() && found->second.request.kind == ExchangeRequest::Kind::PUBLISH) {
         published_ = false;
     }
     end(ticket, status);
     settle();
 }
 
-void Caller::end(uint64_t ticket, const Status& status) {
+void ExchangeClient::end(uint64_t ticket, const Status& status) {
     auto asked = asked_.extract(ticket);
-    if (!asked.empty() && asked.mapped().want.done) {
-        asked.mapped().want.done(status.ok() ? status : located(status));
+    if (!asked.empty() && asked.mapped().request.done) {
+        asked.mapped().request.done(status.ok() ? status : located(status));
     }
 }
 
-void Caller::lost(const Status& why, bool parted) {
-    calls_.closed(conversation_->number());
-    conversation_ = nullptr;
+void ExchangeClient::lost(const Status& why, bool parted) {
+    calls_.closed(connection_->number());
+    connection_ = nullptr;
     if (parted) {
         followed_.clear();
         published_ = false;
@@ -264,59 +290,60 @@ void Caller::lost(const Status& why, bool parted) {
 }
 
 // Nothing is under way: keeps the connection where it is of use, for a while where it may be.
-void Caller::settle() {
+void ExchangeClient::settle() {
     if (!asked_.empty() || resolving_ || dialer_ != nullptr || pauseTimer_ != 0 || stopped_) {
         return;
     }
-    if (conversation_ == nullptr) {
+    if (connection_ == nullptr) {
         return calls_.idle();
     }
-    const bool crowded = Room::connections() > Room::idleConnections();
+    const bool crowded = ExchangeBudget::connections() > ExchangeBudget::idleConnections();
     if ((!followed_.empty() || published_) && !crowded) {
         return;
     }
     if (restTimer_ == 0) {
         const auto rest = crowded ? std::chrono::milliseconds(0) : kRest;
-        restTimer_ = core_->reactor.startTimer(Clock::now() + rest, weakly([](Caller& self) {
-                                                   self.restTimer_ = 0;
-                                                   self.leave();
-                                               }));
+        restTimer_ =
+            core_->reactor.startTimer(Clock::now() + rest, weakly([](ExchangeClient& self) {
+                                          self.restTimer_ = 0;
+                                          self.leave();
+                                      }));
     }
 }
 
-void Caller::leave() {
-    if (!asked_.empty() || conversation_ == nullptr) {
+void ExchangeClient::leave() {
+    if (!asked_.empty() || connection_ == nullptr) {
         return;
     }
-    if (!conversation_->quiet()) {
+    if (!connection_->quiet()) {
         return settle();
     }
-    const auto conversation = std::exchange(conversation_, nullptr);
+    const auto connection = std::exchange(connection_, nullptr);
     followed_.clear();
     published_ = false;
-    conversation->close(Status::disconnected("nothing more to say"), true);
-    calls_.closed(conversation->number());
+    connection->close(Status::disconnected("nothing more to say"), true);
+    calls_.closed(connection->number());
     settle();
 }
 
-void Caller::forget(const std::string& name) {
+void ExchangeClient::forget(const std::string& name) {
     if (followed_ == name) {
         followed_.clear();
         settle();
     }
 }
 
-void Caller::failAll(const Status& why) {
+void ExchangeClient::failAll(const Status& why) {
     while (!asked_.empty()) {
         end(asked_.begin()->first, why);
     }
 }
 
-void Caller::failLate() {
+void ExchangeClient::failLate() {
     const auto now = Clock::now();
     std::vector<uint64_t> late;
     for (const auto& [ticket, asked] : asked_) {
-        if (asked.want.deadline <= now) {
+        if (asked.request.deadline <= now) {
             late.push_back(ticket);
         }
     }
@@ -328,29 +355,29 @@ void Caller::failLate() {
     armDeadline();
 }
 
-void Caller::armDeadline() {
+void ExchangeClient::armDeadline() {
     stopTimer(deadlineTimer_);
     if (asked_.empty()) {
         return;
     }
     auto first = Clock::time_point::max();
     for (const auto& [ticket, asked] : asked_) {
-        first = std::min(first, asked.want.deadline);
+        first = std::min(first, asked.request.deadline);
     }
-    deadlineTimer_ = core_->reactor.startTimer(first, weakly([](Caller& self) {
+    deadlineTimer_ = core_->reactor.startTimer(first, weakly([](ExchangeClient& self) {
                                                    self.deadlineTimer_ = 0;
                                                    self.failLate();
                                                    self.settle();
                                                }));
 }
 
-void Caller::stopTimer(uint64_t& timer) {
+void ExchangeClient::stopTimer(uint64_t& timer) {
     if (timer != 0) {
         core_->reactor.stopTimer(std::exchange(timer, 0));
     }
 }
 
-void Caller::stop(const Status& why) {
+void ExchangeClient::stop(const Status& why) {
     if (std::exchange(stopped_, true)) {
         return;
     }
@@ -359,10 +386,10 @@ void Caller::stop(const Status& why) {
     stopTimer(restTimer_);
     if (dialer_ != nullptr) {
         dialer_->cancel();
-        dialer_ = nullptr;
+        endDial();
     }
-    if (const auto conversation = std::exchange(conversation_, nullptr)) {
-        conversation->close(why);
+    if (const auto connection = std::exchange(connection_, nullptr)) {
+        connection->close(why);
     }
     failAll(why);
 }

@@ -11,13 +11,13 @@
 #include <string>
 #include <vector>
 
-#include "exchange_tcp/conversation.h"
+#include "exchange_tcp/connection.h"
 #include "peer/dialer.h"
 
 namespace nixl::exchange_tcp {
 
 // One thing an application asks for.
-struct Want {
+struct ExchangeRequest {
     enum class Kind : uint8_t { FETCH, PUBLISH, SEND, INVALIDATE };
     Kind kind = Kind::FETCH;
     std::string name;                            // FETCH: of the agent that must answer
@@ -26,26 +26,26 @@ struct Want {
     std::function<void(const Status&)> done;  // once
 };
 
-class Caller : public std::enable_shared_from_this<Caller> {
+class ExchangeClient : public std::enable_shared_from_this<ExchangeClient> {
   public:
     struct Calls {
         std::function<peer::HandshakeSelf()> self;
         std::function<uint64_t()> number;  // for the next connection
-        // A conversation has begun or ended here.
-        std::function<void(uint64_t, std::shared_ptr<Conversation>)> open;
+        // A connection has begun or ended here.
+        std::function<void(uint64_t, std::shared_ptr<ExchangeConnection>)> open;
         std::function<void(uint64_t)> closed;
         // Nothing is wanted here any more: this may go.
         std::function<void()> idle;
     };
-    Caller(std::shared_ptr<Core> core, std::string host, uint16_t port, Calls calls);
-    ~Caller();
+    ExchangeClient(std::shared_ptr<Core> core, std::string host, uint16_t port, Calls calls);
+    ~ExchangeClient();
 
-    void add(Want want);
+    void add(ExchangeRequest request);
     // The application has no use for this agent any more.
     void forget(const std::string& name);
     // Nothing is wanted, waited for or followed.
     bool idle() const {
-        return asked_.empty() && conversation_ == nullptr && dialer_ == nullptr && !resolving_ &&
+        return asked_.empty() && connection_ == nullptr && dialer_ == nullptr && !resolving_ &&
                pauseTimer_ == 0;
     }
     // Everything ends with `why`.
@@ -58,12 +58,13 @@ class Caller : public std::enable_shared_from_this<Caller> {
 
   private:
     struct Asked {
-        Want want;
+        ExchangeRequest request;
         bool sent = false;
     };
     void begin();
     void resolved(Result<std::vector<base::Target>> targets);
     void dial(std::vector<base::Target> targets);
+    void endDial();
     void notOpened(const peer::ConnectFailure& why);
     void opened(peer::ConnectResult opened);
     void lost(const Status& why, bool parted);
@@ -94,7 +95,8 @@ class Caller : public std::enable_shared_from_this<Caller> {
     bool stopped_ = false;
     std::vector<base::Target> targets_;
     std::shared_ptr<peer::Dialer> dialer_;
-    std::shared_ptr<Conversation> conversation_;
+    std::shared_ptr<void> turn_;  // while it connects
+    std::shared_ptr<ExchangeConnection> connection_;
     std::string followed_;    // the agent whose changes come from here; empty: none
     bool published_ = false;  // the agent here is told of this one's changes
     peer::Identity publishedTo_;
