@@ -20,6 +20,7 @@ constexpr std::chrono::microseconds kEtcdWatchTimeout{5'000'000};  // the establ
 struct RawConfig {
     AgentConfig config;
     nb::object syncMode;
+    nb::object store = nb::none();  // nixl.store.FrameworkStore
     uint64_t pthrDelay = 0;
     uint64_t lthrDelay = 100000;
     std::chrono::microseconds etcdWatchTimeout = kEtcdWatchTimeout;
@@ -94,6 +95,13 @@ void bindConfig(nb::module_& module) {
     NIXL_CONFIG_FIELD(type, "raiseOnError", raiseOnError);
     NIXL_CONFIG_FIELD(type, "metadataStore", metadataStore);
     NIXL_CONFIG_FIELD(type, "etcd", etcd);
+    type.def_prop_rw(
+        "store", [](const RawConfig& raw) { return raw.store; },
+        [](RawConfig& raw, nb::object store) {
+            raw.config.store = store.is_none() ? nullptr : makePythonStore(store);
+            raw.store = std::move(store);
+        },
+        nb::arg("store").none());
 }
 
 nb::list typeNames(const std::vector<MemType>& types) {

@@ -219,6 +219,9 @@ auto waitWithoutGil(const Wait& wait) {
 // Asks Python whether a signal's handler raised; called by waiting threads without the GIL.
 bool interrupted();
 
+// A nixl.store.FrameworkStore for the library, which calls it on a thread of its own.
+std::shared_ptr<FrameworkStore> makePythonStore(nb::object store);
+
 void bindErrors(nb::module_& module);
 void bindDescriptors(nb::module_& module);
 void bindTransfers(nb::module_& module);

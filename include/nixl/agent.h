@@ -20,6 +20,7 @@
 #include "nixl/backend.h"
 #include "nixl/descriptor.h"
 #include "nixl/error.h"
+#include "nixl/metadata_store.h"
 #include "nixl/transfer.h"
 
 namespace nixl {
@@ -46,7 +47,8 @@ struct AgentConfig {
     unsigned busyPollMicroseconds = 0;
     std::string socketDir;
     bool raiseOnError = true;  // Python: whether check_xfer_state raises
-    std::string metadataStore;
+    std::string metadataStore;              // a directory, where there is no other central store
+    std::shared_ptr<FrameworkStore> store;  // the framework's own, as the central store
     // endpoints, namespace, ca, cert, key, user, password, password_file, lease_time, timeout,
     // watch_timeout; what is not here is looked for in NIXL_ETCD_ENDPOINTS and so on.
     std::map<std::string, std::string> etcd;

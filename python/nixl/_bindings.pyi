@@ -272,6 +272,8 @@ class nixlAgentConfig:
 
     syncMode: nixl_thread_sync_t
 
+    store: Any
+
     @property
     def pthrDelay(self) -> int: ...
     @pthrDelay.setter

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import _bindings as nixlBind
 from .errors import nixlInvalidParamError
+from .store import FrameworkStore
 
 DEFAULT_COMM_PORT: int = nixlBind.DEFAULT_COMM_PORT
 nixl_thread_sync_t = nixlBind.nixl_thread_sync_t
@@ -89,7 +90,8 @@ class nixl_agent_config:
         busy_poll_us: how long waiting calls and the agent's threads look again before they
             sleep, in microseconds.
         raise_on_error: whether check_xfer_state raises for a failed transfer or returns "ERR".
-        metadata_store: accepted; not used in this version.
+        metadata_store: a central store for metadata: a directory, or an object of the framework
+            with set, get, check and delete (torch's TCPStore, a Redis client, a dict).
         socket_dir: directory for sockets that containers of one host share.
         strict_descriptors: whether get_reg_descs and get_xfer_descs raise for what does not fit;
             else they log the reason and return None, as existing code expects.
@@ -116,7 +118,7 @@ class nixl_agent_config:
         lanes: str | Sequence[str] = "",
         busy_poll_us: int = 0,
         raise_on_error: bool = True,
-        metadata_store: str = "",
+        metadata_store: Any = "",
         etcd: Mapping[str, Any] | None = None,
         socket_dir: str | os.PathLike[str] = "",
         strict_descriptors: bool = False,
@@ -147,7 +149,12 @@ class nixl_agent_config:
         self.lanes = lanes if isinstance(lanes, str) else ",".join(_names(lanes, "lanes"))
         self.busy_poll_us = _whole(busy_poll_us, "busy_poll_us", 0, 1_000_000)
         self.raise_on_error = bool(raise_on_error)
-        self.metadata_store = _text(metadata_store, "metadata_store")
+        self.metadata_store = metadata_store if metadata_store is not None else ""
+        self._store: str | FrameworkStore  # the directory, or who calls the object
+        if isinstance(self.metadata_store, (str, os.PathLike)):
+            self._store = os.fspath(self.metadata_store)
+        else:
+            self._store = FrameworkStore(self.metadata_store)
         self.etcd = {str(key): str(value) for key, value in _mapping(etcd, "etcd").items()}
         self.socket_dir = os.fspath(socket_dir)
         self.strict_descriptors = bool(strict_descriptors)
@@ -156,7 +163,7 @@ class nixl_agent_config:
         hidden: dict[str, Any] = {"auth_key": "***" if self.auth_key else ""}
         if "password" in self.etcd:
             hidden["etcd"] = {**self.etcd, "password": "***"}
-        fields = {**vars(self), **hidden}
+        fields = {k: v for k, v in {**vars(self), **hidden}.items() if k != "_store"}
         return f"nixl_agent_config({', '.join(f'{k}={v!r}' for k, v in fields.items())})"
 
     def raw(self) -> nixlBind.nixlAgentConfig:
@@ -187,7 +194,10 @@ class nixl_agent_config:
         raw.lanes = self.lanes
         raw.busyPollMicroseconds = self.busy_poll_us
         raw.raiseOnError = self.raise_on_error
-        raw.metadataStore = self.metadata_store
+        if isinstance(self._store, FrameworkStore):
+            raw.store = self._store
+        else:
+            raw.metadataStore = self._store
         raw.etcd = self.etcd
         raw.socketDir = self.socket_dir
         return raw

@@ -291,7 +291,11 @@ void Files::lookFor(Watched& watched) {
 
 }  // namespace
 
-Result<std::unique_ptr<MetadataStore>> makeFileStore(const std::string& directory) {
+Result<std::unique_ptr<MetadataStore>> makeFileStore(const std::string& where) {
+    const std::string directory =
+        where.starts_with("file://")
+            ? where.substr(7)
+            : where.substr(where.starts_with("file:") ? sizeof("file:") - 1 : 0);
     struct stat info {};
     if (directory.empty() || directory.find('\0') != std::string::npos) {
         return Status::invalidParam("metadata_store: the name of a directory is needed");

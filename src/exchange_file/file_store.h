@@ -10,8 +10,9 @@
 
 namespace nixl::exchange_file {
 
-// Makes the directory where there is none. What is put with Lifetime::OWNER counts while its
-// process lives (a lock on the file; a forked child that lives on keeps it too).
-Result<std::unique_ptr<exchange::MetadataStore>> makeFileStore(const std::string& directory);
+// `directory` may begin with "file:" or "file://". Makes it where there is none. What is put with
+// Lifetime::OWNER counts while its process lives (a lock on the file; a forked child that lives on
+// keeps it too).
+Result<std::unique_ptr<exchange::MetadataStore>> makeFileStore(const std::string& where);
 
 }  // namespace nixl::exchange_file

@@ -1,0 +1,76 @@
+"""A framework's own key-value store as the central store for metadata.
+
+An object with ``set``, ``get``, ``check`` and ``delete`` (torch's TCPStore, by the names it has, a
+Redis client, a dict or other mapping) is asked through one of these, on a thread of the agent's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+_SET, _REMOVE, _CHECK = ("set",), ("delete_key", "delete", "remove"), ("check", "exists")
+
+
+def _method(store: Any, names: tuple[str, ...]) -> Callable[..., Any] | None:
+    found = (getattr(store, name, None) for name in names)
+    return next((method for method in found if callable(method)), None)
+
+
+class FrameworkStore:
+    """Calls the store by whichever names it has."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+        self._mapping = isinstance(store, MutableMapping)
+        self._set, self._remove = _method(store, _SET), _method(store, _REMOVE)
+        self._check, self._get = _method(store, _CHECK), _method(store, ("get",))
+        missing = [
+            names[0]
+            for names, method in ((_SET, self._set), (("get",), self._get))
+            if method is None and not self._mapping
+        ]
+        if missing:
+            raise TypeError(
+                f"metadata_store: {type(store).__name__} has no {' and no '.join(missing)}; an "
+                "object with set, get, check and delete, a mapping, or the name of a directory "
+                "is needed"
+            )
+
+    def describe(self) -> str:
+        where = [getattr(self.store, name, None) for name in ("host", "port")]
+        place = f"({where[0]}:{where[1]})" if all(where) else ""
+        return f"metadata_store {type(self.store).__name__}{place}"
+
+    def set(self, key: str, value: bytes) -> None:
+        if self._mapping:
+            self.store[key] = value
+        else:
+            self._set(key, value)
+
+    def get(self, key: str) -> bytes | None:
+        """None where there is none; never waits for one, as a TCPStore's get does."""
+        if self._mapping:
+            value = self.store.get(key)
+        elif self._check is not None and not self._has(key):
+            return None
+        else:
+            value = self._get(key)
+        if value is None or isinstance(value, (bytes, bytearray, memoryview)):
+            return None if value is None else bytes(value)
+        raise TypeError(
+            f"{self.describe()} gave a {type(value).__name__} for {key!r}; metadata is bytes"
+        )
+
+    def _has(self, key: str) -> bool:
+        # torch's stores take a list of keys, everybody else one.
+        torch = any(kind.__module__.startswith("torch.") for kind in type(self.store).__mro__)
+        return bool(self._check([key] if torch else key))
+
+    def remove(self, key: str) -> None:
+        if self._mapping:
+            self.store.pop(key, None)
+        elif self._remove is not None:
+            self._remove(key)
+        else:
+            raise TypeError(f"{self.describe()} has no delete")
