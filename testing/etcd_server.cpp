@@ -131,7 +131,7 @@ std::string EtcdServer::control(const std::vector<std::string>& words) const {
     const std::string beside = program_ + "ctl";
     std::string command = "ETCDCTL_API=3 " +
                           (access(beside.c_str(), X_OK) == 0 ? beside : std::string("etcdctl")) +
-                          " --endpoints=" + endpoint();
+                          " --dial-timeout=30s --command-timeout=30s --endpoints=" + endpoint();
     for (const std::string& word : words) {
         command += " '" + word + "'";
     }

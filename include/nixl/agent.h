@@ -46,7 +46,7 @@ struct AgentConfig {
     std::string lanes;                         // "host,stream"; empty: NIXL_LANES, else all
     unsigned busyPollMicroseconds = 0;
     std::string socketDir;
-    bool raiseOnError = true;  // Python: whether check_xfer_state raises
+    bool raiseOnError = true;               // Python: whether check_xfer_state raises
     std::string metadataStore;              // a directory, where there is no other central store
     std::shared_ptr<FrameworkStore> store;  // the framework's own, as the central store
     // endpoints, namespace, ca, cert, key, user, password, password_file, lease_time, timeout,

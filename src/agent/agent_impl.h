@@ -205,7 +205,7 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
                        const Names& backends,
                        const MetadataPlace& place,
                        Done done);
-    Status invalidateCentral(const MetadataPlace& place, Done done);
+    Status invalidateCentral(const MetadataPlace& place, const Done& done);
     // Takes in what the central store knows of this agent.
     void learnPeer(const std::string& name) const {
         if (central_ != nullptr && name != self().name) {

@@ -6,7 +6,9 @@
 #include "agent/agent_impl.h"
 #include "base/log.h"
 #include "base/utf8.h"
+#include "exchange/framework_store.h"
 #include "exchange_etcd/etcd_store.h"
+#include "exchange_file/file_store.h"
 
 namespace nixl::detail {
 
@@ -74,6 +76,16 @@ Status checkSpace(const std::string& space) {
     return {};
 }
 
+// "/dir" of "/dir", "file:/dir" and "file:///dir".
+std::string directoryOf(std::string where) {
+    for (const char* prefix : {"file://", "file:"}) {
+        if (where.starts_with(prefix)) {
+            return where.substr(std::char_traits<char>::length(prefix));
+        }
+    }
+    return where;
+}
+
 Result<std::chrono::nanoseconds> readPatience(const std::string& text) {
     double seconds = kWatchTimeout;
     if (!text.empty()) {
@@ -92,6 +104,25 @@ Result<std::chrono::nanoseconds> readPatience(const std::string& text) {
 // Null where no store is asked for.
 Result<std::shared_ptr<MetadataStore>> AgentImpl::openStore(std::string& space) {
     const std::shared_ptr<MetadataStore> none;
+    centralPatience_ = std::chrono::nanoseconds(static_cast<int64_t>(kWatchTimeout * 1e9));
+    const int named = (config_.store != nullptr ? 1 : 0) + (config_.metadataStore.empty() ? 0 : 1) +
+                      (config_.useEtcd.value_or(false) ? 1 : 0);
+    if (named > 1) {
+        return Status::invalidParam(
+            "more than one central store for metadata is named; give one of metadata_store and "
+            "use_etcd=True");
+    }
+    if (config_.store != nullptr) {
+        return std::shared_ptr<MetadataStore>(exchange::makeFrameworkStore(config_.store));
+    }
+    if (!config_.metadataStore.empty()) {
+        Result<std::unique_ptr<MetadataStore>> made =
+            exchange_file::makeFileStore(directoryOf(config_.metadataStore));
+        if (!made.ok()) {
+            return made.status();
+        }
+        return std::shared_ptr<MetadataStore>(std::move(made).value());
+    }
     if (!config_.useEtcd.value_or(true)) {
         return none;
     }
@@ -206,8 +237,8 @@ Status AgentImpl::partCentral(const DescriptorList& list,
     return central_->publishPart(std::move(blob).value(), place.label, std::move(done));
 }
 
-Status AgentImpl::invalidateCentral(const MetadataPlace& /*place*/, Done done) {
-    central_->invalidate(std::move(done));
+Status AgentImpl::invalidateCentral(const MetadataPlace& /*place*/, const Done& done) {
+    central_->invalidate(done);
     return {};
 }
 

@@ -299,6 +299,9 @@ void AgentImpl::metadataChanged() {
 }
 
 void AgentImpl::addedByHand(const std::string& name) {
+    if (central_ != nullptr) {
+        central_->remember(name);
+    }
     if (TcpExchange* const direct = exchange(); direct != nullptr) {
         direct->added(name);
     }
@@ -306,6 +309,9 @@ void AgentImpl::addedByHand(const std::string& name) {
 
 void AgentImpl::removedByHand(const std::string& name) {
     fetches_.forget(name);
+    if (central_ != nullptr) {
+        central_->forget(name);
+    }
     if (TcpExchange* const direct = exchange(); direct != nullptr) {
         direct->removed(name);
     }
@@ -313,14 +319,19 @@ void AgentImpl::removedByHand(const std::string& name) {
 
 void AgentImpl::refreshPeer(const std::string& name) {
     TcpExchange* const direct = exchange();
-    if (direct == nullptr) {
+    if (direct == nullptr && central_ == nullptr) {
         return;
     }
     const int64_t now = std::chrono::steady_clock::now().time_since_epoch().count();
     int64_t before = refreshed_.load(std::memory_order_relaxed);
     if (now - before > std::chrono::nanoseconds(kRefreshPause).count() &&
         refreshed_.compare_exchange_strong(before, now)) {
-        direct->refresh(name);
+        if (direct != nullptr) {
+            direct->refresh(name);
+        }
+        if (central_ != nullptr) {
+            central_->refresh(name);
+        }
     }
 }
 

@@ -282,6 +282,10 @@ Status AgentImpl::removePeer(const std::string& name) {
     {
         WriteLock lock(peersMutex_);
         const auto found = peers_.find(name);
+        if (found == peers_.end() && central_ != nullptr && central_->has(name)) {
+            central_->forget(name);  // it was never taken in
+            return {};
+        }
         if (found == peers_.end()) {
             return Status::notFound("agent \"" + self().name + "\" has no metadata of agent \"" +
                                     name + "\"");

@@ -124,9 +124,14 @@ Result<std::shared_ptr<Peer>> AgentImpl::findPeer(const std::string& name) const
     if (std::shared_ptr<Peer> found = peer(name); found != nullptr) {
         return found;
     }
+    constexpr size_t kMost = 16;
+    const std::vector<std::string> names = peerNames();
     std::string known;
-    for (const std::string& one : peerNames()) {
-        known += " \"" + one + "\"";
+    for (size_t i = 0; i < names.size() && i < kMost; ++i) {
+        known += " \"" + names[i] + "\"";
+    }
+    if (names.size() > kMost) {
+        known += " and " + std::to_string(names.size() - kMost) + " more";
     }
     return Status::notFound("agent \"" + self().name + "\" has no metadata of agent \"" + name +
                             "\"; it knows" + (known.empty() ? " nobody" : known));

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <iterator>
 #include <utility>
 
 #include "base/log.h"
@@ -98,7 +99,7 @@ void Central::publish(Done done) {
             wanted_ = true;
             superseded_ = false;
             dirty_ = true;
-            published_ = 0;  // the whole: whoever asks for it may mend what others did
+            anew_ = true;  // whoever asks for it may mend what others did
             if (done) {
                 waitForFlush_.push_back(std::move(done));
             }
@@ -139,14 +140,16 @@ void Central::flush() {
         }
         putting_ = true;
         dirty_ = false;
+        flushing_.swap(waitForFlush_);
         const bool few = changeKeys_.size() < kMaxChanges && changeBytes_ * 2 < wholeBytes_ + 4096;
-        since = directory_->follows() && few ? published_ : 0;
+        since = directory_->follows() && few && !anew_ ? published_ : 0;
+        anew_ = false;
     }
     Result<Snapshot> made = host_.agent->snapshot(since);
     if (!made.ok()) {
         return flushed({}, {}, made.status());
     }
-    const Snapshot snapshot = made.value();
+    const Snapshot& snapshot = made.value();
     if (since != 0 && snapshot.version == since) {
         return flushed({nullptr, since}, {}, {});
     }
@@ -207,7 +210,7 @@ void Central::flushed(const Snapshot& snapshot,
             tell = told_ != status.message() && !ended_;
             told_ = status.message();
         }
-        waiting.swap(waitForFlush_);
+        waiting.swap(flushing_);
         more = dirty_ && status.ok();
     }
     if (whole) {
@@ -265,7 +268,7 @@ Status Central::publishPart(std::string blob, const std::string& label, Done don
 
 // For a moment the entry says that the agent itself takes it back: else others keep what they
 // know of an agent that lives.
-void Central::invalidate(Done done) {
+void Central::invalidate(const Done& done) {
     std::set<std::string> keys;
     std::vector<Done> waiting;
     {
@@ -278,6 +281,8 @@ void Central::invalidate(Done done) {
         changeKeys_.clear();
         changeBytes_ = 0;
         waiting.swap(waitForFlush_);
+        std::move(flushing_.begin(), flushing_.end(), std::back_inserter(waiting));
+        flushing_.clear();
     }
     for (const Done& one : waiting) {
         one(Status::canceled("the metadata was taken back meanwhile"));
@@ -287,10 +292,10 @@ void Central::invalidate(Done done) {
         store_->put(whole, std::string(Directory::kWithdrawn), MetadataStore::Lifetime::OWNER,
                     [](const Status&) {});
     }
-    removeAll(std::move(keys), std::move(done));
+    removeAll(keys, done);
 }
 
-void Central::removeAll(std::set<std::string> keys, Done done) {
+void Central::removeAll(const std::set<std::string>& keys, const Done& done) {
     struct Left {
         Mutex mutex;
         size_t count = 0;
@@ -337,6 +342,8 @@ void Central::end() {
         keys.merge(changeKeys_);
         waiting.swap(waiting_);
         flushes.swap(waitForFlush_);
+        std::move(flushing_.begin(), flushing_.end(), std::back_inserter(flushes));
+        flushing_.clear();
     }
     {
         const MutexLock lock(hostMutex_);
@@ -353,7 +360,7 @@ void Central::end() {
         keys.erase(keyOf(host_.agent->self().name, "metadata"));
         keys.erase(keyOf(host_.agent->self().name, ""));
     }
-    removeAll(std::move(keys), nullptr);
+    removeAll(keys, nullptr);
 }
 
 void Central::ownEntered(const EntryPtr& now) {

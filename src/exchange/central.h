@@ -55,7 +55,7 @@ class Central final : public Directory::Listener, public std::enable_shared_from
     void publish(Done done);
     // INVALID_PARAM for a bad label; then `done` is not called.
     Status publishPart(std::string blob, const std::string& label, Done done);
-    void invalidate(Done done);
+    void invalidate(const Done& done);
     // This agent's metadata has changed. Also from the reactor's thread.
     void metadataChanged();
 
@@ -63,9 +63,17 @@ class Central final : public Directory::Listener, public std::enable_shared_from
     void fetch(const std::string& name, const std::string& label, Deadline deadline, Done done);
     // Takes in what the store says of this agent, if that is news.
     void learn(const std::string& name);
+    // The application has removed this agent: what the store says of it now counts no longer, until
+    // it restarts, or is fetched or added again.
+    void forget(const std::string& name);
+    void remember(const std::string& name);
+    // What is known of the agent does not suffice: asks a store that cannot be watched again.
+    void refresh(const std::string& name);
     // The agents that the store names, without this one. Any thread.
     std::vector<std::string> names() const;
     bool has(const std::string& name) const;
+    // What the directory says, unless it was forgotten.
+    EntryPtr entryOf(const std::string& name) const;
     std::string describe() const;  // the store, the namespace, and what is wrong with it
     std::map<std::string, uint64_t> stats() const;
 
@@ -92,7 +100,7 @@ class Central final : public Directory::Listener, public std::enable_shared_from
     void flush();
     void flushed(const Snapshot& snapshot, const std::string& change_key, const Status& status);
     void forgetChanges();
-    void removeAll(std::set<std::string> keys, Done done);
+    void removeAll(const std::set<std::string>& keys, const Done& done);
     Status takeEntry(const DirectoryEntry& entry);
     Status takeValue(const std::string& name, const StoreEntry& entry);
     void tryFetch(const WaitingPtr& waiting);
@@ -127,11 +135,14 @@ class Central final : public Directory::Listener, public std::enable_shared_from
     size_t changeBytes_ NIXL_GUARDED_BY(mutex_) = 0;
     std::set<std::string> changeKeys_ NIXL_GUARDED_BY(mutex_);
     std::set<std::string> keys_ NIXL_GUARDED_BY(mutex_);  // all of this agent but changes
+    bool anew_ NIXL_GUARDED_BY(mutex_) = false;           // the whole is asked for
     std::vector<Done> waitForFlush_ NIXL_GUARDED_BY(mutex_);
-    std::string told_ NIXL_GUARDED_BY(mutex_);  // the failure that was logged last
+    std::vector<Done> flushing_ NIXL_GUARDED_BY(mutex_);  // wait for the one under way
+    std::string told_ NIXL_GUARDED_BY(mutex_);            // the failure that was logged last
     // Of others.
     std::set<WaitingPtr> waiting_ NIXL_GUARDED_BY(mutex_);
     std::map<std::string, peer::Identity> learnt_ NIXL_GUARDED_BY(mutex_);
+    std::map<std::string, peer::Identity> forgotten_ NIXL_GUARDED_BY(mutex_);
     // Figures.
     uint64_t wholes_ NIXL_GUARDED_BY(mutex_) = 0;
     uint64_t changes_ NIXL_GUARDED_BY(mutex_) = 0;

@@ -18,11 +18,43 @@ constexpr std::chrono::milliseconds kAskAgain{20};
 std::vector<std::string> Central::names() const {
     std::vector<std::string> out = directory_->names();
     std::erase(out, host_.agent->self().name);
+    std::map<std::string, peer::Identity> forgotten;
+    {
+        const MutexLock lock(mutex_);
+        forgotten = forgotten_;
+    }
+    for (const auto& [name, who] : forgotten) {
+        if (entryOf(name) == nullptr) {
+            std::erase(out, name);
+        }
+    }
     return out;
 }
 
 bool Central::has(const std::string& name) const {
-    return directory_->find(name) != nullptr;
+    return entryOf(name) != nullptr;
+}
+
+EntryPtr Central::entryOf(const std::string& name) const {
+    EntryPtr entry = directory_->find(name);
+    const MutexLock lock(mutex_);
+    const auto found = forgotten_.find(name);
+    const bool counts =
+        entry == nullptr || found == forgotten_.end() || found->second != entry->who;
+    return counts ? entry : nullptr;
+}
+
+void Central::forget(const std::string& name) {
+    if (const EntryPtr entry = directory_->find(name); entry != nullptr) {
+        const MutexLock lock(mutex_);
+        forgotten_[name] = entry->who;
+        learnt_.erase(name);
+    }
+}
+
+void Central::remember(const std::string& name) {
+    const MutexLock lock(mutex_);
+    forgotten_.erase(name);
 }
 
 // What is known already is only added to.
@@ -33,7 +65,7 @@ Status Central::takeEntry(const DirectoryEntry& entry) {
     if (same && entry.version != 0 && known->version >= entry.version) {
         return {};
     }
-    const auto takeChanges = [&]() -> Result<bool> {
+    const auto take_changes = [&]() -> Result<bool> {
         for (const auto& change : entry.changes) {
             Result<LocalAgent::Taken> taken = agent.take(*change, entry.who, false);
             if (!taken.ok()) {
@@ -46,7 +78,7 @@ Status Central::takeEntry(const DirectoryEntry& entry) {
         return true;
     };
     if (same && !entry.changes.empty()) {
-        Result<bool> whole = takeChanges();
+        Result<bool> whole = take_changes();
         const std::optional<Known> now = agent.known(entry.who.name);
         if (whole.ok() && whole.value() && now.has_value() && now->version >= entry.version) {
             return {};
@@ -56,7 +88,7 @@ Status Central::takeEntry(const DirectoryEntry& entry) {
     if (!taken.ok()) {
         return taken.status();
     }
-    Result<bool> whole = takeChanges();
+    Result<bool> whole = take_changes();
     if (!whole.ok()) {
         return whole.status();
     }
@@ -66,7 +98,7 @@ Status Central::takeEntry(const DirectoryEntry& entry) {
 }
 
 void Central::learn(const std::string& name) {
-    if (const EntryPtr entry = directory_->find(name); entry != nullptr) {
+    if (const EntryPtr entry = entryOf(name); entry != nullptr) {
         if (entry->who.name != host_.agent->self().name) {
             if (const Status status = takeEntry(*entry); !status.ok()) {
                 base::log(LogLevel::DEBUG, "not taken in: " + status.message());
@@ -92,6 +124,30 @@ void Central::learn(const std::string& name) {
         }
         host_.agent->drop(*gone);
     }
+}
+
+void Central::refresh(const std::string& name) {
+    if (directory_->follows()) {
+        return;  // what changes is told
+    }
+    {
+        const MutexLock lock(mutex_);
+        if (ended_ || !learnt_.contains(name)) {
+            return;
+        }
+    }
+    store_->get(keyOf(name, "metadata"),
+                [weak = weak_from_this(), name](const Result<std::optional<StoreEntry>>& got) {
+                    const auto self = weak.lock();
+                    if (self == nullptr || !got.ok() || !got.value().has_value()) {
+                        return;
+                    }
+                    self->inPool([name, entry = *got.value()](Central& inside) {
+                        if (const Status status = inside.takeValue(name, entry); !status.ok()) {
+                            base::log(LogLevel::DEBUG, "not taken in: " + status.message());
+                        }
+                    });
+                });
 }
 
 void Central::entered(const EntryPtr& now, const EntryPtr& before) {
@@ -143,6 +199,7 @@ void Central::left(const EntryPtr& was, bool withdrawn) {
     if (drop) {
         inPool([who](Central& self) { self.host_.agent->drop(who); });
     }
+    remember(who.name);
     host_.changed(who.name, false);
 }
 
@@ -168,6 +225,7 @@ void Central::fetch(const std::string& name,
     waiting->done = std::move(done);
     {
         const MutexLock lock(mutex_);
+        forgotten_.erase(name);
         if (!ended_) {
             waiting_.insert(waiting);
         }
@@ -221,8 +279,8 @@ void Central::fetchedByKey(const WaitingPtr& waiting,
     if (!entry.ok()) {
         return tryAgain(waiting, entry.status());
     }
-    if (entry.value().has_value()) {
-        inPool([waiting, found = *entry.value()](Central& self) {
+    if (const std::optional<StoreEntry>& got = entry.value(); got.has_value()) {
+        inPool([waiting, found = *got](Central& self) {
             self.endFetch(waiting, self.takeValue(waiting->name, found));
         });
         return;
@@ -264,7 +322,14 @@ Status Central::takeValue(const std::string& name, const StoreEntry& entry) {
                                 "\": metadata of an agent with another name, \"" + who.name + "\"");
     }
     Result<LocalAgent::Taken> taken = host_.agent->take(entry.value, who, false);
-    return taken.ok() ? Status() : taken.status();
+    if (!taken.ok()) {
+        return taken.status();
+    }
+    if (!blob.value().partial) {
+        const MutexLock lock(mutex_);
+        learnt_[name] = who;
+    }
+    return {};
 }
 
 }  // namespace nixl::exchange

@@ -22,7 +22,8 @@ bool isPublished(const std::string& value) {
 
 }  // namespace
 
-std::shared_ptr<Directory> Directory::open(std::shared_ptr<MetadataStore> store, std::string root) {
+std::shared_ptr<Directory> Directory::open(const std::shared_ptr<MetadataStore>& store,
+                                           std::string root) {
     struct Open {
         const MetadataStore* store;
         std::string root;

@@ -52,7 +52,8 @@ class Directory {
     // The value that an agent leaves for a moment where it takes its metadata back.
     static constexpr std::string_view kWithdrawn = "NIXLGONE";
 
-    static std::shared_ptr<Directory> open(std::shared_ptr<MetadataStore> store, std::string root);
+    static std::shared_ptr<Directory> open(const std::shared_ptr<MetadataStore>& store,
+                                           std::string root);
     Directory(std::shared_ptr<MetadataStore> store, std::string root);
     ~Directory();
     Directory(const Directory&) = delete;

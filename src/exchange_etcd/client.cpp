@@ -15,7 +15,7 @@ constexpr milliseconds kShortestTry{1000};
 constexpr const char* kAuthenticate = "/v3/auth/authenticate";
 
 // Codes of gRPC that etcd answers with.
-enum Code : int {
+enum Code : uint8_t {
     UNKNOWN = 2,
     INVALID_ARGUMENT = 3,
     DEADLINE_EXCEEDED = 4,
@@ -186,18 +186,21 @@ void Client::attempt(const CallPtr& call) {
     request.body = call->body;
     request.token = call->path == kAuthenticate ? std::string() : token_;
     request.timeout = patience(*call);
-    request.done = [this, call, endpoint = current_](HttpReply reply) {
-        answered(call, endpoint, std::move(reply));
+    request.done = [this, call, endpoint = current_](const HttpReply& reply) {
+        answered(call, endpoint, reply);
     };
     loop_.send(std::move(request));
 }
 
-void Client::answered(const CallPtr& call, size_t endpoint, HttpReply reply) {
+void Client::answered(const CallPtr& call, size_t endpoint, const HttpReply& reply) {
     if (!calls_.contains(call->id)) {
         return;
     }
     if (!reply.arrived) {
-        call->last = unreachable(endpoint, reply);
+        // The last try of several is cut short: an earlier one knows the cause.
+        if (!reply.late || call->last.ok()) {
+            call->last = unreachable(endpoint, reply);
+        }
         rotate(endpoint);
         return tryAgain(call);
     }

@@ -78,7 +78,7 @@ class Client {
     using CallPtr = std::shared_ptr<Call>;
 
     void attempt(const CallPtr& call);
-    void answered(const CallPtr& call, size_t endpoint, HttpReply reply);
+    void answered(const CallPtr& call, size_t endpoint, const HttpReply& reply);
     void tryAgain(const CallPtr& call);
     void finish(const CallPtr& call, Result<Json> outcome);
     void authenticate(std::function<void(Status)> then);

@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -150,9 +151,9 @@ EtcdWatch::~EtcdWatch() {
 EtcdStore::~EtcdStore() {
     if (forked()) {
         // All of it is the parent's; what it has allocated stays.
-        static_cast<void>(loop_.release());
-        static_cast<void>(client_.release());
-        new std::map<uint64_t, std::shared_ptr<Watching>>(std::move(watches_));
+        [[maybe_unused]] const HttpLoop* const loop = loop_.release();
+        [[maybe_unused]] const Client* const client = client_.release();
+        new (std::nothrow) std::map<uint64_t, std::shared_ptr<Watching>>(std::move(watches_));
         return;
     }
     const auto left = std::make_shared<Latch>();

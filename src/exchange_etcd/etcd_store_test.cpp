@@ -47,9 +47,10 @@ TEST_P(EtcdStoreTest, WhatIsPutIsThereForOthersByteForByte) {
     ASSERT_TRUE(putNow(*store_, "/t/a", bytes).ok());
     ASSERT_TRUE(putNow(*store_, "/t/empty", "", Lifetime::KEPT).ok());
     const auto got = getNow(*store_, "/t/a");
-    ASSERT_TRUE(got.ok() && got.value().has_value());
-    EXPECT_EQ(got.value()->value, bytes);
-    EXPECT_GT(got.value()->revision, 0U);
+    ASSERT_TRUE(got.ok());
+    const StoreEntry entry = got.value().value_or(StoreEntry());
+    EXPECT_EQ(entry.value, bytes);
+    EXPECT_GT(entry.revision, 0U);
     EXPECT_EQ(valueNow(*store_, "/t/empty"), "");
     EXPECT_EQ(valueNow(*store_, "/t/none"), "(none)");
     // By etcd's own client: a word that the gateway does not know would store nothing.
@@ -97,7 +98,8 @@ TEST_P(EtcdStoreTest, PartsThatAreMissingAreAnError) {
     ASSERT_TRUE(putNow(*store_, "/t/large", std::string(2'500'000, 'x')).ok());
     WatchLog log(*store_, "/t/");
     server_->control({"del", "--prefix", "/t/large/parts/"});
-    EXPECT_THAT(valueNow(*store_, "/t/large"), HasSubstr("\"/t/large\" lacks parts"));
+    EXPECT_THAT(valueNow(*store_, "/t/large").substr(0, 200),
+                HasSubstr("\"/t/large\" lacks parts"));
     server_->control({"put", "/t/large", "NIXLSPLIT1 0123456789abcdef 99999999 5 1"});
     EXPECT_THAT(valueNow(*store_, "/t/large"), HasSubstr("lacks parts"));
     server_->control({"put", "/t/after", "goes on"});
@@ -161,8 +163,6 @@ TEST_P(EtcdStoreTest, ALeaseThatRanOutIsMadeAnew) {
     ASSERT_TRUE(putNow(*store_, "/t/b", "mine").ok());
     WatchLog log(*store_, "/t/");
     ASSERT_TRUE(log.has("+/t/b=mine"));
-    const std::string leases = server_->control({"lease", "list", "-w", "fields"});
-    const std::string id = leases.substr(leases.rfind(':') + 2);
     // As if this process had been stopped for longer than the lease: another takes "/t/b".
     const std::string list = server_->control({"lease", "list"});
     const std::string lease = list.substr(list.find('\n') + 1, 16);
@@ -221,7 +221,7 @@ TEST_P(EtcdStoreTest, AWatchGoesOnWhereItWasAfterTheServersEnd) {
         const std::string word = "after" + std::to_string(number);
         server_->control({"put", "/t/a", word});
         EXPECT_TRUE(log.has("+/t/a=" + word));
-        EXPECT_EQ(std::count(log.words().begin(), log.words().end(), "reset"), 0);
+        EXPECT_THAT(log.words(), ::testing::Not(::testing::Contains("reset")));
     }
 }
 
@@ -287,8 +287,9 @@ TEST_P(EtcdStoreTest, TheEndTellsWhoStillWaits) {
     server_->signal(SIGSTOP);
     std::promise<Status> put;
     std::promise<Status> again;
-    other->put("/t/a", "1", Lifetime::OWNER, [&](Status status) { put.set_value(status); });
-    other->put("/t/a", "2", Lifetime::OWNER, [&](Status status) { again.set_value(status); });
+    other->put("/t/a", "1", Lifetime::OWNER, [&](const Status& status) { put.set_value(status); });
+    other->put("/t/a", "2", Lifetime::OWNER,
+               [&](const Status& status) { again.set_value(status); });
     other.reset();
     EXPECT_EQ(put.get_future().get().code(), ErrorCode::CANCELED);
     EXPECT_EQ(again.get_future().get().code(), ErrorCode::CANCELED);

@@ -2,6 +2,7 @@
 #include "exchange_etcd/http_loop.h"
 
 #include <algorithm>
+#include <new>
 #include <system_error>
 #include <utility>
 
@@ -57,7 +58,7 @@ Result<std::unique_ptr<HttpLoop>> HttpLoop::create(TlsFiles tls) {
         return Status::backend("etcd: libcurl has no memory for a client");
     }
     std::unique_ptr<HttpLoop> made(new HttpLoop(*api.value(), multi, std::move(tls)));
-    Result<std::thread> thread = base::startThread("nixl-etcd", base::Priority::NORMAL,
+    Result<std::thread> thread = base::startThread("nixl-etcd", base::Priority::RESPONSIVE,
                                                    [loop = made.get()] { loop->loop(); });
     if (!thread.ok()) {
         return thread.status();
@@ -70,9 +71,9 @@ HttpLoop::~HttpLoop() {
     if (forked()) {
         // Threads and connections are the parent's.
         for (auto& [id, exchange] : exchanges_) {
-            static_cast<void>(exchange.release());
+            [[maybe_unused]] const Exchange* const kept = exchange.release();
         }
-        new std::thread(std::move(thread_));
+        new (std::nothrow) std::thread(std::move(thread_));
         return;
     }
     {
@@ -236,6 +237,7 @@ HttpReply HttpLoop::reply(Exchange& exchange, CURLcode code) const {
         return out;
     }
     out.refused = neverSent(code);
+    out.late = code == CURLE_OPERATION_TIMEDOUT;
     out.error = exchange.problem.c_str();  // as far as it is written
     if (out.error.empty()) {
         out.error = api_.easyStrerror(code);

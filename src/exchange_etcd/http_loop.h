@@ -29,6 +29,7 @@ struct TlsFiles {
 struct HttpReply {
     bool arrived = false;  // a whole answer came; else `error` says why not
     bool refused = false;  // nothing was sent: nobody listens, no such host, TLS failed
+    bool late = false;     // the time was up
     long status = 0;
     std::string body;
     std::string error;

@@ -68,7 +68,7 @@ inline Status removeNow(MetadataStore& store, const std::string& key) {
 class WatchLog {
   public:
     WatchLog(MetadataStore& store, const std::string& prefix)
-        : watch_(store.watch(prefix, [this](StoreEvent event) { take(std::move(event)); })) {}
+        : watch_(store.watch(prefix, [this](const StoreEvent& event) { take(event); })) {}
     ~WatchLog() { watch_.reset(); }
     WatchLog(const WatchLog&) = delete;
     WatchLog& operator=(const WatchLog&) = delete;
@@ -92,7 +92,7 @@ class WatchLog {
     }
 
   private:
-    void take(StoreEvent event) {
+    void take(const StoreEvent& event) {
         const std::lock_guard<std::mutex> lock(mutex_);
         switch (event.kind) {
             case StoreEvent::Kind::PUT:

@@ -118,7 +118,9 @@ class Etcd:
     def healthy(self) -> bool:
         assert self.process.poll() is None, pathlib.Path(f"{self.folder}/log").read_text()[-2000:]
         if self.tls or self.prefix:  # reached by etcdctl only
-            return "is healthy" in self.control("endpoint", "health", check=False)
+            return "is healthy" in self.control(
+                "endpoint", "health", "--command-timeout=3s", check=False
+            )
         try:
             with urllib.request.urlopen(f"{self.endpoint}/health", timeout=5) as answer:
                 return json.load(answer).get("health") in ("true", True)
@@ -128,7 +130,8 @@ class Etcd:
     def control(self, *words: str, user: str = "", check: bool = True) -> str:
         """What etcdctl prints."""
         beside = pathlib.Path(program()).with_name("etcdctl")
-        command = [str(beside), "--endpoints", self.endpoint]
+        command = [str(beside), "--dial-timeout=30s", "--command-timeout=30s"]
+        command += ["--endpoints", self.endpoint]
         if self.tls:
             command += ["--cacert", self.tls.ca]
             command += ["--cert", self.tls.nameless[0], "--key", self.tls.nameless[1]]

@@ -212,6 +212,22 @@ def test_invalidate_takes_it_back_also_from_those_who_use_it(etcd, agent_at):
     eventually(lambda: a.check_remote_metadata("b"))
 
 
+def test_a_removed_agent_comes_back_when_it_is_asked_for_or_restarts(etcd, agent_at, far_at):
+    a, b = agent_at("a"), far_at("b")
+    a.fetch_remote_metadata("b", timeout=20)
+    a.remove_remote_agent("b")
+    assert a.peers() == [] and not a.check_remote_metadata("b")
+    b("import numpy\nlate = numpy.zeros(64, 'u1')\nagent.register_memory(late)")
+    with pytest.raises(nixl.nixlNotFoundError, match="it knows nobody"):
+        a.send_notif("b", b"x")
+    a.fetch_remote_metadata("b", timeout=20)
+    assert a.peers() == ["b"] and a.check_remote_metadata("b")
+    a.remove_remote_agent("b")
+    b.process.kill()
+    far_at("b")
+    eventually(lambda: a.check_remote_metadata("b"))
+
+
 def test_changes_are_told_as_differences(etcd, agent_at):
     a, b = agent_at("a"), agent_at("b")
     arrays = [np.zeros(100 + i, np.uint8) for i in range(300)]
