@@ -73,6 +73,7 @@ def good_arguments(pair) -> dict:
         **{"exact": False, "tag": b"x", "count": 1, "metadata": b"x", "agent": "nobody"},
         **{"inc_conn_info": False, "ip_addr": "", "port": 0, "label": "", "n": 1},
         "serialized_descs": near.get_serialized_descs(local),
+        "callback": None,
     }
 
 
