@@ -8,9 +8,12 @@
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
+#include "inline_queue.h"
 #include "posix_test_support.h"
 
 namespace nixl::posix {
@@ -108,6 +111,30 @@ TEST(EngineChoiceTest, NamedButForbiddenIsAWarning) {
     }
     EXPECT_EQ(made.engine, "Linux AIO");
     EXPECT_THAT(made.warning, HasSubstr("io_uring cannot be used"));
+}
+
+TEST(EngineChoiceTest, SmallTransfersOfUringGoByAioWhereItIsPermitted) {
+    const int event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    const auto queue = openSmallQueue(8, event);
+    if (queue == nullptr) {
+        GTEST_SKIP() << "the system permits neither Linux AIO nor io_uring";
+    }
+    std::unique_ptr<KernelQueue> ring;
+    bool forbidden = false;
+    std::thread([&] {
+        forbidden = forbid({SYS_io_setup});
+        ring = openSmallQueue(8, event);
+    }).join();
+    if (!forbidden) {
+        GTEST_SKIP() << "seccomp is not permitted here";
+    }
+    EXPECT_EQ(queue->waitFd(), event);
+    const auto other = openUringQueue(8, event);
+    EXPECT_EQ(ring == nullptr, other == nullptr);
+    if (ring != nullptr) {
+        EXPECT_NE(ring->waitFd(), event);
+    }
+    close(event);
 }
 
 TEST(EngineChoiceTest, MergeSizeMustFitPages) {

@@ -49,6 +49,10 @@ class KernelQueue {
 // on.
 std::unique_ptr<KernelQueue> openAioQueue(unsigned depth, int event);
 std::unique_ptr<KernelQueue> openUringQueue(unsigned depth, int event);
+// For the engine of io_uring: Linux AIO where that is permitted, else a ring. AIO writes an end
+// into its ring of ends right in the interrupt; io_uring does so in the thread that submitted, and
+// where another processor takes the device's interrupts that costs an interrupt more.
+std::unique_ptr<KernelQueue> openSmallQueue(unsigned depth, int event);
 
 class InlineQueue {
   public:

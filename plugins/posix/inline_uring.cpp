@@ -99,3 +99,12 @@ std::unique_ptr<KernelQueue> openUringQueue(unsigned /*depth*/, int /*event*/) {
 }  // namespace nixl::posix
 
 #endif
+
+namespace nixl::posix {
+
+std::unique_ptr<KernelQueue> openSmallQueue(unsigned depth, int event) {
+    auto queue = openAioQueue(depth, event);
+    return queue != nullptr ? std::move(queue) : openUringQueue(depth, event);
+}
+
+}  // namespace nixl::posix

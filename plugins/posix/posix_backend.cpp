@@ -27,7 +27,7 @@ const ParameterSpec kParameters[] = {
     {"merge_size", ParameterType::SIZE, "1M",
      "bytes of one request: neighbours are joined up to it, larger pieces are cut", 4096,
      1LL << 30},
-    {"max_in_flight", ParameterType::SIZE, "32M",
+    {"max_in_flight", ParameterType::SIZE, "128M",
      "bytes in flight, O_DIRECT files; what cancel may have to wait for", 4096, 1LL << 40},
     {"bounce_buffers", ParameterType::INTEGER, "16",
      "buffers of merge_size bytes for O_DIRECT with memory that is not aligned", 1, 4096},

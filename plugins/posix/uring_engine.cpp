@@ -35,7 +35,7 @@ class UringEngine final : public LoopEngine {
     using LoopEngine::LoopEngine;
 
     const char* name() const override { return "io_uring"; }
-    OpenInline inlineQueue() const override { return &openUringQueue; }
+    OpenInline inlineQueue() const override { return &openSmallQueue; }
 
     int registerBuffer(void* address, uint64_t size) override {
         if (!haveTable_) {
