@@ -154,12 +154,22 @@ nb::object queryMemory(RawAgent& self, const RegList& descs, nb::handle backend)
         results = agent.queryMemory(copy, name);
     }
     nb::list out;
+    std::vector<std::pair<std::string, nb::str>> keys;  // of the one before, mostly the same
     for (const Agent::QueryResult& result : results) {
-        if (result.has_value()) {
-            out.append(toDict(*result));
-        } else {
+        if (!result.has_value()) {
             out.append(nb::none());
+            continue;
         }
+        nb::dict one;
+        size_t at = 0;
+        for (const auto& [key, value] : *result) {
+            if (at == keys.size() || keys[at].first != key) {
+                keys.erase(keys.begin() + static_cast<ptrdiff_t>(at), keys.end());
+                keys.emplace_back(key, nb::str(key.data(), key.size()));
+            }
+            one[keys[at++].second] = nb::str(value.data(), value.size());
+        }
+        out.append(std::move(one));
     }
     return out;
 }
