@@ -97,8 +97,8 @@ def serve_one(agent: Any, channel: Channel, kind: str, gpu: int) -> None:
 class Initiator(Benchmark):
     def __init__(self, settings: Settings, options: argparse.Namespace) -> None:
         super().__init__(settings)
-        self.kind, self.gpu = options.initiator_mem, options.gpu_id
-        memory_of(self.kind, self.gpu, 1)
+        self.kind, self.gpu_id = options.initiator_mem, options.gpu_id
+        memory_of(self.kind, self.gpu_id, 1)
         self.agent = nixl_agent("initiator", nixl_agent_config(backends=["UCX"]))
         self.channel = dial(options.target_ip or options.ip, options.port, options.timeout)
         self.other = self.channel.receive()
@@ -108,12 +108,12 @@ class Initiator(Benchmark):
         def name(kind: str, gpu: int) -> str:
             return f"VRAM (GPU {gpu})" if kind == "VRAM" else kind
 
-        near, far = name(self.kind, self.gpu), name(self.other["memory"], self.other["gpu"])
+        near, far = name(self.kind, self.gpu_id), name(self.other["memory"], self.other["gpu"])
         return {"Backend": f"UCX (lane {self.lane})", "Memory Type": f"{near} -> {far}, remote"}
 
     def prepare(self, size: int) -> None:
         operation = self.settings.operation
-        self.memory = memory_of(self.kind, self.gpu, size)
+        self.memory = memory_of(self.kind, self.gpu_id, size)
         if operation == "WRITE":
             fill(self.memory, size)
         self.registered = self.agent.register_memory([self.memory])
@@ -209,7 +209,6 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=60, help="seconds to wait for the target")
     parser.add_argument("--etcd_endpoints", help="find each other by etcd (not built yet)")
     parser.add_argument("--benchmark_group", help="the name both sides share in etcd")
-    parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
     options = parser.parse_args()
     if options.etcd_endpoints or options.benchmark_group:
         raise SystemExit(

@@ -1,68 +1,92 @@
-"""Memory of one agent to memory of another through the default backend, in one process.
+"""Memory of one agent to memory of another through a network backend, in one process.
 
 python benchmarks/single_node/ucx_loopback.py --buffer_sizes 4KB,64KB,1MB,64MB --iterations 1000
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import pathlib
 import sys
 
-import numpy as np
-from nixl._api import nixl_agent, nixl_agent_config
-
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from utils.benchmark_base import Benchmark, move  # noqa: E402
-from utils.config import Settings, make_parser, settings_of  # noqa: E402
+from utils.benchmark_base import (  # noqa: E402
+    Benchmark,
+    add_backend,
+    main_of,
+    make_agent,
+    move,
+    run,
+)
+from utils.config import Settings, add_memory, make_parser  # noqa: E402
+from utils.memory import check_memory, make_memory, usage_of  # noqa: E402
 
 
 class UcxLoopback(Benchmark):
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        config = nixl_agent_config(backends=["UCX"])
-        self.left = nixl_agent("initiator", config)
-        self.right = nixl_agent("target", config)
+    def __init__(self, options: argparse.Namespace, settings: Settings) -> None:
+        super().__init__(settings, options)
+        check_memory(options.memory_type, options.gpu_id)
+        self.left = make_agent("initiator", options)
+        self.right = make_agent("target", options)
+        for agent in (self.left, self.right):
+            add_backend(agent, options.backend, options)
         self.lane = ""
 
     def head(self) -> dict[str, str]:
-        return {"Backend": f"UCX (lane {self.lane})", "Memory Type": "DRAM -> DRAM (one process)"}
+        kind = self.near.name
+        return {
+            "Backend": self.options.backend + (f" (lane {self.lane})" if self.lane else ""),
+            "Memory Type": f"{kind} -> {kind} (one process)",
+        }
+
+    def gpu(self) -> object:
+        return usage_of(self.options.memory_type, self.options.gpu_id)
 
     def prepare(self, size: int) -> None:
-        self.mine = np.random.default_rng(1).integers(0, 256, size, dtype=np.uint8)
-        self.theirs = np.zeros(size, dtype=np.uint8)
-        if self.settings.operation == "READ":
-            self.theirs[:] = self.mine
-            self.mine = np.zeros(size, dtype=np.uint8)
-        self.kept = [
-            (self.left, self.left.register_memory([self.mine])),
-            (self.right, self.right.register_memory([self.theirs])),
-        ]
+        self.releases = contextlib.ExitStack()
+        keep = self.releases.callback
+        options = self.options
+        kind = (options.memory_type, size, options.gpu_id, options.enable_vmm)
+        self.near, self.far = make_memory(*kind), make_memory(*kind)
+        self.seed = size
+        for memory, agent in ((self.near, self.left), (self.far, self.right)):
+            keep(memory.close)
+            keep(agent.deregister_memory, memory.register(agent))
+        writes = self.settings.operation == "WRITE"
+        (self.near if writes else self.far).fill(self.seed)
         self.left.add_remote_agent(self.right.get_agent_metadata())
+        batch = self.settings.batch
         self.handle = self.left.initialize_xfer(
             self.settings.operation,
-            self.left.get_xfer_descs([self.mine]),
-            self.left.get_xfer_descs([self.theirs]),
+            self.near.descriptors(self.left, batch),
+            self.far.descriptors(self.left, batch),
             "target",
         )
-        self.lane = self.left.explain(self.handle)["lane"]
+        keep(self.left.release_xfer_handle, self.handle)
+        self.lane = str(self.left.explain(self.handle).get("lane") or "")
 
     def run_once(self) -> None:
         move(self.left, self.handle)
 
     def verify(self) -> bool:
-        return bool((self.mine == self.theirs).all())
+        return (self.far if self.settings.operation == "WRITE" else self.near).holds(self.seed)
 
     def finish(self) -> None:
-        self.left.release_xfer_handle(self.handle)
-        for agent, descs in self.kept:
-            agent.deregister_memory(descs)
+        self.releases.close()
+
+    def close(self) -> None:
+        self.left.close()
+        self.right.close()
 
 
 def main() -> int:
-    options = make_parser("the default backend, locally", "4KB,64KB,1MB,64MB", 1000).parse_args()
-    return UcxLoopback(settings_of(options)).main()
+    parser = make_parser("a network backend in one process", "4KB,64KB,1MB,64MB", 1000)
+    parser.add_argument("--backend", default="UCX", help="the network backend, default UCX")
+    add_memory(parser, "DRAM")
+    return main_of(UcxLoopback, parser)()
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

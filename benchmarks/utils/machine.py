@@ -1,11 +1,13 @@
-"""What the figures were measured on: a few lines of text for the head of every table."""
+"""What the figures were measured on: text for the head of a table, and facts for its records."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import pathlib
 import platform
 import sys
+from typing import Any
 
 
 def _field(path: str, name: str) -> str:
@@ -46,3 +48,44 @@ def load() -> str:
     """How busy the machine is: figures of a busy one vary."""
     one, five, _ = os.getloadavg()
     return f"load average {one:.1f} (1 min), {five:.1f} (5 min)"
+
+
+def record() -> dict[str, Any]:
+    """The same for a program to read."""
+    processor = _field("/proc/cpuinfo", "model name")
+    return {
+        "host": platform.node(),
+        "processor": platform.machine() if processor == "unknown" else processor,
+        "architecture": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(int(_field("/proc/meminfo", "MemTotal").split()[0]) / 1e6),
+        "system": _system(),
+        "kernel": platform.release(),
+        "load": [round(one, 2) for one in os.getloadavg()],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that the figures depend on, as far as they are here."""
+    found = {"python": platform.python_version()}
+    for name in ("nixl", "numpy"):
+        module = sys.modules.get(name)
+        version = getattr(module, "__version__", None)
+        if module is not None and version is None:
+            try:
+                version = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                version = "unknown"
+        if version is not None:
+            found[name] = str(version)
+    return found
+
+
+def environment() -> dict[str, str]:
+    """Settings of the environment that change what a run measures; nothing that may be secret."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(("UCX_", "NIXL_", "CUDA_", "CUFILE_"))
+        and not any(word in name for word in ("KEY", "SECRET", "TOKEN", "PASSWORD"))
+    }
