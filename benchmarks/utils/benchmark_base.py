@@ -153,7 +153,9 @@ def add_backend(
 def pieces(address: int, size: int, count: int, device: int) -> list[tuple[int, int, int]]:
     """Descriptors that cut a range into so many parts; where needed some are a byte longer."""
     if count > size:
-        raise Refused(f"--batch_size {count}: a buffer of {size} bytes has no so many parts")
+        raise Refused(
+            f"--batch_size {count}: a buffer of {size} bytes cannot be cut into so many parts"
+        )
     small, longer = divmod(size, count)
     out, at = [], address
     for index in range(count):

@@ -130,6 +130,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     add("--format", choices=("table", "json", "jsonl", "csv"), default="table",
         help="of standard output; jsonl: a line a size, with machine and parameters")  # fmt: skip
     add("--json_lines", metavar="FILE", help="add these lines to a file")
+    add("--report", metavar="HTML", help="write one self-contained page with plots")
+    add("--compare", metavar="FILE", action="append", default=[],
+        help="earlier --json_lines to show beside this run; may be repeated")  # fmt: skip
     add("--label", default="", help="what the report calls this run")
     add("--no_progress", action="store_true", help="no progress bar on a terminal")
 

@@ -135,10 +135,17 @@ def percent_text(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f} %"
 
 
+def bandwidth_text(gb_s: float) -> str:
+    for least, factor, unit in ((1e3, 1e-3, "TB"), (0.1, 1, "GB"), (1e-4, 1e3, "MB")):
+        if gb_s >= least * (1 - 1e-9):
+            return f"{gb_s * factor:.3g} {unit}/s"
+    return f"{gb_s * 1e6:.3g} KB/s" if gb_s else "0"
+
+
 def _cells(result: Result) -> dict[str, str]:
     cells = {
         "Buffer Size": size_text(result.size),
-        "Bandwidth": f"{result.bandwidth:.3g} GB/s",
+        "Bandwidth": bandwidth_text(result.bandwidth),
         "Latency (μs)": f"{result.mean:.1f}",
         "P50 (μs)": f"{result.percentile(50):.1f}",
         "P95 (μs)": f"{result.percentile(95):.1f}",
@@ -159,6 +166,7 @@ def _cells(result: Result) -> dict[str, str]:
 # Columns that only some programs have: name in records → heading.
 EXTRA = {
     "bus_gb_s": "Bus GB/s",
+    "total_gb_s": "All GB/s",
     "target_cpu_percent": "Target CPU %",
 }
 

@@ -97,6 +97,12 @@ def show(
         return
     if options.json_lines:
         append(options.json_lines, lines)
+    if options.report:
+        from .report import write_report
+
+        earlier = [one for path in options.compare for one in load(path)]
+        write_report(options.report, [*earlier, *lines])
+        print(f"report: {options.report}", file=sys.stderr)
 
 
 def _line(record: Mapping[str, Any]) -> str:
@@ -133,7 +139,9 @@ def check_paths(options: argparse.Namespace | None) -> None:
     """Refuses what could only fail after the measuring."""
     if options is None:
         return
-    for path in (options.json_lines,):
+    for path in options.compare:
+        load(path)
+    for path in (options.json_lines, options.report):
         folder = pathlib.Path(path or ".").resolve().parent
         if not folder.is_dir():
             raise Refused(f"{path}: there is no folder {folder}")

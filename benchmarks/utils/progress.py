@@ -49,6 +49,10 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    @property
+    def visible(self) -> bool:
+        return self._bar is not None
+
     def begin(self, size: int, rounds: int) -> Callable[[int], None]:
         """What the measuring loop calls with the index of each round that is over."""
         if self._bar is None:

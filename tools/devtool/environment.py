@@ -63,7 +63,7 @@ GROUPS = {
     "python": Group(
         "for the tests in Python",
         apt=("fio", "iproute2", "valgrind"),
-        optional=("etcd-server", "python3-torch"),
+        optional=("chromium-headless-shell", "etcd-server", "python3-torch"),
     ),
     "clients": Group("for the tests with programs of others", pip="clients"),
     "clang": Group("for the sanitizers", apt=("clang", "libclang-rt-14-dev", "llvm")),
@@ -122,8 +122,9 @@ def install_packages(groups: list[str]) -> None:
     install = ["apt-get", "install", "-y", "-q", "--no-install-recommends"]
     if missing:
         must([*install, *missing], "setup", "apt-get install", env=apt)
-    if optional and run([*install, *optional], "setup", env=apt) != 0:
-        say(f"set-up: optional {' '.join(optional)} could not be installed; its tests will skip")
+    for name in optional:  # one by one: no system has them all
+        if run([*install, name], "setup", env=apt) != 0:
+            say(f"set-up: optional {name} could not be installed; its tests will skip")
     return check_tools(groups)
 
 
