@@ -50,12 +50,11 @@ class UcxLoopback(Benchmark):
         options = self.options
         kind = (options.memory_type, size, options.gpu_id, options.enable_vmm)
         self.near, self.far = make_memory(*kind), make_memory(*kind)
-        self.seed = size
         for memory, agent in ((self.near, self.left), (self.far, self.right)):
             keep(memory.close)
             keep(agent.deregister_memory, memory.register(agent))
         writes = self.settings.operation == "WRITE"
-        (self.near if writes else self.far).fill(self.seed)
+        (self.near if writes else self.far).fill(size)
         self.left.add_remote_agent(self.right.get_agent_metadata())
         batch = self.settings.batch
         self.handle = self.left.initialize_xfer(
@@ -71,7 +70,11 @@ class UcxLoopback(Benchmark):
         move(self.left, self.handle)
 
     def verify(self) -> bool:
-        return (self.far if self.settings.operation == "WRITE" else self.near).holds(self.seed)
+        """Once more, with bytes that were not there before."""
+        writes = self.settings.operation == "WRITE"
+        (self.near if writes else self.far).fill(self.near.size + 1)
+        self.run_once()
+        return (self.far if writes else self.near).holds(self.near.size + 1)
 
     def finish(self) -> None:
         self.releases.close()
