@@ -13,7 +13,15 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
-SIMPLE = ["two_processes.py", "kv_cache.py", "many_to_one.py", "one_to_many.py", "aggregation.py"]
+SIMPLE = [
+    "two_processes.py",
+    "kv_cache.py",
+    "many_to_one.py",
+    "one_to_many.py",
+    "aggregation.py",
+    "all_reduce.py",
+    "hierarchical.py",
+]
 CHECKPOINT = ["checkpoint.py", "--layers", "3", "--width", "64"]
 DEMO_WINDOWS = ["--window", "1M", "--page", "4K"]
 

@@ -14,6 +14,7 @@ GUIDE = (
     "single_node/ucx_loopback.py",
     "multi_node/ucx_p2p.py",
     "multi_node/hierarchical.py",
+    "multi_node/all_reduce.py",
 )
 VERSUS = "versus/bench_versus.py"
 
