@@ -7,6 +7,7 @@ standard error and exit status 1, something that this machine or build lacks exi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pathlib
 import sys
 import time
@@ -73,26 +74,32 @@ class Benchmark:
         return {}
 
     def measure(self, size: int, progress: Progress | None = None) -> Result:
+        try:
+            result = self._measure(size, progress)
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                self.finish()
+            raise
+        self.finish()
+        return result
+
+    def _measure(self, size: int, progress: Progress | None) -> Result:
         settings = self.settings
         rounds, warm = settings.rounds(size), settings.warm_rounds(size)
         tell = progress.begin(size, warm + rounds) if progress else _silent
-        try:
-            self.prepare(size)
-            for index in range(warm):
+        self.prepare(size)
+        for index in range(warm):
+            self.run_once()
+            tell(index)
+        with Meter(self.gpu()) as meter:
+            clock, seconds = time.perf_counter, meter.seconds
+            for index in range(rounds):
+                before = clock()
                 self.run_once()
-                tell(index)
-            with Meter(self.gpu()) as meter:
-                clock, seconds = time.perf_counter, meter.seconds
-                for index in range(rounds):
-                    before = clock()
-                    self.run_once()
-                    seconds.append(clock() - before)
-                    tell(warm + index)
-            same = self.verify() if settings.verify else None
-            extra = self.extra()
-        finally:
-            self.finish()
-        return meter.result(size, same, self.operations(), **extra)
+                seconds.append(clock() - before)
+                tell(warm + index)
+        same = self.verify() if settings.verify else None
+        return meter.result(size, same, self.operations(), **self.extra())
 
     def main(self) -> int:
         """Every size, then what the options ask to be shown. 1 where bytes differed."""

@@ -24,6 +24,7 @@ from .benchmark_base import add_backend, make_agent, verdict
 from .config import at_least, settings_of
 from .errors import Refused
 from .exchange import Channel, dial, pack, unpack
+from .machine import boot_id
 from .metrics import Meter, Result
 from .output import check_paths, show
 from .progress import Progress
@@ -168,7 +169,7 @@ def _rank_main(
 
 
 def _serve(channel: Channel, kind: type[Rank], options: argparse.Namespace) -> None:
-    channel.send(host=socket.gethostname())
+    channel.send(host=f"{socket.gethostname()} {boot_id()}")
     told = channel.receive()
     with make_agent(f"rank{told['rank']}-{told['run']}", options, passive=True) as agent:
         add_backend(agent, told["setting"]["backend"], options)
