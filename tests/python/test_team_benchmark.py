@@ -32,7 +32,7 @@ def answer(program: str, *words: str) -> dict:
 
 @pytest.mark.parametrize(
     ("pattern", "operation"),
-    [("pairwise", "WRITE"), ("many_to_one", "READ"), ("one_to_many", "WRITE"), ("tp", "READ")],
+    [("pairwise", "READ"), ("many_to_one", "WRITE"), ("one_to_many", "READ"), ("tp", "WRITE")],
 )
 def test_every_pattern_delivers(pattern: str, operation: str) -> None:
     words = ["--pattern", pattern, "--operation", operation, "--buffer_sizes", "64KB"]
