@@ -40,6 +40,7 @@ class Benchmark:
     def __init__(self, settings: Settings, options: argparse.Namespace | None = None) -> None:
         self.settings = settings
         self.options = options
+        self.progress: Progress | None = None
 
     def head(self) -> dict[str, str]:
         """What stands above the table."""
@@ -73,9 +74,9 @@ class Benchmark:
         """Figures of this program alone; utils/metrics.py has their headings."""
         return {}
 
-    def measure(self, size: int, progress: Progress | None = None) -> Result:
+    def measure(self, size: int) -> Result:
         try:
-            result = self._measure(size, progress)
+            result = self._measure(size)
         except BaseException:
             with contextlib.suppress(Exception):  # the first error is the one to tell
                 self.finish()
@@ -83,10 +84,10 @@ class Benchmark:
         self.finish()
         return result
 
-    def _measure(self, size: int, progress: Progress | None) -> Result:
+    def _measure(self, size: int) -> Result:
         settings = self.settings
         rounds, warm = settings.rounds(size), settings.warm_rounds(size)
-        tell = progress.begin(size, warm + rounds) if progress else _silent
+        tell = self.progress.begin(size, warm + rounds) if self.progress else _silent
         self.prepare(size)
         for index in range(warm):
             self.run_once()
@@ -104,8 +105,8 @@ class Benchmark:
     def main(self) -> int:
         """Every size, then what the options ask to be shown. 1 where bytes differed."""
         check_paths(self.options)
-        with Progress(self.options) as progress:
-            results = [self.measure(size, progress) for size in self.settings.sizes]
+        with Progress(self.options) as self.progress:
+            results = [self.measure(size) for size in self.settings.sizes]
         head = self.head()
         if self.settings.operation:
             head |= {"Operation": self.settings.operation}
