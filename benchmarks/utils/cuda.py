@@ -90,8 +90,14 @@ class Cuda:
 
     def allocate_virtual(self, size: int) -> tuple[int, int]:
         """Address and length of memory made by CUDA's virtual memory calls."""
+        try:
+            return self._map(size, 1)  # may be registered with a network adapter
+        except RuntimeError:
+            return self._map(size, 0)  # not every GPU can have it so
+
+    def _map(self, size: int, rdma: int) -> tuple[int, int]:
         kind = _Allocation(type=_PINNED, location=_Location(_ON_DEVICE, self._device))
-        kind.flags.rdma = 1  # may be registered with a network adapter
+        kind.flags.rdma = rdma
         grain = c_size_t()
         self._call("cuMemGetAllocationGranularity", byref(grain), byref(kind), c_int(0))
         length = -(-size // grain.value) * grain.value
@@ -118,6 +124,7 @@ class Cuda:
     def write(self, address: int, data: np.ndarray) -> None:
         here = c_void_p(data.ctypes.data)
         self._call("cuMemcpyHtoD_v2", c_uint64(address), here, c_size_t(data.nbytes))
+        self._call("cuCtxSynchronize")  # that call may return before the bytes are all there
 
     def read(self, address: int, size: int) -> np.ndarray:
         data = np.empty(size, dtype=np.uint8)

@@ -29,6 +29,9 @@ API int cuMemFree_v2(uint64_t address) {
 API int cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t size) {
     return cuMemcpyHtoDAsync_v2(to, from, size, (void*)2);
 }
+API int cuCtxSynchronize(void) {
+    return 0;
+}
 API int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t size) {
     return cuMemcpyDtoHAsync_v2(to, from, size, (void*)2);
 }
@@ -51,7 +54,7 @@ API int cuMemAddressReserve(
 }
 API int cuMemCreate(uint64_t* handle, size_t size, const Allocation* kind, uint64_t flags) {
     *handle = 77;
-    return size % GRAIN == 0 && kind->rdma == 1 && flags == 0 ? 0 : 1;
+    return size % GRAIN == 0 && kind->rdma == 0 && flags == 0 ? 0 : 801; /* no RDMA here */
 }
 API int cuMemMap(uint64_t address, size_t size, size_t offset, uint64_t handle, uint64_t flags) {
     mapped = (address & GPU_BIT) != 0 && size % GRAIN == 0 && offset == 0 && flags == 0;
