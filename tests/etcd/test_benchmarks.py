@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import http.server
 import importlib
+import json
 import pathlib
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from etcd_support import Certificates, Etcd
@@ -25,8 +26,8 @@ def etcd(shared_etcd: Etcd) -> str:
     return str(shared_etcd.endpoint)
 
 
-def start(program: str, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(BENCHMARKS / "multi_node" / program), *SHORT, *words]
+def start(program: str, *words: str, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
+    command = [*prefix, sys.executable, str(BENCHMARKS / "multi_node" / program), *SHORT, *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -95,6 +96,33 @@ def test_ranks_of_several_starts_make_a_team(etcd: str) -> None:
 
 def test_a_target_that_died_is_replaced(replaced: list[subprocess.Popen[str]]) -> None:
     assert sum(",True," in out for out, _ in finish(*replaced)) == 1
+
+
+@pytest.fixture
+def cable(monkeypatch: pytest.MonkeyPatch):
+    """Two hosts, which are network namespaces, with a cable between them."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "versus"))
+    hosts = importlib.import_module("hosts")
+    try:
+        with hosts.Cable() as made:
+            yield made, hosts
+    except hosts.NoHosts as error:
+        pytest.skip(str(error))
+
+
+def test_two_hosts_find_each_other(cable, make_etcd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address that the target tells is the one by which it reaches etcd."""
+    made, hosts = cable
+    monkeypatch.setenv("NIXL_LANES", "stream")  # else the one kernel is noticed
+    near, far = hosts.inside(made.near), hosts.inside(made.far)
+    server = make_etcd(host=hosts.NEAR_ADDRESS, prefix=tuple(near))
+    words = ("--etcd_endpoints", server.endpoint, "--benchmark_group", "hosts", "--format", "json")
+    told = finish(*(start("ucx_p2p.py", *words, prefix=host) for host in (near, far)))
+    target, initiator = sorted(told)
+    place = re.search(r"this is the target, waiting at (\S+)", target[1])
+    assert place is not None and place[1] in (hosts.NEAR_ADDRESS, hosts.FAR_ADDRESS)
+    answer = json.loads(initiator[0])
+    assert "lane stream" in answer["head"]["Backend"] and answer["results"][0]["verified"] is True
 
 
 def test_users_have_passwords(make_etcd, utils, monkeypatch: pytest.MonkeyPatch) -> None:
