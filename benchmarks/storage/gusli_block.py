@@ -52,13 +52,17 @@ class GusliBlock(StorageBenchmark):
         return self.options.device_offset, self.options.device_id
 
 
+def offset(text: str) -> int:
+    return 0 if text.strip() == "0" else parse_size(text)
+
+
 def main() -> int:
     order = ("READ", "WRITE")
     parser = make_parser("block devices through GUSLI", "4KB,64KB,1MB", 100, operations=order)
     add = parser.add_argument_group("storage").add_argument
     add("--device_path", required=True, help="the device, to compare bytes by plain reads")
     add("--device_id", type=at_least(0), default=11, help="its number in the configuration")
-    add("--device_offset", type=parse_size, default=0, help="where on it to begin")
+    add("--device_offset", type=offset, default=0, help="where on it to begin")
     add("--config_file", help="GUSLI's list of devices")
     add("--overwrite", action="store_true", help="allow --operation WRITE")
     add_memory(parser, "DRAM")

@@ -184,3 +184,66 @@ def test_a_byte_that_differs_is_found(operation: str, tmp_path: pathlib.Path) ->
         [sys.executable, str(script), *words, *SHORT], capture_output=True, text=True, timeout=100
     )
     assert ended.returncode == 1 and "DIFFERS" in ended.stdout, ended.stderr
+
+
+INSTEAD = """
+import json, os, sys
+sys.path[:0] = [{folder!r}, {above!r}]
+import {module} as program
+import utils.storage as storage
+
+# POSIX in the place of a backend that is not here, and a file in that of a device.
+real = storage.add_backend
+def add_backend(agent, name, options, parameters):
+    print(json.dumps([name, dict(parameters)]), file=sys.stderr)
+    real(agent, "POSIX", options, {{}})
+storage.add_backend = add_backend
+if {module!r} == "gusli_block":
+    def open_place(self, size, keep):
+        fd = os.open(self.options.device_path, os.O_RDWR)
+        keep.callback(os.close, fd)
+        return self.options.device_offset, fd
+    program.GusliBlock.kind, program.GusliBlock.open_place = "FILE", open_place
+sys.argv[0] = {module!r} + ".py"
+raise SystemExit(program.run(program.main))
+"""
+
+
+def run_instead(module: str, tmp_path: pathlib.Path, *words: str) -> tuple[list, list[dict]]:
+    """What the program asked of its backend, and its records."""
+    script = tmp_path / "instead.py"
+    places = {"folder": str(BENCHMARKS / "storage"), "above": str(BENCHMARKS)}
+    script.write_text(INSTEAD.format(module=module, **places))
+    command = [sys.executable, str(script), *words, *SHORT, "--format", "jsonl"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 0, ended.stderr
+    found = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert all(one["result"]["verified"] is True for one in found)
+    return json.loads(ended.stderr.splitlines()[0]), found
+
+
+def test_gds_at_length_with_another_backend(tmp_path: pathlib.Path) -> None:
+    words = "--operation BOTH --memory_type DRAM --buffer_size 1MB --batch_size 128"
+    words += " --gds_batch_pool_size 256 --gds_batch_limit 512 --storage_enable_direct"
+    asked, found = run_instead(
+        "gds_benchmark", tmp_path, "--file_path", str(tmp_path / "f"), *words.split()
+    )
+    assert asked == ["GDS", {"batch_pool_size": "256", "batch_limit": "512"}]
+    assert [one["head"]["Operation"] for one in found] == ["WRITE", "READ"]
+    assert "FILE" in found[1]["head"]["Memory Type"].split("->")[0]
+
+
+def test_block_devices_with_another_backend(tmp_path: pathlib.Path) -> None:
+    device = tmp_path / "device"
+    content = os.urandom(1 << 20)
+    device.write_bytes(content)
+    place = ("--device_path", str(device), "--device_offset", "64KB", "--buffer_sizes", "4KB,256KB")
+    asked, _ = run_instead("gusli_block", tmp_path, *place, "--config_file", "list")
+    assert asked == ["GUSLI", {"config_file": "list"}]
+    assert device.read_bytes() == content  # reading is the default
+    run_instead("gusli_block", tmp_path, *place, "--operation", "WRITE", "--overwrite")
+    after = device.read_bytes()
+    assert after[: 64 << 10] == content[: 64 << 10] and after != content
+    assert after[320 << 10 :] == content[320 << 10 :]
+    with pytest.raises(AssertionError, match="say --overwrite as well"):
+        run_instead("gusli_block", tmp_path, *place, "--operation", "WRITE")
