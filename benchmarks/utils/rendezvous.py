@@ -140,9 +140,11 @@ def _claim(etcd: Etcd, key: str, options: argparse.Namespace) -> Target | None:
         return None
     ip = options.ip or _address_towards(*etcd.server)
     server, token = listen(ip, options.port or 0), secrets.token_hex(8)
+    if ip in ("0.0.0.0", "::"):  # listens everywhere; the others need one address
+        ip = _address_towards(*etcd.server)
     lease = Lease(etcd)
     target = Target(server, token, options.timeout, lease.close)
-    place = {"ip": target.address[0], "port": target.address[1], "token": token}
+    place = {"ip": ip, "port": target.address[1], "token": token}
     if etcd.put_new(key, json.dumps(place), lease.id):
         return target
     target.close()

@@ -110,17 +110,22 @@ def cable(monkeypatch: pytest.MonkeyPatch):
         pytest.skip(str(error))
 
 
-def test_two_hosts_find_each_other(cable, make_etcd, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_two_hosts_find_each_other(
+    cable, make_etcd, monkeypatch: pytest.MonkeyPatch, everywhere: bool
+) -> None:
     """The address that the target tells is the one by which it reaches etcd."""
     made, hosts = cable
     monkeypatch.setenv("NIXL_LANES", "stream")  # else the one kernel is noticed
     near, far = hosts.inside(made.near), hosts.inside(made.far)
     server = make_etcd(host=hosts.NEAR_ADDRESS, prefix=tuple(near))
     words = ("--etcd_endpoints", server.endpoint, "--benchmark_group", "hosts", "--format", "json")
+    words = (*words, "--ip", "0.0.0.0") if everywhere else words
     told = finish(*(start("ucx_p2p.py", *words, prefix=host) for host in (near, far)))
     target, initiator = sorted(told)
     place = re.search(r"this is the target, waiting at (\S+)", target[1])
-    assert place is not None and place[1] in (hosts.NEAR_ADDRESS, hosts.FAR_ADDRESS)
+    addresses = ("0.0.0.0",) if everywhere else (hosts.NEAR_ADDRESS, hosts.FAR_ADDRESS)
+    assert place is not None and place[1] in addresses
     answer = json.loads(initiator[0])
     assert "lane stream" in answer["head"]["Backend"] and answer["results"][0]["verified"] is True
 
