@@ -137,6 +137,31 @@ class _Utilization(ctypes.Structure):
     _fields_ = [("gpu", c_uint), ("memory", c_uint)]
 
 
+def _nvml() -> Any:
+    """The library, ready to be used; None where it is missing."""
+    try:
+        library: Any = ctypes.CDLL(os.environ.get("NIXL_NVML_LIBRARY", "libnvidia-ml.so.1"))
+    except OSError:
+        return None
+    return library if library.nvmlInit_v2() == 0 else None
+
+
+def gpu_facts() -> dict[str, Any]:
+    """Names of the GPUs and the driver's version; nothing where NVML is missing."""
+    library, count = _nvml(), c_uint()
+    if library is None or library.nvmlDeviceGetCount_v2(byref(count)) != 0:
+        return {}
+    names = []
+    for index in range(count.value):
+        device, name = c_void_p(), ctypes.create_string_buffer(96)
+        library.nvmlDeviceGetHandleByIndex_v2(c_uint(index), byref(device))
+        if library.nvmlDeviceGetName(device, name, c_uint(len(name))) == 0:
+            names.append(name.value.decode(errors="replace"))
+    driver = ctypes.create_string_buffer(80)
+    library.nvmlSystemGetDriverVersion(driver, c_uint(len(driver)))
+    return {"gpus": names, "gpu_driver": driver.value.decode(errors="replace")}
+
+
 class Nvml:
     """How busy one GPU is, as NVML says; the driver looks a few times a second."""
 
@@ -146,12 +171,8 @@ class Nvml:
     @classmethod
     def open(cls, gpu: int) -> Nvml | None:
         """None where NVML or the GPU is missing: the figure is then left out."""
-        try:
-            library: Any = ctypes.CDLL(os.environ.get("NIXL_NVML_LIBRARY", "libnvidia-ml.so.1"))
-        except OSError:
-            return None
-        device = c_void_p()
-        if library.nvmlInit_v2() != 0:
+        library, device = _nvml(), c_void_p()
+        if library is None:
             return None
         if library.nvmlDeviceGetHandleByIndex_v2(c_uint(gpu), byref(device)) != 0:
             return None

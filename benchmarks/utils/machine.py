@@ -51,7 +51,9 @@ def load() -> str:
 
 
 def record() -> dict[str, Any]:
-    """The same for a program to read."""
+    """The same for a program to read, and which GPUs there are."""
+    from .cuda import gpu_facts  # needs NumPy, which facts() does not
+
     processor = _field("/proc/cpuinfo", "model name")
     return {
         "host": platform.node(),
@@ -62,6 +64,7 @@ def record() -> dict[str, Any]:
         "system": _system(),
         "kernel": platform.release(),
         "load": [round(one, 2) for one in os.getloadavg()],
+        **gpu_facts(),
     }
 
 

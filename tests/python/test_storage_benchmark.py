@@ -94,6 +94,8 @@ def test_gpu_memory_to_files(words: str, gpu: dict[str, str], tmp_path: pathlib.
     )
     assert "VRAM (GPU 0)" in found[0]["head"]["Memory Type"]
     assert found[0]["result"]["gpu_percent"] == 42
+    assert found[0]["machine"]["gpus"] == ["Stand-in 9000"]
+    assert found[0]["machine"]["gpu_driver"] == "1.2.3"
 
 
 def test_a_gpu_that_is_not_there(gpu: dict[str, str], tmp_path: pathlib.Path) -> None:
