@@ -189,6 +189,24 @@ nb::object listStorage(RawAgent& self, nb::handle backend, Text prefix, size_t l
     return out;
 }
 
+// What stands in the way of each name that is still there.
+nb::dict removeMany(RawAgent& self, nb::handle backend, const std::vector<std::string>& names) {
+    const std::string where = backendName(backend);
+    Agent& agent = self.get();
+    std::vector<Status> ends;
+    {
+        const GilRelease release;
+        ends = agent.removeStorage(where, names);
+    }
+    nb::dict out;
+    for (size_t i = 0; i < ends.size(); ++i) {
+        if (!ends[i].ok()) {
+            out[names[i].c_str()] = makeError(Error(ends[i], {agent.name(), {}, where}));
+        }
+    }
+    return out;
+}
+
 void bindBackends(nb::class_<RawAgent>& agent) {
     agent.def("getAvailPlugins", [](RawAgent& self) { return self.get().availablePlugins(); })
         .def("getPluginParams", &pluginParameters, nb::arg("plugin"))
@@ -216,6 +234,7 @@ void bindBackends(nb::class_<RawAgent>& agent) {
         .def("_capabilities", &capabilities)
         .def("queryMem", &queryMemory, nb::arg("descs").lock(), nb::arg("backend"))
         .def("_listStorage", &listStorage)
+        .def("_removeMany", &removeMany)
         .def("_removeStorage", [](RawAgent& self, nb::handle backend, Text name) {
             const std::string where = backendName(backend);
             Agent& live = self.get();

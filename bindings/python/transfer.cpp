@@ -92,6 +92,12 @@ void bindXferHandle(nb::module_& module) {
                  const GilRelease no_gil;
                  agent.cancelTransfer(id);
              })
+        .def_prop_ro("progress",
+                     [](XferHandle& handle) {
+                         const TransferProgress now =
+                             handle.live->get().transferProgress(handle.checked("the transfer"));
+                         return nb::make_tuple(now.bytesDone, now.bytesTotal);
+                     })
         .def(
             "wait",
             [](XferHandle& handle, nb::handle timeout) {

@@ -121,6 +121,9 @@ class NIXL_API Agent {
                                           const std::string& prefix,
                                           size_t limit = SIZE_MAX);
     void removeStorage(const std::string& backend, const std::string& name);
+    // Many at a time; one Status for each name, in order.
+    std::vector<Status> removeStorage(const std::string& backend,
+                                      std::span<const std::string> names);
 
     // Prepared lists: one side, resolved once, used by index. An empty `peer` is the local side;
     // the own name is this agent as the remote side.
@@ -186,6 +189,7 @@ class NIXL_API Agent {
     Status transferError(HandleId id);             // OK while none
     std::vector<DescriptorFailure> transferFailures(HandleId id);
     TransferTelemetry transferTelemetry(HandleId id);
+    TransferProgress transferProgress(HandleId id);
     TransferExplanation explainTransfer(HandleId id);
     TransferCost estimateTransfer(HandleId id);
     std::string transferBackend(HandleId id);

@@ -201,6 +201,8 @@ class NIXL_API BackendTransfer {
     // Advances a pending post without blocking; callers who poll or wait call it.
     virtual void help() {}
     virtual TransferDescription describe() const { return {}; }
+    // How many bytes of the last post have been moved, where the backend can tell; any thread.
+    virtual std::optional<uint64_t> bytesDone() const { return std::nullopt; }
     // What one post would take, where the backend can tell.
     virtual std::optional<TransferCost> estimateCost() const { return std::nullopt; }
 };
@@ -246,6 +248,8 @@ class NIXL_API QuerySupport {
         std::span<const MemoryRegion> regions) = 0;
     virtual Result<std::vector<StorageEntry>> list(std::string_view prefix, size_t limit);
     virtual Status remove(std::string_view name);
+    // One Status for each; by default one after the other.
+    virtual std::vector<Status> removeMany(std::span<const std::string> names);
 };
 
 struct BackendInfo {

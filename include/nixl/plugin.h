@@ -16,7 +16,7 @@
 namespace nixl {
 
 // Changes with every incompatible change of backend.h, services.h, lane.h or this file.
-inline constexpr uint32_t kPluginAbi = 5;
+inline constexpr uint32_t kPluginAbi = 6;
 
 enum class PluginKind : uint8_t { BACKEND = 0, TELEMETRY_EXPORTER = 1 };
 
@@ -27,6 +27,7 @@ enum class ParameterType : uint8_t {
     DURATION,  // seconds: decimal with an optional us, ms, s
     STRING,
     CHOICE,  // one of `choices`, separated by '|'
+    SECRET,  // as STRING, but nothing ever shows its value
 };
 
 // One parameter of a plugin. A name that ends in '*' declares a prefix: any key that starts so is

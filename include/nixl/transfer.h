@@ -58,6 +58,12 @@ struct TransferExplanation {
     bool lastPostInline = false;  // whether the last post finished inside post
 };
 
+// How far the last post has come. A backend that cannot tell has moved nothing until the end.
+struct TransferProgress {
+    uint64_t bytesDone = 0;
+    uint64_t bytesTotal = 0;
+};
+
 struct TransferCost {
     std::chrono::microseconds duration{0};
     std::chrono::microseconds margin{0};

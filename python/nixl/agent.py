@@ -250,9 +250,14 @@ class nixl_agent(NotificationCalls, MetadataCalls):
         return self.agent._listStorage(backend, prefix, limit)
 
     @plain_errors
-    def remove_storage(self, backend: str, name: str) -> None:
-        """Removes a file or object by name."""
-        self.agent._removeStorage(backend, name)
+    def remove_storage(
+        self, backend: str, name: str | Sequence[str]
+    ) -> None | dict[str, nixlError]:
+        """Removes a file or object by name, or many at a time: of a list of names, the answer
+        has the error of each that was not removed."""
+        if isinstance(name, (str, bytes)):
+            return self.agent._removeStorage(backend, name)
+        return self.agent._removeMany(backend, list(name))
 
     @plain_errors
     def prep_mem_view(self, dlist: Any, *, backends: Sequence[str] | None = None) -> int:

@@ -15,7 +15,8 @@ nixl_backend_handle = int
 
 
 class nixl_xfer_handle(nixlBind.nixlXferHandle):
-    """One transfer. ``wait(timeout)`` and ``await handle`` give "DONE" or raise its error."""
+    """One transfer. ``wait(timeout)`` and ``await handle`` give "DONE" or raise its error;
+    ``progress`` is (bytes moved, bytes in all) of the last post."""
 
     def __await__(self) -> Generator[Any, None, str]:
         from .aio import wait_handle

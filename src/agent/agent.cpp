@@ -182,32 +182,6 @@ std::vector<Agent::QueryResult> Agent::queryMemory(const RegistrationList& list,
     return take(impl, impl.query(list, backend));
 }
 
-namespace {
-
-QuerySupport& storageOf(AgentImpl& impl, const std::string& backend) {
-    QuerySupport* const support = take(impl, impl.loaded(backend))->backend->query();
-    if (support == nullptr) {
-        raise(impl, Status::notSupported("backend " + backend + " keeps no storage"));
-    }
-    return *support;
-}
-
-}  // namespace
-
-std::vector<StorageEntry> Agent::listStorage(const std::string& backend,
-                                             const std::string& prefix,
-                                             size_t limit) {
-    const Use use(impl_);
-    AgentImpl& impl = *use;
-    return take(impl, storageOf(impl, backend).list(prefix, limit));
-}
-
-void Agent::removeStorage(const std::string& backend, const std::string& name) {
-    const Use use(impl_);
-    AgentImpl& impl = *use;
-    check(impl, storageOf(impl, backend).remove(name));
-}
-
 PreparedList Agent::prepareList(const std::string& peer,
                                 DescriptorList list,
                                 const std::vector<std::string>& backends) {

@@ -374,6 +374,21 @@ Result<TransferTelemetry> Transfer::telemetry() const {
     return figures;
 }
 
+TransferProgress Transfer::howFar() const {
+    const uint32_t now = word();
+    TransferProgress out{0, plan_.bytes};
+    if (now == TransferState::UNPOSTED) {
+        return out;
+    }
+    if (now == TransferState::DONE) {
+        out.bytesDone = plan_.bytes;
+        return out;
+    }
+    MutexLock lock(mutex_);
+    out.bytesDone = std::min(inner_->bytesDone().value_or(0), plan_.bytes);
+    return out;
+}
+
 TransferExplanation Transfer::explain() const {
     TransferExplanation out;
     out.backend = parts_.backend->name;

@@ -102,6 +102,7 @@ class Transfer {
     Status error() const;
     std::vector<DescriptorFailure> failures() const;
     Result<TransferTelemetry> telemetry() const;
+    TransferProgress howFar() const;
     TransferExplanation explain() const;
     TransferCost estimate() const;
     const std::string& backendName() const noexcept { return parts_.backend->name; }

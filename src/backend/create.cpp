@@ -95,6 +95,16 @@ Status checkBackend(const PluginTable& table, const Backend* backend) {
     return {};
 }
 
+// What is kept for users to look at has no secrets in it.
+void hideSecrets(const PluginTable& table, Parameters& parameters) {
+    for (size_t i = 0; i < table.parameterCount; ++i) {
+        const ParameterSpec& spec = table.parameters[i];
+        if (spec.type == ParameterType::SECRET && !parameters.text(spec.name).empty()) {
+            parameters.set(spec.name, "***", parameters.given(spec.name));
+        }
+    }
+}
+
 }  // namespace
 
 Result<CreatedBackend> createBackend(const PluginTable& table,
@@ -124,6 +134,7 @@ Result<CreatedBackend> createBackend(const PluginTable& table,
                       status.systemErrno());
     }
     CreatedBackend created{std::move(made).value(), std::move(parameters).value()};
+    hideSecrets(table, created.parameters);
     NIXL_RETURN_IF_ERROR(checkBackend(table, created.backend.get()));
     if (plan.value().any()) {
         created.backend = wrapFault(std::move(created.backend), plan.value());

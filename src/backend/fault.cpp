@@ -246,6 +246,10 @@ class FaultyTransfer final : public BackendTransfer {
         }
     }
     TransferDescription describe() const override { return whole_->describe(); }
+    std::optional<uint64_t> bytesDone() const override {
+        const auto post = current_.get();
+        return post.transfer ? post.transfer->bytesDone() : std::nullopt;
+    }
     std::optional<TransferCost> estimateCost() const override { return whole_->estimateCost(); }
 
   private:
@@ -299,7 +303,7 @@ class FaultyTransfer final : public BackendTransfer {
     Backend& backend_;
     Shared& shared_;
     const TransferPlan plan_;
-    CurrentPost<FaultyCompletion> current_;
+    mutable CurrentPost<FaultyCompletion> current_;
 };
 
 class FaultyBackend final : public WrappedBackend, public QuerySupport {
@@ -338,6 +342,9 @@ class FaultyBackend final : public WrappedBackend, public QuerySupport {
         return inner().query()->list(prefix, limit);
     }
     Status remove(std::string_view name) override { return inner().query()->remove(name); }
+    std::vector<Status> removeMany(std::span<const std::string> names) override {
+        return inner().query()->removeMany(names);
+    }
 
   private:
     Shared shared_;

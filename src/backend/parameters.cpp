@@ -210,6 +210,8 @@ const char* parameterTypeName(ParameterType type) noexcept {
             return "string";
         case ParameterType::CHOICE:
             return "choice";
+        case ParameterType::SECRET:
+            return "secret";
     }
     return "?";
 }
@@ -240,6 +242,7 @@ Status checkParameter(const ParameterSpec& spec, std::string_view value) {
             }
             break;
         case ParameterType::STRING:
+        case ParameterType::SECRET:
             break;
         case ParameterType::CHOICE:
             if (!isChoice(spec.choices, value)) {

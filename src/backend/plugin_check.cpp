@@ -13,7 +13,7 @@ bool isEmpty(const char* text) {
 
 Status checkSpec(const ParameterSpec& spec, const std::string& where) {
     const std::string what = where + ": parameter \"" + spec.name + "\": ";
-    if (spec.type > ParameterType::CHOICE) {
+    if (spec.type > ParameterType::SECRET) {
         return Status::mismatch(what + "its type is unknown");
     }
     if (spec.type == ParameterType::CHOICE && isEmpty(spec.choices)) {

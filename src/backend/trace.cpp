@@ -123,6 +123,7 @@ class TracedTransfer final : public BackendTransfer {
     }
     void help() override { inner_->help(); }
     TransferDescription describe() const override { return inner_->describe(); }
+    std::optional<uint64_t> bytesDone() const override { return inner_->bytesDone(); }
     std::optional<TransferCost> estimateCost() const override { return inner_->estimateCost(); }
 
   private:
@@ -184,6 +185,14 @@ class TracedBackend final : public WrappedBackend, public QuerySupport {
         Status status = inner().query()->remove(name);
         tracer_.line("remove \"" + std::string(name) + "\": " + outcome(status));
         return status;
+    }
+    std::vector<Status> removeMany(std::span<const std::string> names) override {
+        auto ends = inner().query()->removeMany(names);
+        const auto good = std::count_if(ends.begin(), ends.end(),
+                                        [](const Status& status) { return status.ok(); });
+        tracer_.line("remove " + std::to_string(names.size()) + " names: " + std::to_string(good) +
+                     " ok");
+        return ends;
     }
 
   private:

@@ -130,4 +130,13 @@ Status QuerySupport::remove(std::string_view name) {
     return Status::notSupported("this backend cannot remove \"" + std::string(name) + "\"");
 }
 
+std::vector<Status> QuerySupport::removeMany(std::span<const std::string> names) {
+    std::vector<Status> ends;
+    ends.reserve(names.size());
+    for (const std::string& name : names) {
+        ends.push_back(remove(name));
+    }
+    return ends;
+}
+
 }  // namespace nixl
