@@ -120,15 +120,15 @@ std::vector<uint8_t> pattern(uint64_t seed, uint64_t offset, uint64_t size) {
 }
 
 void Buffer::fill(uint64_t seed) {
-    for (uint64_t offset = 0; offset < size_; offset += kStep) {
-        write(offset, pattern(seed, offset, std::min(kStep, size_ - offset)));
+    for (uint64_t offset = 0; offset < size_; offset += step()) {
+        write(offset, pattern(seed, offset, std::min(step(), size_ - offset)));
     }
 }
 
 void Buffer::clear() {
-    const std::vector<uint8_t> zeros(std::min(kStep, size_));
-    for (uint64_t offset = 0; offset < size_; offset += kStep) {
-        write(offset, std::span(zeros).first(std::min(kStep, size_ - offset)));
+    const std::vector<uint8_t> zeros(std::min(step(), size_));
+    for (uint64_t offset = 0; offset < size_; offset += step()) {
+        write(offset, std::span(zeros).first(std::min(step(), size_ - offset)));
     }
 }
 

@@ -28,11 +28,13 @@ class Buffer {
     // Ends after `size` bytes from now on, so that reading beyond is short; false where it cannot.
     virtual bool truncate(uint64_t /*size*/) { return false; }
 
-    void fill(uint64_t seed);
+    void fill(uint64_t seed);  // in pieces of step()
     void clear();
     std::vector<uint8_t> bytes(uint64_t offset, uint64_t size) const;
 
   private:
+    virtual uint64_t step() const { return 1 << 20; }
+
     const uint64_t size_;
 };
 

@@ -45,8 +45,27 @@ class SelfBuffer final : public Buffer {
         const auto memory = move(OpType::READ, offset, makeHostBuffer(bytes.size()));
         memory->buffer().read(0, bytes);
     }
+    // By what any store can do: the beginning is written anew where there was nothing.
+    bool truncate(uint64_t size) override {
+        QuerySupport* const query = side_->backend().query();
+        if (query == nullptr || size > this->size()) {
+            return false;
+        }
+        const std::vector<uint8_t> rest =
+            size < this->size() ? bytes(0, size) : std::vector<uint8_t>();
+        if (!query->remove(name_).ok()) {
+            return false;
+        }
+        if (rest.empty()) {
+            clear();
+        } else {
+            write(0, rest);
+        }
+        return true;
+    }
 
   private:
+    uint64_t step() const override { return size(); }  // a store may take nothing but the whole
     std::unique_ptr<Registered> move(OpType op,
                                      uint64_t offset,
                                      std::unique_ptr<Buffer> memory) const {
