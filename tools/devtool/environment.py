@@ -53,6 +53,8 @@ GROUPS = {
             "libcurl4-openssl-dev",
             "libgmock-dev",
             "libgtest-dev",
+            "libpugixml-dev",
+            "libssl-dev",
             "libucx-dev",
             "nlohmann-json3-dev",
             "pkg-config",
