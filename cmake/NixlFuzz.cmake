@@ -8,6 +8,16 @@ function(nixl_fuzz name)
   target_link_libraries(fuzz_${name} PRIVATE nixl_static $<TARGET_NAME_IF_EXISTS:nixl_testing>
                                              Threads::Threads ${CMAKE_DL_LIBS})
   target_include_directories(fuzz_${name} PRIVATE "${PROJECT_SOURCE_DIR}")
+  if(TARGET plugin_${name}_objects) # the parsers of a plugin
+    target_sources(fuzz_${name} PRIVATE $<TARGET_OBJECTS:plugin_${name}_objects>)
+    target_include_directories(fuzz_${name} PRIVATE "${PROJECT_SOURCE_DIR}/plugins/${name}"
+                               $<TARGET_PROPERTY:plugin_${name}_objects,INCLUDE_DIRECTORIES>)
+    target_link_libraries(fuzz_${name}
+                          PRIVATE $<TARGET_PROPERTY:plugin_${name}_objects,LINK_LIBRARIES>)
+  elseif(EXISTS "${PROJECT_SOURCE_DIR}/plugins/${name}/CMakeLists.txt")
+    set_target_properties(fuzz_${name} PROPERTIES EXCLUDE_FROM_ALL TRUE)
+    return() # the plugin is off, or inside the library
+  endif()
   if(NIXL_FUZZ)
     target_link_options(fuzz_${name} PRIVATE -fsanitize=fuzzer)
   else()
