@@ -23,17 +23,16 @@ def remove_objects(mover: Mover, names: list[str]) -> list[str]:
     """Removes objects from the bucket; gives the names of those that are still there."""
     from nixl.errors import nixlNotFoundError
 
-    left = []
-    reason: Exception | None = None
-    for name in names:
-        try:
-            mover.agent.remove_storage(mover.backend, name)
-        except nixlNotFoundError:
-            continue
-        except Exception as error:
-            left.append(name)
-            reason = error
+    if not names:
+        return []
+    try:
+        errors = mover.agent.remove_storage(mover.backend, names)
+    except Exception as error:
+        logger.warning("%d objects were not removed: %s", len(names), error)
+        return names
+    left = [name for name, error in errors.items() if not isinstance(error, nixlNotFoundError)]
     if left:
+        reason = errors[left[0]]
         logger.warning("%d of %d objects were not removed: %s", len(left), len(names), reason)
     return left
 

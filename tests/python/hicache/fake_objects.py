@@ -99,8 +99,11 @@ class ObjectAgent:
         names = sorted(name for name in self.objects if name.startswith(prefix))[:limit]
         return {name: {"size": str(len(self.objects[name]))} for name in names}
 
-    def remove_storage(self, backend: str, name: str) -> None:
-        if self.fail_removals:
-            raise RuntimeError("NIXL_ERR_BACKEND: OBJ: the test's fault")
-        if self.objects.pop(name, None) is None:
-            raise nixlNotFoundError(f"NIXL_ERR_NOT_FOUND: OBJ: {name}")
+    def remove_storage(self, backend: str, name: list[str]) -> dict[str, Exception]:
+        errors: dict[str, Exception] = {}
+        for one in name:
+            if self.fail_removals:
+                errors[one] = RuntimeError("NIXL_ERR_BACKEND: OBJ: the test's fault")
+            elif self.objects.pop(one, None) is None:
+                errors[one] = nixlNotFoundError(f"NIXL_ERR_NOT_FOUND: OBJ: {one}")
+        return errors
