@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import shutil
 import zipfile
 
 import elf
@@ -98,6 +99,15 @@ def test_posix_plugin_is_there(site: pathlib.Path) -> None:
     if not (ROOT / "plugins" / "posix").is_dir():
         pytest.skip("no plugins/posix in this tree")
     assert plugins_named(site, "posix")
+
+
+def test_obj_plugin_is_there_and_leaves_libraries_to_the_system(site: pathlib.Path) -> None:
+    if not shutil.which("curl-config"):
+        pytest.skip("libcurl's headers are not installed, so plugin OBJ is off")
+    (plugin,) = plugins_named(site, "obj")
+    needed = set(elf.dynamic(plugin, "NEEDED"))
+    assert needed <= CXX_RUNTIME | {CORE, "libcurl.so.4", "libcrypto.so.3"}
+    assert "libcurl.so.4" in needed
 
 
 def test_core_is_found_by_runpath_beside_the_file(binaries: list[pathlib.Path]) -> None:
