@@ -13,15 +13,15 @@
 
 namespace {
 
-int locksToRefuse = 0;  // so many locks are another's from now on
+int locks_to_refuse = 0;  // so many locks are another's from now on
 
 }  // namespace
 
 // In place of the C library's: another process that is always the first to lock a new log.
 // NOLINTNEXTLINE(readability-inconsistent-declaration-parameter-name)
 extern "C" int flock(int fd, int operation) {
-    if (locksToRefuse > 0 && (operation & LOCK_NB) != 0) {
-        --locksToRefuse;
+    if (locks_to_refuse > 0 && (operation & LOCK_NB) != 0) {
+        --locks_to_refuse;
         errno = EWOULDBLOCK;
         return -1;
     }
@@ -116,17 +116,17 @@ TEST_F(Limits, kUnsettledTheTimeOfAFolderIsBelievedOnceItIsOld) {
 TEST_F(Limits, kCreateAttemptsANewLogIsLeftToWhoLocksItFirst) {
     auto store = open();
     auto another = open();
-    locksToRefuse = kCreateAttempts;
+    locks_to_refuse = kCreateAttempts;
     putAll(*store, "k", 1);
-    EXPECT_EQ(locksToRefuse, 0);
+    EXPECT_EQ(locks_to_refuse, 0);
     EXPECT_EQ(files("logs").size(), static_cast<size_t>(kCreateAttempts) + 1);
-    locksToRefuse = kCreateAttempts + 1;
+    locks_to_refuse = kCreateAttempts + 1;
     Batch batch;
     another->addKey(batch, "m", true);
     batch.items[0].length = 1;
     const Status status = another->reserve(batch, false);
     EXPECT_EQ(status.systemErrno(), EWOULDBLOCK) << status.message();
-    EXPECT_EQ(locksToRefuse, 0);
+    EXPECT_EQ(locks_to_refuse, 0);
     EXPECT_EQ(get(*store, "k0"), ItemState::HIT);
 }
 
