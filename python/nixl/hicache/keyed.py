@@ -187,7 +187,7 @@ class KeyedBlocks:
             return
         paths = [self.files.get_file_path(name) for name in targets]
         with contextlib.ExitStack() as held:
-            rename = _rename
+            rename: Callable[[list[str], list[str]], None] = _rename
             if self.room is not None:
                 rename = held.enter_context(self.room.storing(mine[:, 1].tolist()))
             marked = self._store_files(mine, paths, mem, suffix, rename)

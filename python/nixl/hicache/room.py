@@ -123,22 +123,21 @@ class Room:
         says is looked after before the first goes that was not seen to be old."""
         target = max(0, goal - self.max_bytes // SLACK)
         looked = book.stored is None
-        if looked:
-            self._count(book, target)
+        stored = self._count(book, target) if book.stored is None else book.stored
         gone = 0
-        if book.stored <= goal:
+        if stored <= goal:
             return gone
-        while book.stored > target:
+        while stored > target:
             if self._oldest:
                 size = self._remove(self._oldest.popleft())
-                book.stored = max(0, book.stored - size)
+                book.stored = stored = max(0, stored - size)
                 gone += size
             elif looked:
                 break  # nothing is left that may go
             else:
-                self._count(book, target)
+                stored = self._count(book, target)
                 looked = True
-                if book.stored <= goal:
+                if stored <= goal:
                     break
         return gone
 
@@ -158,29 +157,32 @@ class Room:
         self.evicted_bytes += total
         return total
 
-    def _count(self, book: Book, target: int) -> None:
+    def _count(self, book: Book, target: int) -> int:
         """Looks at all files: what they take, and which go next, down to so many bytes and more."""
         start = time.monotonic()
         self.files.collect()  # what ended writers had in hand goes with them
         for owner in [owner for owner in book.writing if not self.files.is_owner(owner)]:
             del book.writing[owner]
         pages = pages_of(self.files, self._is_ours)
-        book.stored = sum(on_disk(size) for page in pages for _, _, size in page.files)
+        stored = sum(on_disk(size) for page in pages for _, _, size in page.files)
+        book.stored = stored
         book.counted, book.took = self._ledger.now(), time.monotonic() - start
         self._oldest.clear()
-        ahead = book.stored - target + self.max_bytes // AHEAD
+        ahead = stored - target + self.max_bytes // AHEAD
         for page in pages:
             if ahead <= 0:
                 break
             self._oldest.append(page)
             ahead -= sum(on_disk(size) for _, _, size in page.files)
+        return stored
 
     def free(self, wanted: int) -> int:
         """The disk is full though the cap is not reached: room for so many bytes, all the same."""
         with self._ledger.held() as book:
-            if book.stored is None:
-                self._count(book, self.max_bytes)
-            return self._shrink(book, max(0, book.stored - wanted))
+            stored = book.stored
+            if stored is None:
+                stored = self._count(book, self.max_bytes)
+            return self._shrink(book, max(0, stored - wanted))
 
     # -- beside --------------------------------------------------------------------------------
 
