@@ -72,7 +72,7 @@ TEST_F(ExchangeTest, FuturesThrowWhyNot) {
     EXPECT_THAT(errorOf(ErrorCode::NOT_FOUND, [&] { other_.checkRemoteMetadata("somebody else"); }),
                 HasSubstr("answers"));
     EXPECT_THAT(errorOf(ErrorCode::INVALID_PARAM,
-                        [&] { other_.fetchRemoteMetadata("target", {"127.0.0.1", 0}); }),
+                        [&] { other_.fetchRemoteMetadata("target", {"127.0.0.1", 0, {}, {}}); }),
                 HasSubstr("port 0"));
     EXPECT_THAT(errorOf(ErrorCode::INVALID_PARAM, [&] { other_.fetchRemoteMetadata("target"); }),
                 HasSubstr("central store"));
