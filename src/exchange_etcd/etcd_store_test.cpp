@@ -275,9 +275,14 @@ TEST_P(EtcdStoreTest, AServerThatIsAwayIsAnErrorThenWaitedFor) {
 
 TEST_P(EtcdStoreTest, ASlowServerIsATimeoutNotAHang) {
     const StorePtr hasty = openStore(server_->endpoint(), {{"timeout", "0.5"}});
-    ASSERT_TRUE(putNow(*hasty, "/t/a", "1").ok());
-    server_->signal(SIGSTOP);
-    EXPECT_THAT(putNow(*hasty, "/t/a", "2").message(), HasSubstr("cannot be reached"));
+    ASSERT_TRUE(eventually([&] { return putNow(*hasty, "/t/a", "1").ok(); }));
+    server_->signal(SIGSTOP);  // its threads stop one after the other
+    std::string why;
+    ASSERT_TRUE(eventually([&] {
+        why = putNow(*hasty, "/t/a", "2").message();
+        return !why.empty();
+    }));
+    EXPECT_THAT(why, HasSubstr("cannot be reached"));
     server_->signal(SIGCONT);
     EXPECT_TRUE(eventually([&] { return putNow(*hasty, "/t/a", "3").ok(); }));
 }
