@@ -81,7 +81,7 @@ struct PluginParameter {
 struct MetadataPlace {
     std::string host;
     uint16_t port = 8888;
-    std::string label;
+    std::string label{};
     std::chrono::nanoseconds patience{-1};  // until it fails; negative: peerTimeout
 };
 

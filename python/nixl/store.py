@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
+_NOTHING = "nixl: no value"
 _SET, _REMOVE, _CHECK = ("set",), ("delete_key", "delete", "remove"), ("check", "exists")
 
 
@@ -23,6 +24,7 @@ class FrameworkStore:
     def __init__(self, store: Any) -> None:
         self.store = store
         self._mapping = isinstance(store, MutableMapping)
+        self._torch = any(kind.__module__.startswith("torch.") for kind in type(store).__mro__)
         self._set, self._remove = _method(store, _SET), _method(store, _REMOVE)
         self._check, self._get = _method(store, _CHECK), _method(store, ("get",))
         missing = [
@@ -52,6 +54,8 @@ class FrameworkStore:
         """None where there is none; never waits for one, as a TCPStore's get does."""
         if self._mapping:
             value = self.store.get(key)
+        elif self._torch and self._check is None:
+            value = self._get_without_check(key)
         elif self._check is not None and not self._has(key):
             return None
         else:
@@ -64,8 +68,13 @@ class FrameworkStore:
 
     def _has(self, key: str) -> bool:
         # torch's stores take a list of keys, everybody else one.
-        torch = any(kind.__module__.startswith("torch.") for kind in type(self.store).__mro__)
-        return bool(self._check([key] if torch else key))
+        return bool(self._check([key] if self._torch else key))
+
+    def _get_without_check(self, key: str) -> bytes | None:
+        """Of a torch store before 2.0, whose get and wait cannot be given up: it compares with what
+        no value is, and gives that back where there is none."""
+        value = bytes(self.store.compare_set(key, _NOTHING, _NOTHING))
+        return None if value == _NOTHING.encode() else value
 
     def remove(self, key: str) -> None:
         if self._mapping:

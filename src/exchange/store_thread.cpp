@@ -126,9 +126,14 @@ void StoreThread::end() NIXL_NO_TSA {
     if (state_->process.forked()) {
         return;
     }
+    const auto limit = std::chrono::steady_clock::now() + kEndPatience;
     std::deque<State::Task> dropped;
     {
         const MutexLock lock(state_->mutex);
+        // What an agent takes back at its end is asked for right before.
+        while (!state_->tasks.empty() && state_->started && !state_->stop &&
+               state_->changed.wait_until(state_->mutex, limit) != std::cv_status::timeout) {
+        }
         if (std::exchange(state_->stop, true)) {
             return;
         }
@@ -142,7 +147,6 @@ void StoreThread::end() NIXL_NO_TSA {
     std::function<void(Status)> late;
     {
         const MutexLock lock(state_->mutex);
-        const auto limit = std::chrono::steady_clock::now() + kEndPatience;
         while (state_->started && !state_->over && state_->current != nullptr &&
                state_->changed.wait_until(state_->mutex, limit) != std::cv_status::timeout) {
         }

@@ -26,8 +26,8 @@ class StoreThread {
     // may still do so.
     using Finish = std::function<bool()>;
     void run(std::function<void(const Finish& finish)> work, std::function<void(Status)> ended);
-    // Nothing is called after it. Waits for the work of the moment for at most kEndPatience; what
-    // takes longer is left behind and tells nobody.
+    // Nothing is called after it. Waits for what was asked for, at most kEndPatience; what takes
+    // longer is left behind and tells nobody.
     void end();
 
     static constexpr std::chrono::milliseconds kEndPatience{200};
