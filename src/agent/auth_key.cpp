@@ -4,9 +4,10 @@
 #include <cerrno>
 #include <fstream>
 #include <sstream>
-#include <system_error>
 
 #include <sys/stat.h>
+
+#include "base/system_error.h"
 
 namespace nixl::agent {
 
@@ -16,7 +17,7 @@ Result<std::string> readAuthKey(const AgentConfig& config) {
         struct stat info {};
         if (stat(config.authKeyFile.c_str(), &info) != 0) {
             return Status::invalidParam("auth_key_file " + config.authKeyFile + ": " +
-                                        std::generic_category().message(errno));
+                                        base::errnoText(errno));
         }
         if ((info.st_mode & 077) != 0) {
             return Status::invalidParam("auth_key_file " + config.authKeyFile +

@@ -9,17 +9,25 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace nixl::base {
 
 class ByteWriter {
   public:
+    ByteWriter() = default;
+    // Goes on behind `begun`.
+    explicit ByteWriter(std::string&& begun) : bytes_(std::move(begun)) {}
+
     template <std::unsigned_integral T>
     void fixed(T value) {
+        char bytes[sizeof(T)];
         for (size_t i = 0; i < sizeof(T); ++i) {
-            bytes_.push_back(static_cast<char>(value >> (8 * i)));
+            bytes[i] = static_cast<char>(value >> (8 * i));
         }
+        bytes_.append(bytes, sizeof(T));
     }
+    void zeros(size_t count) { bytes_.append(count, '\0'); }
     // 7 bits a byte, lowest first.
     void varint(uint64_t value) {
         while (value >= 0x80) {

@@ -1,7 +1,9 @@
-// The owner of a file descriptor. A value; not thread-safe.
+// The owner of a file descriptor, for all of src/. A value; not thread-safe.
 #pragma once
 
 #include <utility>
+
+#include <unistd.h>
 
 namespace nixl::base {
 
@@ -10,17 +12,24 @@ class Fd {
   public:
     Fd() = default;
     explicit Fd(int fd) : fd_(fd) {}
-    Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+    Fd(Fd&& other) noexcept : fd_(other.release()) {}
     Fd& operator=(Fd&& other) noexcept {
-        std::swap(fd_, other.fd_);
+        reset(other.release());
         return *this;
     }
     Fd(const Fd&) = delete;
     Fd& operator=(const Fd&) = delete;
-    ~Fd();
-    int get() const { return fd_; }
-    explicit operator bool() const { return fd_ >= 0; }
-    void reset() { Fd().swap(*this); }
+    ~Fd() { reset(); }
+
+    int get() const noexcept { return fd_; }
+    explicit operator bool() const noexcept { return fd_ >= 0; }
+    void reset(int fd = -1) noexcept {
+        const int before = std::exchange(fd_, fd);
+        if (before >= 0) {
+            close(before);
+        }
+    }
+    int release() noexcept { return std::exchange(fd_, -1); }
     void swap(Fd& other) noexcept { std::swap(fd_, other.fd_); }
 
   private:

@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cerrno>
 #include <climits>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -16,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/system_error.h"
 
 #ifndef SYS_epoll_pwait2
 #define SYS_epoll_pwait2 441
@@ -29,17 +29,12 @@ namespace {
 // that has just gone is recognised as such. Ids start at 1: 0 is the wake-up descriptor.
 constexpr uint64_t kWakeId = 0;
 
-Status systemError(const std::string& what, int error) {
-    return Status::backend("reactor: " + what + ": " + std::generic_category().message(error),
-                           error);
-}
-
 }  // namespace
 
 Result<std::unique_ptr<EpollReactor>> EpollReactor::create(std::chrono::microseconds busy_poll) {
     const int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (epoll_fd < 0) {
-        return systemError("epoll_create1", errno);
+        return systemError("reactor: epoll_create1", errno);
     }
     const int wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     epoll_event event{};
@@ -51,7 +46,7 @@ Result<std::unique_ptr<EpollReactor>> EpollReactor::create(std::chrono::microsec
         if (wake_fd >= 0) {
             close(wake_fd);
         }
-        return systemError("eventfd", error);
+        return systemError("reactor: eventfd", error);
     }
     std::unique_ptr<EpollReactor> reactor(new EpollReactor(epoll_fd, wake_fd, busy_poll));
     auto thread =
@@ -107,7 +102,7 @@ Result<uint64_t> EpollReactor::watch(int fd, uint32_t events, std::function<void
     event.events = events;
     event.data.u64 = id;
     if (epoll_ctl(epollFd_, EPOLL_CTL_ADD, fd, &event) < 0) {
-        return systemError("cannot watch descriptor " + std::to_string(fd), errno);
+        return systemError("reactor: cannot watch descriptor " + std::to_string(fd), errno);
     }
     watches_.emplace(id, std::move(entry));
     return id;
@@ -127,7 +122,8 @@ Status EpollReactor::modify(uint64_t watch_id, uint32_t events) {
     event.data.u64 = watch_id;
     if (epoll_ctl(epollFd_, EPOLL_CTL_MOD, found->second->fd, &event) < 0) {
         return systemError(
-            "cannot change the watch of descriptor " + std::to_string(found->second->fd), errno);
+            "reactor: cannot change the watch of descriptor " + std::to_string(found->second->fd),
+            errno);
     }
     found->second->events = events;
     return {};

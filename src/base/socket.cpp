@@ -8,7 +8,6 @@
 #include <cstring>
 #include <fstream>
 #include <string>
-#include <system_error>
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -24,6 +23,7 @@
 #include <unistd.h>
 
 #include "base/sha256.h"
+#include "base/system_error.h"
 
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77
@@ -37,14 +37,6 @@ namespace nixl::base {
 namespace {
 
 constexpr int kBacklog = 256;
-
-std::string errorText(int error) {
-    return std::generic_category().message(error);
-}
-
-Status socketError(const std::string& what, int error) {
-    return Status::backend(what + ": " + errorText(error), error);
-}
 
 class SocketChannel final : public Channel {
   public:
@@ -123,7 +115,7 @@ class SocketChannel final : public Channel {
 
   private:
     static Status lost(int error) {
-        return {ErrorCode::REMOTE_DISCONNECT, "connection lost: " + errorText(error), error};
+        return systemError("connection lost", error, ErrorCode::REMOTE_DISCONNECT);
     }
 
     // readv, keeping the descriptors that come along.
@@ -173,7 +165,7 @@ class SocketChannel final : public Channel {
 Result<Fd> newSocket(int family) {
     Fd fd(socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     if (!fd) {
-        return socketError("socket", errno);
+        return systemError("socket", errno);
     }
     return fd;
 }
@@ -181,7 +173,7 @@ Result<Fd> newSocket(int family) {
 Result<Fd> bindAndListen(Fd fd, const Target& target) {
     if (bind(fd.get(), reinterpret_cast<const sockaddr*>(&target.address), target.length) < 0 ||
         listen(fd.get(), kBacklog) < 0) {
-        return socketError("cannot listen on " + target.text, errno);
+        return systemError("cannot listen on " + target.text, errno);
     }
     return fd;
 }
@@ -325,7 +317,7 @@ Result<Fd> listenTcp(uint16_t& port) {
             return bound;
         }
     }
-    return socketError("cannot listen on TCP", errno);
+    return systemError("cannot listen on TCP", errno);
 }
 
 Result<Fd> startConnect(const Target& target) {
@@ -337,8 +329,7 @@ Result<Fd> startConnect(const Target& target) {
                 target.length) < 0 &&
         errno != EINPROGRESS && errno != EINTR) {
         const int error = errno;
-        return Status(ErrorCode::REMOTE_DISCONNECT,
-                      "cannot connect to " + target.text + ": " + errorText(error), error);
+        return systemError("cannot connect to " + target.text, error, ErrorCode::REMOTE_DISCONNECT);
     }
     return fd;
 }
@@ -419,7 +410,7 @@ Status checkCongestion(const std::string& wanted) {
     std::string usable;
     std::getline(std::ifstream("/proc/sys/net/ipv4/tcp_allowed_congestion_control"), usable);
     return Status::invalidParam("no TCP congestion control \"" + wanted +
-                                "\": " + errorText(error) + "; usable here: auto system " + usable);
+                                "\": " + errnoText(error) + "; usable here: auto system " + usable);
 }
 
 size_t unsentBytes(int fd) {

@@ -12,6 +12,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/system_error.h"
+
 namespace nixl::base {
 
 namespace {
@@ -79,9 +81,7 @@ Result<std::thread> startThread(const char* name, Priority priority, std::functi
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     if (error != 0) {
-        return Status::backend(std::string("cannot start thread ") + name + ": " +
-                                   std::generic_category().message(error),
-                               error);
+        return systemError(std::string("cannot start thread ") + name, error);
     }
     pthread_setname_np(thread.native_handle(), std::string(name).substr(0, 15).c_str());
     return thread;

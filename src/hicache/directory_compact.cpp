@@ -278,12 +278,12 @@ CheckResult Directory::check(uint32_t from, uint64_t max_bytes) {
     }
     out.blocks = blocks.size();
     std::string buffer;
-    FileDescriptor fd;
+    base::Fd fd;
     std::string opened;
     for (const auto& [item, path] : blocks) {
         if (opened != path) {
             auto file = openFile(path, O_RDONLY);
-            fd = file.ok() ? std::move(file).value() : FileDescriptor();
+            fd = file.ok() ? std::move(file).value() : base::Fd();
             opened = path;
         }
         buffer.resize(item.length);

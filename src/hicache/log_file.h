@@ -44,7 +44,7 @@ class LogFile {
     bool locked() const { return locked_; }
 
   private:
-    LogFile(std::string path, FileDescriptor fd) : path_(std::move(path)), fd_(std::move(fd)) {}
+    LogFile(std::string path, base::Fd fd) : path_(std::move(path)), fd_(std::move(fd)) {}
     // Reads from readOffset_ to `end`; returns once no whole record is left.
     Status readUpTo(uint64_t end, const std::function<void(const Record&)>& apply);
     size_t readChunk(bool last, const std::function<void(const Record&)>& apply);
@@ -53,7 +53,7 @@ class LogFile {
     void reportLost(uint64_t version, const std::function<void(const Record&)>& apply);
 
     std::string path_;
-    FileDescriptor fd_;
+    base::Fd fd_;
     std::string buffer_;
     uint64_t readOffset_ = 0;
     uint64_t stuckSize_ = 0;  // the size at which nothing more could be decoded

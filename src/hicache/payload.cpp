@@ -86,7 +86,7 @@ class Worker {
     }
 
     Status use(const std::string& path) {
-        if (file_.valid() && path == path_) {
+        if (file_ && path == path_) {
             return {};
         }
         const int flags = (options_.write ? O_WRONLY : O_RDONLY) |
@@ -186,7 +186,7 @@ class Worker {
 
     const MoveOptions options_;
     const size_t maxCall_;
-    FileDescriptor file_;
+    base::Fd file_;
     std::string path_;
     std::vector<iovec> vectors_;
     std::vector<size_t> owners_;  // the piece of each vector

@@ -4,8 +4,9 @@
 // the type to the name, so that damage to one leaves the key known), zeros up to a multiple of 8.
 #include "hicache/record.h"
 
-#include <cstring>
+#include <utility>
 
+#include "base/bytes.h"
 #include "base/crc32c.h"
 
 namespace nixl::hicache {
@@ -19,20 +20,10 @@ constexpr size_t kMinRecord = (kFixed + 7) / 8 * 8;
 constexpr size_t kMaxRecord = (kFixed + kMaxKeyBytes + kTail + 7) / 8 * 8;
 constexpr uint32_t kLastType = static_cast<uint32_t>(RecordType::GONE);
 
-template <typename T>
-void put(char* at, T value) noexcept {
-    for (size_t i = 0; i < sizeof(T); ++i) {
-        at[i] = static_cast<char>(value >> (8 * i));
-    }
-}
-
+// The number at `at`, of which the caller knows that it is there.
 template <typename T>
 T get(const char* at) noexcept {
-    T value = 0;
-    for (size_t i = 0; i < sizeof(T); ++i) {
-        value |= static_cast<T>(static_cast<T>(static_cast<unsigned char>(at[i])) << (8 * i));
-    }
-    return value;
+    return base::ByteReader({at, sizeof(T)}).fixed<T>();
 }
 
 uint32_t nameSum(RecordType type, std::string_view name) noexcept {
@@ -63,27 +54,30 @@ bool ownerIn(std::string_view name, uint32_t scope, std::string_view& owner) noe
 void encode(const Record& record, std::string& out) {
     const size_t size = encodedSize(record.name.size());
     const size_t start = out.size();
-    out.resize(start + size);
-    char* at = out.data() + start;
-    put<uint32_t>(at, kMagic);
-    put<uint32_t>(at + 4, static_cast<uint32_t>(size));
-    put<uint32_t>(at + 12, static_cast<uint8_t>(record.type));
-    put<uint64_t>(at + 16, record.key.low);
-    put<uint64_t>(at + 24, record.key.high);
-    put<uint64_t>(at + 32, record.version);
-    put<uint64_t>(at + 40, record.offset);
-    put<uint64_t>(at + 48, record.length);
-    put<uint32_t>(at + 56, record.segment);
-    put<uint32_t>(at + 60, record.checksum);
-    put<uint32_t>(at + 64, static_cast<uint32_t>(record.name.size()));
+    out.reserve(start + size);
+    base::ByteWriter writer(std::move(out));
+    writer.fixed(kMagic);
+    writer.fixed(static_cast<uint32_t>(size));
+    writer.fixed<uint32_t>(0);  // the checksum of the rest, once that is there
+    writer.fixed<uint32_t>(static_cast<uint8_t>(record.type));
+    writer.fixed(record.key.low);
+    writer.fixed(record.key.high);
+    writer.fixed(record.version);
+    writer.fixed(record.offset);
+    writer.fixed(record.length);
+    writer.fixed(record.segment);
+    writer.fixed(record.checksum);
+    writer.fixed(static_cast<uint32_t>(record.name.size()));
     if (!record.name.empty()) {
-        std::memcpy(at + kFixed, record.name.data(), record.name.size());
-        char* tail = at + kFixed + record.name.size();
-        put<uint32_t>(tail, record.scope);
-        put<uint32_t>(tail + 4, nameSum(record.type, record.name));
-        put<uint32_t>(tail + 8, base::crc32c(0, at + kCrcFrom, kFixed - kCrcFrom));
+        writer.raw(record.name);
+        writer.fixed(record.scope);
+        writer.fixed(nameSum(record.type, record.name));
+        writer.fixed(base::crc32c(0, writer.bytes().data() + start + kCrcFrom, kFixed - kCrcFrom));
     }
-    put<uint32_t>(at + 8, base::crc32c(0, at + kCrcFrom, size - kCrcFrom));
+    writer.zeros(start + size - writer.size());
+    writer.patch32(start + 8,
+                   base::crc32c(0, writer.bytes().data() + start + kCrcFrom, size - kCrcFrom));
+    out = writer.take();
 }
 
 Decoded decode(std::string_view bytes, Record& record, size_t& size) noexcept {
@@ -161,9 +155,9 @@ bool recover(std::string_view bytes, Record& record, size_t& size) noexcept {
 }
 
 size_t findRecord(std::string_view bytes, size_t from) noexcept {
-    char magic[4];
-    put<uint32_t>(magic, kMagic);
-    const std::string_view wanted(magic, sizeof(magic));
+    base::ByteWriter magic;
+    magic.fixed(kMagic);
+    const std::string_view wanted = magic.bytes();
     for (size_t at = bytes.find(wanted, from); at != std::string_view::npos;
          at = bytes.find(wanted, at + 1)) {
         Record record;

@@ -262,6 +262,18 @@ void join(std::vector<Row>& local, std::vector<Row>& remote, const Row& from, co
     remote.push_back(to);
 }
 
+// Whether an item is in this state and its parts are as long as it is; SIZE where they are not.
+bool fits(Item& item, ItemState wanted, std::span<const Part> parts) {
+    if (item.state != wanted) {
+        return false;
+    }
+    if (lengthOf(parts) != item.length) {
+        item.state = ItemState::SIZE;
+        return false;
+    }
+    return true;
+}
+
 }  // namespace
 
 void Store::describe(Batch& batch,
@@ -274,12 +286,8 @@ void Store::describe(Batch& batch,
     remote.reserve(parts.size());
     for (size_t i = 0; i < batch.items.size(); ++i) {
         Item& item = batch.items[i];
-        if (item.state != wanted) {
-            continue;
-        }
         const auto mine = parts.subspan(i * per_item, per_item);
-        if (lengthOf(mine) != item.length) {
-            item.state = ItemState::SIZE;
+        if (!fits(item, wanted, mine)) {
             continue;
         }
         const uint64_t device = deviceOf(item.directory, item.segment);
@@ -330,12 +338,8 @@ Status Store::move(Batch& batch,
     pieces.reserve(batch.items.size());
     for (size_t i = 0; i < batch.items.size(); ++i) {
         Item& item = batch.items[i];
-        if (item.state != wanted) {
-            continue;
-        }
         const auto mine = parts.subspan(i * per_item, per_item);
-        if (lengthOf(mine) != item.length) {
-            item.state = ItemState::SIZE;
+        if (!fits(item, wanted, mine)) {
             continue;
         }
         const uint64_t device = deviceOf(item.directory, item.segment);

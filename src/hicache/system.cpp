@@ -5,7 +5,6 @@
 #include <cerrno>
 #include <cstdio>
 #include <ctime>
-#include <system_error>
 
 #include <fcntl.h>
 #include <sys/random.h>
@@ -14,20 +13,7 @@
 
 namespace nixl::hicache {
 
-void FileDescriptor::reset(int fd) noexcept {
-    if (fd_ >= 0) {
-        close(fd_);
-    }
-    fd_ = fd;
-}
-
-Status systemError(std::string_view what, const std::string& path, int error) {
-    return Status::backend(std::string(what) + " " + path + ": " +
-                               std::error_code(error, std::generic_category()).message(),
-                           error);
-}
-
-Result<FileDescriptor> openFile(const std::string& path, int flags, unsigned mode) {
+Result<base::Fd> openFile(const std::string& path, int flags, unsigned mode) {
     int fd = -1;
     do {
         fd = open(path.c_str(), flags | O_CLOEXEC, mode);
@@ -35,7 +21,7 @@ Result<FileDescriptor> openFile(const std::string& path, int flags, unsigned mod
     if (fd < 0) {
         return systemError("open", path, errno);
     }
-    FileDescriptor file(fd);
+    base::Fd file(fd);
     if ((flags & O_CREAT) != 0 && (flags & O_EXCL) != 0 && fchmod(fd, mode) != 0) {
         return systemError("set the rights of", path, errno);
     }

@@ -9,36 +9,12 @@
 
 #include "nixl/error.h"
 
+#include "base/descriptor.h"
+#include "base/system_error.h"
+
 namespace nixl::hicache {
 
-class FileDescriptor {
-  public:
-    FileDescriptor() = default;
-    explicit FileDescriptor(int fd) : fd_(fd) {}
-    FileDescriptor(FileDescriptor&& other) noexcept : fd_(other.release()) {}
-    FileDescriptor& operator=(FileDescriptor&& other) noexcept {
-        reset(other.release());
-        return *this;
-    }
-    FileDescriptor(const FileDescriptor&) = delete;
-    FileDescriptor& operator=(const FileDescriptor&) = delete;
-    ~FileDescriptor() { reset(-1); }
-
-    int get() const noexcept { return fd_; }
-    bool valid() const noexcept { return fd_ >= 0; }
-    void reset(int fd) noexcept;
-    int release() noexcept {
-        const int fd = fd_;
-        fd_ = -1;
-        return fd;
-    }
-
-  private:
-    int fd_ = -1;
-};
-
-// "WHAT PATH: reason", with the errno in the status.
-Status systemError(std::string_view what, const std::string& path, int error);
+using base::systemError;
 
 inline constexpr unsigned kFileMode = 0600;
 // Folders may be entered by whoever may read the files in them.
@@ -47,7 +23,7 @@ constexpr unsigned folderMode(unsigned file_mode) {
 }
 
 // A file that is made (O_EXCL) has these rights, whatever the umask.
-Result<FileDescriptor> openFile(const std::string& path, int flags, unsigned mode = kFileMode);
+Result<base::Fd> openFile(const std::string& path, int flags, unsigned mode = kFileMode);
 // Like mkdir -p; what is made has these rights.
 Status makeDirectories(const std::string& path, unsigned mode = folderMode(kFileMode));
 // The names in it are on the disk then; nothing where a file system knows no such thing.

@@ -7,11 +7,12 @@
 #include <cstdlib>
 #include <fstream>
 #include <string>
-#include <system_error>
 
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#include "base/system_error.h"
 
 namespace nixl {
 
@@ -39,8 +40,7 @@ uint64_t available() {
 }
 
 [[noreturn]] void fail(const std::string& what, int error) {
-    throw Error(Status::backend(
-        "nixl::alloc: " + what + ": " + std::generic_category().message(error), error));
+    throw Error(base::systemError("nixl::alloc: " + what, error));
 }
 
 }  // namespace

@@ -2,13 +2,13 @@
 #include "peer/listener.h"
 
 #include <cerrno>
-#include <system_error>
 #include <utility>
 
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
 #include "base/log.h"
+#include "base/system_error.h"
 
 namespace nixl::peer {
 
@@ -98,8 +98,7 @@ bool HandshakeListener::dropOldest(std::chrono::milliseconds at_least) {
 // Leaves who connects waiting for a moment instead of asking again at once.
 void HandshakeListener::pauseListening(size_t index, int error) {
     if (!std::exchange(pauseTold_, true)) {
-        base::log(LogLevel::WARN,
-                  "cannot accept a connection: " + std::generic_category().message(error));
+        base::log(LogLevel::WARN, "cannot accept a connection: " + base::errnoText(error));
     }
     Listener& listener = listeners_[index];
     static_cast<void>(reactor_.modify(listener.watch, 0).ok());

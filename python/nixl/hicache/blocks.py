@@ -102,9 +102,19 @@ class PackedBlocks:
             and all(direct.pins(int(row[0]), int(row[1])) for row in rows)
         )
 
-    def _move(self, batch: Any, state: int, rows: np.ndarray, per: int, verify: bool) -> str:
-        """By the store's own calls; through the page cache where O_DIRECT is refused. The first
-        reason why something failed."""
+    def _move(
+        self, call: str, batch: Any, state: int, rows: np.ndarray, per: int, verify: bool
+    ) -> str:
+        """By the store's own calls; logs and gives the first reason why something failed."""
+        reason = self._try_move(batch, state, rows, per, verify)
+        if reason:
+            failed = batch.states().count(_hicache.FAILED)
+            logger.error("%s: %d of %d blocks failed: %s", call, failed, len(batch), reason)
+        return reason
+
+    def _try_move(self, batch: Any, state: int, rows: np.ndarray, per: int, verify: bool) -> str:
+        """Through the page cache where O_DIRECT is refused; the first reason why something
+        failed."""
         direct = self._direct(rows)
         reason = self.store.move(batch, state, rows, per, verify, direct)
         if not direct or not any(os.strerror(number) in reason for number in _REFUSED):
@@ -126,11 +136,7 @@ class PackedBlocks:
     def _write(self, batch: Any, rows: np.ndarray, per: int) -> str:
         """The first reason why something failed; a transfer that fails raises."""
         if self.own:
-            reason = self._move(batch, _hicache.NEW, rows, per, True)
-            if reason:
-                failed = batch.states().count(_hicache.FAILED)
-                logger.error("set: %d of %d blocks failed: %s", failed, len(batch), reason)
-            return reason
+            return self._move("set", batch, _hicache.NEW, rows, per, True)
         host, storage = self._sides(batch, _hicache.NEW, rows, per)
         if not len(host):
             self.store.checksum(batch, rows, per)
@@ -195,10 +201,7 @@ class PackedBlocks:
 
     def _read(self, batch: Any, rows: np.ndarray, per: int) -> None:
         if self.own:
-            reason = self._move(batch, _hicache.HIT, rows, per, self.verify)
-            if reason:
-                failed = batch.states().count(_hicache.FAILED)
-                logger.error("get: %d of %d blocks failed: %s", failed, len(batch), reason)
+            self._move("get", batch, _hicache.HIT, rows, per, self.verify)
             self._report_sizes(batch)
         else:
             self._read_through_backend(batch, rows, per)

@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <system_error>
 #include <utility>
 
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "base/system_error.h"
 #include "lanes/host/shared_memory.h"
 
 namespace nixl::peer {
@@ -122,9 +122,7 @@ Result<std::shared_ptr<PeerFile>> HostMaps::mapFile(const base::Fd& fd) {
     }
     void* const at = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
     if (at == MAP_FAILED) {
-        const int error = errno;
-        return Status::backend(
-            "mapping the peer's memory: " + std::generic_category().message(error), error);
+        return base::systemError("mapping the peer's memory", errno);
     }
     auto file = std::make_shared<PeerFile>();
     file->mapping = Mapping(at, size);

@@ -5,7 +5,6 @@
 #include <cerrno>
 #include <cstring>
 #include <optional>
-#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -17,6 +16,7 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "base/system_error.h"
 
 #ifndef SYS_pidfd_getfd
 #define SYS_pidfd_getfd 438
@@ -30,7 +30,7 @@ namespace nixl::peer {
 namespace {
 
 Status unsupported(const std::string& what, int error) {
-    return {ErrorCode::NOT_SUPPORTED, what + ": " + std::generic_category().message(error), error};
+    return base::systemError(what, error, ErrorCode::NOT_SUPPORTED);
 }
 
 // Zeroed shared memory of a fixed size, mapped here for writing.
@@ -397,10 +397,7 @@ Status HostPeer::copyAttached(OpType op, const Batch& batch, uint64_t& moved) co
         call(process_.pid, batch.local, batch.localCount, batch.remote, batch.remoteCount, 0);
     const int error = errno;
     if (done < 0) {
-        return error == ESRCH ? gone(true)
-                              : Status::backend("copying between processes: " +
-                                                    std::generic_category().message(error),
-                                                error);
+        return error == ESRCH ? gone(true) : base::systemError("copying between processes", error);
     }
     moved = static_cast<uint64_t>(done);
     return moved < batch.bytes ? Status::backend("part of the memory is not mapped", EFAULT)

@@ -3,25 +3,15 @@
 
 #include <cerrno>
 #include <string>
-#include <system_error>
 
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/system_error.h"
 
 namespace nixl::peer {
-
-namespace {
-
-Status systemError(const char* what) {
-    const int error = errno;
-    return Status::backend(
-        std::string("stream lane: ") + what + ": " + std::generic_category().message(error), error);
-}
-
-}  // namespace
 
 DataLoop::~DataLoop() {
     stop(Status::canceled("closed"));
@@ -63,7 +53,7 @@ Status DataLoop::start() {
         event.events = EPOLLIN;  // level-triggered: once it is readable every thread sees it
         event.data.u64 = 0;
         if (!epoll || !wake || epoll_ctl(epoll.get(), EPOLL_CTL_ADD, wake.get(), &event) < 0) {
-            return systemError("epoll");
+            return base::systemError("stream lane: epoll", errno);
         }
         epoll_ = std::move(epoll);
         wake_ = std::move(wake);
@@ -92,7 +82,7 @@ Status DataLoop::add(const std::shared_ptr<DataConnection>& connection, uint32_t
     connections_.emplace(connection->id_, connection);
     connection->pollId_ = pollSet_.add(connection->fd(), connection);
     if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, connection->fd(), &event) < 0) {
-        const Status status = systemError("epoll_ctl");
+        const Status status = base::systemError("stream lane: epoll_ctl", errno);
         pollSet_.remove(connection->pollId_, connection->fd());
         connections_.erase(connection->id_);
         return status;
