@@ -3,10 +3,11 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <system_error>
 #include <utility>
 
 #include <sys/epoll.h>
+
+#include "base/system_error.h"
 
 namespace nixl::peer {
 
@@ -45,22 +46,18 @@ Status readSome(base::Channel& channel, std::string& input) {
 // One whole frame at the start of `input`; an empty optional where more bytes are needed.
 Result<std::optional<std::pair<FrameType, std::string>>> takeFrame(std::string& input) {
     using Frame = std::optional<std::pair<FrameType, std::string>>;
-    if (input.size() < kFrameHeader) {
-        return Frame();
+    auto next = nextFrame(input);
+    if (!next.ok()) {
+        return next.status();
     }
-    auto header = readHeader(input);
-    if (!header.ok()) {
-        return header.status();
-    }
-    if (header.value().length > kMaxHandshakeFrame) {
+    const size_t size = next.value().size;
+    if (next.value().header.length > kMaxHandshakeFrame) {
         return Status::disconnected("not a handshake frame");
     }
-    const size_t size = kFrameHeader + header.value().length;
-    if (input.size() < size) {
+    if (!next.value().whole) {
         return Frame();
     }
-    Frame frame(std::in_place, header.value().type,
-                input.substr(kFrameHeader, header.value().length));
+    Frame frame(std::in_place, next.value().header.type, next.value().body);
     input.erase(0, size);
     return frame;
 }
@@ -196,10 +193,8 @@ void Dialer::onEvent(uint32_t /*events*/) {
 void Dialer::onConnected() {
     const base::Target& target = targets_[next_ - 1];
     if (const int error = base::connectError(channel_->fd()); error != 0) {
-        return endTarget(Status(ErrorCode::REMOTE_DISCONNECT,
-                                "cannot connect to " + target.text + ": " +
-                                    std::generic_category().message(error),
-                                error),
+        return endTarget(base::systemError("cannot connect to " + target.text, error,
+                                           ErrorCode::REMOTE_DISCONNECT),
                          error == ECONNREFUSED || error == ENOENT);
     }
     connected_ = true;

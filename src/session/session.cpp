@@ -214,18 +214,16 @@ Status Session::receive(std::string_view bytes, Time now) {
         kept += bytes;
         rest = kept;
     }
-    while (rest.size() >= kFrameHeader) {
-        auto header = readHeader(rest);
-        if (!header.ok()) {
-            return header.status();
+    while (true) {
+        auto frame = nextFrame(rest);
+        if (!frame.ok()) {
+            return frame.status();
         }
-        const size_t size = kFrameHeader + header.value().length;
-        if (rest.size() < size) {
+        if (!frame.value().whole) {
             break;
         }
-        NIXL_RETURN_IF_ERROR(
-            onFrame(header.value().type, rest.substr(kFrameHeader, header.value().length)));
-        rest.remove_prefix(size);
+        NIXL_RETURN_IF_ERROR(onFrame(frame.value().header.type, frame.value().body));
+        rest.remove_prefix(frame.value().size);
     }
     input_ = std::string(rest);
     return {};

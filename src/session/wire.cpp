@@ -116,6 +116,24 @@ Result<FrameHeader> readHeader(std::string_view bytes) {
     return header;
 }
 
+Result<FrameView> nextFrame(std::string_view bytes) {
+    FrameView frame;
+    if (bytes.size() < kFrameHeader) {
+        return frame;
+    }
+    auto header = readHeader(bytes);
+    if (!header.ok()) {
+        return header.status();
+    }
+    frame.header = header.value();
+    frame.size = kFrameHeader + frame.header.length;
+    frame.whole = bytes.size() >= frame.size;
+    if (frame.whole) {
+        frame.body = bytes.substr(kFrameHeader, frame.header.length);
+    }
+    return frame;
+}
+
 void Hello::encode(base::ByteWriter& out) const {
     out.fixed(oldestVersion);
     out.fixed(newestVersion);

@@ -69,6 +69,16 @@ void endFrame(base::ByteWriter& out, size_t begin);
 // reserved bits, and lengths past the limit of the type.
 Result<FrameHeader> readHeader(std::string_view bytes);
 
+// The frame at the start of some bytes.
+struct FrameView {
+    FrameHeader header;
+    std::string_view body;  // where it is whole
+    size_t size = 0;        // of header and body; 0: not even the header is there
+    bool whole = false;
+};
+// The only place that cuts bytes into frames; fails as readHeader().
+Result<FrameView> nextFrame(std::string_view bytes);
+
 // EXCHANGE: metadata, at the port of an agent's listener (src/exchange_tcp/).
 enum class ConnectionKind : uint8_t { CONTROL = 0, DATA = 1, EXCHANGE = 2 };
 

@@ -89,6 +89,28 @@ TEST(Wire, HeadersAreChecked) {
     EXPECT_FALSE(readHeader(good.substr(0, 7)).ok());
 }
 
+TEST(Wire, FramesAreCutFromTheStartOfTheBytes) {
+    base::ByteWriter out;
+    const size_t begin = beginFrame(out, FrameType::PONG);
+    out.raw("12345678");
+    endFrame(out, begin);
+    const std::string bytes = out.bytes() + "more";
+    const auto whole = nextFrame(bytes);
+    ASSERT_TRUE(whole.ok() && whole.value().whole);
+    EXPECT_EQ(whole.value().header.type, FrameType::PONG);
+    EXPECT_EQ(whole.value().body, "12345678");
+    EXPECT_EQ(whole.value().size, kFrameHeader + 8);
+    // The size is known as soon as the header is there.
+    const auto some = nextFrame(std::string_view(bytes).substr(0, kFrameHeader + 7));
+    ASSERT_TRUE(some.ok());
+    EXPECT_FALSE(some.value().whole);
+    EXPECT_EQ(some.value().size, kFrameHeader + 8);
+    const auto none = nextFrame(std::string_view(bytes).substr(0, kFrameHeader - 1));
+    ASSERT_TRUE(none.ok());
+    EXPECT_EQ(none.value().size, 0U);
+    EXPECT_FALSE(nextFrame("not a frame at all").ok());
+}
+
 TEST(Wire, PiecesStayWithinTheirNotification) {
     const std::string bytes(100, 'x');
     EXPECT_TRUE(NotificationPiece::decode(bodyOf(NotificationPiece{1, 100, 0, bytes})).ok());

@@ -12,7 +12,7 @@ namespace nixl::peer {
 
 namespace {
 
-Status memoryGone() {
+Status notMapped() {
     return Status::backend("local memory is not mapped", EFAULT);
 }
 
@@ -116,83 +116,11 @@ void StreamClient::sent(size_t bytes) {
     }
 }
 
-size_t StreamClient::inputSpace(iovec* out, size_t max) {
-    directInput_ = 0;
-    size_t count = 0;
-    if (state_ == State::CHUNK) {
-        uint64_t bytes = 0;
-        Waiting& part = waiting_.front();
-        if (part.canceled || !readFailure_.ok()) {
-            bytes = std::min<uint64_t>(chunkLeft_, sizeof(discard_));
-            out[count++] = {discard_, bytes};
-        } else {
-            count = part.cursor.peek(out, max - 1, chunkLeft_, bytes);
-        }
-        directInput_ = bytes;
-        if (bytes < chunkLeft_) {
-            return count;
-        }
-    }
-    out[count++] = staging_.space();
-    return count;
-}
-
-Status StreamClient::received(size_t bytes) {
-    const size_t direct = std::min(bytes, directInput_);
-    directInput_ = 0;
-    staging_.filled(bytes - direct);
-    if (direct > 0) {
-        Waiting& part = waiting_.front();
-        if (!part.canceled && readFailure_.ok()) {
-            if ((part.part.request->flags & kRequestChecksum) != 0 &&
-                !checksumOf(part.cursor, direct, runningChecksum_)) {
-                failRead(memoryGone());
-            }
-            part.cursor.skip(direct);
-        }
-        chunkLeft_ -= static_cast<uint32_t>(direct);
-    }
-    return process();
-}
-
-Status StreamClient::process() {
-    for (bool progress = true; progress;) {
-        progress = false;
-        switch (state_) {
-            case State::FRAME:
-                NIXL_RETURN_IF_ERROR(takeFrame(progress));
-                break;
-            case State::CHUNK_HEADER:
-                NIXL_RETURN_IF_ERROR(takeChunkHeader(progress));
-                break;
-            case State::CHUNK:
-                NIXL_RETURN_IF_ERROR(takeStaged(progress));
-                break;
-        }
-    }
-    return {};
-}
-
-Status StreamClient::takeFrame(bool& progress) {
-    const std::string_view bytes = staging_.bytes();
-    if (bytes.size() < kFrameHeader) {
-        return {};
-    }
-    auto header = readHeader(bytes);
-    if (!header.ok()) {
-        return header.status();
-    }
+Status StreamClient::onHeader(const FrameHeader& header) {
     // Replies are short: whatever does not fit into the staging buffer is none.
-    if (header.value().type != FrameType::REPLY || header.value().length > kMaxHandshakeFrame) {
+    if (header.type != FrameType::REPLY || header.length > kMaxHandshakeFrame) {
         return Status::invalidParam("not a reply");
     }
-    const size_t size = kFrameHeader + header.value().length;
-    if (bytes.size() < size) {
-        return {};
-    }
-    progress = true;
-    NIXL_RETURN_IF_ERROR(onReply(bytes.substr(kFrameHeader, header.value().length)));
-    staging_.use(size);
     return {};
 }
 
@@ -210,9 +138,8 @@ Status StreamClient::onReply(std::string_view body) {
         if (aborted_) {
             return Status::invalidParam("an aborted read that went well");
         }
-        readLeft_ = request.bytes;
         readFailure_ = {};
-        state_ = State::CHUNK_HEADER;
+        input_.beginPayload(request.bytes, (request.flags & kRequestChecksum) != 0);
         return {};
     }
     if (request.op == OpType::WRITE && sendIndex_ == 0 && reply.code == ErrorCode::OK) {
@@ -238,7 +165,7 @@ void StreamClient::finish(Status status, uint64_t offset) {
     if (first.canceled) {
         finished.status = Status::canceled("canceled");
     } else if (first.faulted) {
-        finished.status = memoryGone();
+        finished.status = notMapped();
         offset = std::min(offset, first.taken);  // the peer counts what was sent in its place
     } else {
         finished.status = std::move(status);
@@ -257,81 +184,21 @@ void StreamClient::finish(Status status, uint64_t offset) {
     --sendIndex_;
 }
 
-Status StreamClient::takeChunkHeader(bool& progress) {
-    const std::string_view bytes = staging_.bytes();
-    if (bytes.size() < kChunkHeader) {
-        return {};
-    }
-    const ChunkHeader header = decodeChunkHeader(bytes.data());
-    staging_.use(kChunkHeader);
-    progress = true;
-    if (header.length == kAbort) {
+Status StreamClient::onPayloadEnd(bool whole) {
+    if (whole) {
+        finish(std::exchange(readFailure_, {}), readFailureOffset_);
+    } else {
         aborted_ = true;  // the reply with the reason follows
-        state_ = State::FRAME;
-        return {};
     }
-    if (header.length == 0 || header.length > kChunkBytes || header.length > readLeft_) {
-        return Status::invalidParam("a chunk of " + std::to_string(header.length) + " bytes");
-    }
-    readLeft_ -= header.length;
-    chunkLeft_ = chunkSize_ = header.length;
-    chunkChecksum_ = header.checksum;
-    runningChecksum_ = 0;
-    chunkBegin_ = waiting_.front().cursor.offset();
-    state_ = State::CHUNK;
     return {};
 }
 
-void StreamClient::scatter(Waiting& part, std::string_view bytes) {
-    if ((part.part.request->flags & kRequestChecksum) != 0) {
-        runningChecksum_ = base::crc32c(runningChecksum_, bytes.data(), bytes.size());
-    }
-    iovec vectors[64];
-    while (!bytes.empty()) {
-        uint64_t here = 0;
-        const size_t count = part.cursor.peek(vectors, 64, bytes.size(), here);
-        if (!memory::copyChecked(vectors, count, const_cast<char*>(bytes.data()), here,
-                                 memory::Copy::TO_VECTORS)) {
-            failRead(memoryGone());
-            return;
-        }
-        bytes.remove_prefix(here);
-        part.cursor.skip(here);
-    }
+void StreamClient::memoryGone() {
+    failRead(notMapped());
 }
 
-Status StreamClient::takeStaged(bool& progress) {
-    if (chunkLeft_ == 0) {
-        progress = true;
-        return chunkDone();
-    }
-    const std::string_view bytes = staging_.bytes().substr(0, chunkLeft_);
-    if (bytes.empty()) {
-        return {};
-    }
-    progress = true;
-    Waiting& part = waiting_.front();
-    if (!part.canceled && readFailure_.ok()) {
-        scatter(part, bytes);
-    }
-    chunkLeft_ -= static_cast<uint32_t>(bytes.size());
-    staging_.use(bytes.size());
-    return {};
-}
-
-Status StreamClient::chunkDone() {
-    Waiting& part = waiting_.front();
-    if (!part.canceled && readFailure_.ok() && (part.part.request->flags & kRequestChecksum) != 0 &&
-        runningChecksum_ != chunkChecksum_) {
-        failRead(damaged("agent \"" + peerName_ + "\": ", chunkSize_));
-    }
-    if (readLeft_ > 0) {
-        state_ = State::CHUNK_HEADER;
-        return {};
-    }
-    state_ = State::FRAME;
-    finish(std::exchange(readFailure_, {}), readFailureOffset_);
-    return {};
+void StreamClient::damagedChunk(uint32_t size) {
+    failRead(damaged("agent \"" + peerName_ + "\": ", size));
 }
 
 void StreamClient::failRead(Status why) {
@@ -356,15 +223,15 @@ void StreamClient::takeChunkOver(Waiting& part) {
 }
 
 Status StreamClient::memoryFault(bool sending) {
-    directInput_ = 0;
+    input_.forget();
     if (sending && chunkToSend_ > 0) {
         waiting_[sendIndex_].faulted = true;
         waiting_[sendIndex_].taken = waiting_[sendIndex_].cursor.offset();
         takeChunkOver(waiting_[sendIndex_]);
         return {};
     }
-    if (!sending && state_ == State::CHUNK && readFailure_.ok()) {
-        failRead(memoryGone());
+    if (!sending && input_.inChunk() && readFailure_.ok()) {
+        memoryGone();
         return {};
     }
     return Status(ErrorCode::BACKEND, "the engine's own memory is not there", EFAULT);
@@ -401,10 +268,7 @@ uint64_t StreamClient::movedOfRead() const {
     if (!readFailure_.ok()) {
         return readFailureOffset_;
     }
-    const Waiting& first = waiting_.front();
-    const bool checked = (first.part.request->flags & kRequestChecksum) != 0;
-    // Any byte of a chunk that has not been checked may be a wrong one.
-    return state_ == State::CHUNK && checked ? chunkBegin_ : first.cursor.offset();
+    return input_.certain(waiting_.front().cursor.offset());
 }
 
 void StreamClient::fail(const Status& why) {
@@ -413,7 +277,7 @@ void StreamClient::fail(const Status& why) {
         // Of a WRITE what was sent may have got lost on the way.
         const bool read = waiting_.front().part.request->op == OpType::READ;
         finish(why, read ? movedOfRead() : 0);
-        state_ = State::FRAME;
+        input_.dropPayload();
         readFailure_ = {};
     }
     out_.clear();

@@ -37,7 +37,7 @@ struct FinishedPart {
     SegmentFailure failure;  // where status is not OK
 };
 
-class StreamClient {
+class StreamClient final : private StreamInput::Sink {
   public:
     StreamClient(std::string peer_name, const base::Digest& connection_key);
     StreamClient(const StreamClient&) = delete;
@@ -58,9 +58,9 @@ class StreamClient {
     bool wantsOutput() const { return sendIndex_ < waiting_.size() || outSent_ < out_.size(); }
 
     // At least two vectors.
-    size_t inputSpace(iovec* out, size_t max);
+    size_t inputSpace(iovec* out, size_t max) { return input_.space(out, max); }
     // An error is a violation of the protocol by the peer: the connection must be closed.
-    Status received(size_t bytes);
+    Status received(size_t bytes) { return input_.received(bytes); }
 
     // The kernel refused memory of the last output() (`sending`) or inputSpace(); instead of sent()
     // or received(). The part fails, the connection goes on.
@@ -78,7 +78,6 @@ class StreamClient {
     uint64_t outstandingBytes() const { return outstandingBytes_; }
 
   private:
-    enum class State : uint8_t { FRAME, CHUNK_HEADER, CHUNK };
     struct Waiting {
         StreamPart part;
         bool begun = false;     // the request is being or has been sent
@@ -89,13 +88,20 @@ class StreamClient {
         uint64_t taken = 0;     // WRITE, faulted: bytes that were there
     };
 
-    Status process();
-    Status takeFrame(bool& progress);
-    Status takeChunkHeader(bool& progress);
-    Status takeStaged(bool& progress);
+    // Of StreamInput::Sink: the payload is that of the first part, a READ.
+    Status onHeader(const FrameHeader& header) override;
+    Status onFrame(FrameType /*type*/, std::string_view body) override { return onReply(body); }
+    Status onPayloadEnd(bool whole) override;
+    bool busy() const override { return false; }
+    RunCursor& cursor() override { return waiting_.front().cursor; }
+    bool discards() const override { return waiting_.front().canceled || !readFailure_.ok(); }
+    bool enter(uint64_t /*bytes*/) override { return true; }
+    void leave() override {}
+    void moved(uint64_t /*bytes*/) override {}
+    void memoryGone() override;
+    void damagedChunk(uint32_t size) override;
+
     Status onReply(std::string_view body);
-    Status chunkDone();
-    void scatter(Waiting& part, std::string_view bytes);
     void failRead(Status why);
     uint64_t movedOfRead() const;
     void finish(Status status, uint64_t offset);
@@ -117,17 +123,8 @@ class StreamClient {
     std::string pendingGrants_;  // proofs to send before the next request
     uint32_t chunkToSend_ = 0;   // payload bytes of the current chunk that follow out_
 
-    State state_ = State::FRAME;
-    Staging staging_;
-    size_t directInput_ = 0;
-    char discard_[4096];
-    uint64_t readLeft_ = 0;  // bytes of the READ being answered that are not yet in a chunk
-    uint32_t chunkLeft_ = 0;
-    uint32_t chunkSize_ = 0;
-    uint32_t chunkChecksum_ = 0;
-    uint32_t runningChecksum_ = 0;
-    uint64_t chunkBegin_ = 0;  // of the chunk, in bytes of the READ
-    Status readFailure_;       // of the first that waits; what follows is thrown away
+    StreamInput input_{*this};
+    Status readFailure_;  // of the first that waits; what follows is thrown away
     uint64_t readFailureOffset_ = 0;
     bool aborted_ = false;
 

@@ -60,8 +60,8 @@ void StreamTarget::unpin() {
 
 Status StreamTarget::memoryFault() {
     unpin();
-    directInput_ = 0;
-    if (!failure_.ok() || (state_ != State::CHUNK && !reading_)) {
+    input_.forget();
+    if (!failure_.ok() || (!input_.inChunk() && !reading_)) {
         return Status(ErrorCode::BACKEND, "the engine's own memory is not there", EFAULT);
     }
     failRequest(targetMemoryGone(), cursor_.offset());
@@ -71,119 +71,24 @@ Status StreamTarget::memoryFault() {
 void StreamTarget::failRequest(Status status, uint64_t offset) {
     if (failure_.ok()) {
         failure_ = std::move(status);
-        // Any byte of a chunk that has not been checked may be a wrong one.
-        const bool unchecked = state_ == State::CHUNK && (request_.flags & kRequestChecksum) != 0;
-        failureOffset_ = unchecked ? chunkBegin_ : offset;
+        failureOffset_ = input_.certain(offset);
     }
+}
+
+void StreamTarget::memoryGone() {
+    failRequest(targetMemoryGone(), cursor_.offset());
+}
+
+void StreamTarget::damagedChunk(uint32_t size) {
+    failRequest(damaged("", size), cursor_.offset());
 }
 
 size_t StreamTarget::inputSpace(iovec* out, size_t max) {
-    directInput_ = 0;
     if (reading_ || out_.size() > kMaxReplies) {
+        input_.forget();
         return 0;  // one request at a time
     }
-    size_t count = 0;
-    if (frameWanted_ != 0) {
-        out[count++] = {frame_.data() + frameFilled_, frameWanted_ - frameFilled_};
-        directInput_ = frameWanted_ - frameFilled_;
-    } else if (state_ == State::CHUNK) {
-        uint64_t bytes = 0;
-        if (failure_.ok()) {
-            count = cursor_.peek(out, max - 1, chunkLeft_, bytes);
-            if (!pin(bytes)) {
-                count = 0;
-            }
-        }
-        if (!failure_.ok()) {
-            bytes = std::min<uint64_t>(chunkLeft_, sizeof(discard_));
-            out[count++] = {discard_, bytes};
-        }
-        directInput_ = bytes;
-        if (bytes < chunkLeft_) {
-            return count;
-        }
-    }
-    out[count++] = staging_.space();
-    return count;
-}
-
-Status StreamTarget::received(size_t bytes) {
-    const size_t direct = std::min(bytes, directInput_);
-    directInput_ = 0;
-    staging_.filled(bytes - direct);
-    if (frameWanted_ != 0) {
-        frameFilled_ += direct;
-    } else if (direct > 0) {
-        if (failure_.ok()) {
-            if ((request_.flags & kRequestChecksum) != 0 &&
-                !checksumOf(cursor_, direct, runningChecksum_)) {
-                failRequest(targetMemoryGone(), cursor_.offset());
-            }
-            cursor_.skip(direct);
-            moved_ += direct;
-        }
-        chunkLeft_ -= static_cast<uint32_t>(direct);
-    }
-    unpin();
-    return process();
-}
-
-Status StreamTarget::process() {
-    for (bool progress = true; progress;) {
-        progress = false;
-        switch (state_) {
-            case State::FRAME:
-                NIXL_RETURN_IF_ERROR(takeFrame(progress));
-                break;
-            case State::CHUNK_HEADER:
-                NIXL_RETURN_IF_ERROR(takeChunkHeader(progress));
-                break;
-            case State::CHUNK:
-                NIXL_RETURN_IF_ERROR(takeStaged(progress));
-                break;
-        }
-    }
-    return {};
-}
-
-Status StreamTarget::takeFrame(bool& progress) {
-    if (reading_) {
-        return {};
-    }
-    if (frameWanted_ != 0) {
-        if (frameFilled_ < frameWanted_) {
-            return {};
-        }
-        const std::string frame = std::exchange(frame_, {});
-        frameWanted_ = 0;
-        progress = true;
-        return onFrame(readHeader(frame).value().type,
-                       std::string_view(frame).substr(kFrameHeader));
-    }
-    const std::string_view bytes = staging_.bytes();
-    if (bytes.size() < kFrameHeader) {
-        return {};
-    }
-    auto header = readHeader(bytes);
-    if (!header.ok()) {
-        return header.status();
-    }
-    const size_t size = kFrameHeader + header.value().length;
-    if (bytes.size() < size) {
-        if (size > Staging::kSize) {
-            frame_.assign(bytes);
-            frameFilled_ = bytes.size();
-            frameWanted_ = size;
-            frame_.resize(size);
-            staging_.use(bytes.size());
-        }
-        return {};
-    }
-    progress = true;
-    NIXL_RETURN_IF_ERROR(
-        onFrame(header.value().type, bytes.substr(kFrameHeader, header.value().length)));
-    staging_.use(size);
-    return {};
+    return input_.space(out, max);
 }
 
 Status StreamTarget::onFrame(FrameType type, std::string_view body) {
@@ -259,9 +164,10 @@ Status StreamTarget::onRequest(FrameType type, std::string_view body) {
     cursor_ = RunCursor(request_.runs);
     checkRequest();
     if (request_.op == OpType::WRITE) {
-        state_ = State::CHUNK_HEADER;
         if (request_.bytes == 0) {
             finishWrite();
+        } else {
+            input_.beginPayload(request_.bytes, (request_.flags & kRequestChecksum) != 0);
         }
         return {};
     }
@@ -276,85 +182,17 @@ Status StreamTarget::onRequest(FrameType type, std::string_view body) {
     return {};
 }
 
-Status StreamTarget::takeChunkHeader(bool& progress) {
-    const std::string_view bytes = staging_.bytes();
-    if (bytes.size() < kChunkHeader) {
-        return {};
-    }
-    const ChunkHeader header = decodeChunkHeader(bytes.data());
-    staging_.use(kChunkHeader);
-    progress = true;
-    if (header.length == kAbort) {
+Status StreamTarget::onPayloadEnd(bool whole) {
+    if (!whole) {
         failRequest(Status::canceled("ended by the sender"), cursor_.offset());
-        finishWrite();
-        return {};
     }
-    const uint64_t left = request_.bytes;  // counted down below
-    if (header.length == 0 || header.length > kChunkBytes || header.length > left) {
-        return Status::invalidParam("a chunk of " + std::to_string(header.length) + " bytes");
-    }
-    request_.bytes -= header.length;
-    chunkLeft_ = chunkSize_ = header.length;
-    chunkChecksum_ = header.checksum;
-    runningChecksum_ = 0;
-    chunkBegin_ = cursor_.offset();
-    state_ = State::CHUNK;
-    return {};
-}
-
-Status StreamTarget::takeStaged(bool& progress) {
-    if (chunkLeft_ == 0) {
-        progress = true;
-        return chunkDone();
-    }
-    std::string_view bytes = staging_.bytes().substr(0, chunkLeft_);
-    if (bytes.empty()) {
-        return {};
-    }
-    progress = true;
-    const size_t size = bytes.size();
-    if (failure_.ok() && pin(size)) {
-        iovec vectors[64];
-        while (!bytes.empty()) {
-            uint64_t here = 0;
-            const size_t count = cursor_.peek(vectors, 64, bytes.size(), here);
-            if ((request_.flags & kRequestChecksum) != 0) {
-                runningChecksum_ =
-                    base::crc32c(runningChecksum_, bytes.data(), static_cast<size_t>(here));
-            }
-            if (!memory::copyChecked(vectors, count, const_cast<char*>(bytes.data()), here,
-                                     memory::Copy::TO_VECTORS)) {
-                failRequest(targetMemoryGone(), cursor_.offset());
-                break;
-            }
-            bytes.remove_prefix(here);
-            cursor_.skip(here);
-            moved_ += here;
-        }
-        unpin();
-    }
-    chunkLeft_ -= static_cast<uint32_t>(size);
-    staging_.use(size);
-    return {};
-}
-
-Status StreamTarget::chunkDone() {
-    if (failure_.ok() && (request_.flags & kRequestChecksum) != 0 &&
-        runningChecksum_ != chunkChecksum_) {
-        failRequest(damaged("", chunkSize_), cursor_.offset());
-    }
-    if (request_.bytes == 0) {
-        finishWrite();
-    } else {
-        state_ = State::CHUNK_HEADER;
-    }
+    finishWrite();
     return {};
 }
 
 void StreamTarget::finishWrite() {
     reply();
     regions_.clear();
-    state_ = State::FRAME;
 }
 
 void StreamTarget::reply() {
@@ -375,11 +213,11 @@ void StreamTarget::reply() {
 void StreamTarget::prepareReadChunk() {
     const uint64_t left = request_.bytes - cursor_.offset();
     const bool last = left <= kCopiedTail;
-    chunkLeft_ =
+    sendLeft_ =
         static_cast<uint32_t>(last ? left : std::min<uint64_t>(left - kCopiedTail, kChunkBytes));
     tail_.clear();
     uint32_t checksum = 0;
-    if (failure_.ok() && pin(chunkLeft_) && !prepareChunkBytes(last, tail_, checksum)) {
+    if (failure_.ok() && pin(sendLeft_) && !prepareChunkBytes(last, tail_, checksum)) {
         failRequest(targetMemoryGone(), cursor_.offset());
     }
     char header[kChunkHeader];
@@ -393,7 +231,7 @@ void StreamTarget::prepareReadChunk() {
         return;
     }
     unpin();
-    encodeChunkHeader(header, chunkLeft_, checksum);
+    encodeChunkHeader(header, sendLeft_, checksum);
     out_.append(header, kChunkHeader);
     if (last) {
         out_ += tail_;
@@ -407,7 +245,7 @@ void StreamTarget::prepareReadChunk() {
 bool StreamTarget::prepareChunkBytes(bool last, std::string& tail, uint32_t& checksum) {
     const bool wanted = (request_.flags & kRequestChecksum) != 0;
     if (!last) {
-        return !wanted || checksumOf(cursor_, chunkLeft_, checksum);
+        return !wanted || checksumOf(cursor_, sendLeft_, checksum);
     }
     if (!copyTail(tail)) {
         return false;
@@ -419,7 +257,7 @@ bool StreamTarget::prepareChunkBytes(bool last, std::string& tail, uint32_t& che
 bool StreamTarget::copyTail(std::string& tail) {
     RunCursor cursor = cursor_;
     iovec vectors[64];
-    tail.resize(chunkLeft_);
+    tail.resize(sendLeft_);
     for (size_t at = 0; at < tail.size();) {
         uint64_t here = 0;
         const size_t count = cursor.peek(vectors, 64, tail.size() - at, here);
@@ -437,7 +275,7 @@ uint64_t StreamTarget::bytesLeft() const {
     if (reading_) {
         return request_.bytes - cursor_.offset();
     }
-    return state_ == State::FRAME ? 0 : request_.bytes + chunkLeft_;
+    return input_.payloadLeft();
 }
 
 size_t StreamTarget::output(iovec* out, size_t max) {
@@ -447,15 +285,15 @@ size_t StreamTarget::output(iovec* out, size_t max) {
     }
     if (reading_) {
         uint64_t bytes = 0;
-        const size_t more = cursor_.peek(out + count, max - count, chunkLeft_, bytes);
+        const size_t more = cursor_.peek(out + count, max - count, sendLeft_, bytes);
         if (failure_.ok() && pin(bytes)) {
             count += more;
         } else if (count == 0) {
             // Revoked in the middle of a chunk, whose length is promised: what it lacks is zeros,
             // then comes the abort.
-            const size_t zeros = std::min<size_t>(chunkLeft_, sizeof(discard_));
-            std::memset(discard_, 0, zeros);
-            out[count++] = {discard_, zeros};
+            const size_t zeros = std::min<size_t>(sendLeft_, sizeof(zeros_));
+            std::memset(zeros_, 0, zeros);
+            out[count++] = {zeros_, zeros};
         }
     }
     return count;
@@ -475,8 +313,8 @@ void StreamTarget::sent(size_t bytes) {
     }
     cursor_.skip(payload);
     moved_ += payload;
-    chunkLeft_ -= static_cast<uint32_t>(payload);
-    if (chunkLeft_ == 0) {
+    sendLeft_ -= static_cast<uint32_t>(payload);
+    if (sendLeft_ == 0) {
         prepareReadChunk();
     }
 }

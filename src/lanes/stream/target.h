@@ -14,7 +14,7 @@
 
 namespace nixl::peer {
 
-class StreamTarget {
+class StreamTarget final : private StreamInput::Sink {
   public:
     StreamTarget(NetworkAccess& access, const base::Digest& connection_key);
     ~StreamTarget();
@@ -25,7 +25,7 @@ class StreamTarget {
     // regions pinned until received(), which must follow (with 0 where nothing came).
     size_t inputSpace(iovec* out, size_t max);
     // An error is a violation of the protocol: the connection must be closed.
-    Status received(size_t bytes);
+    Status received(size_t bytes) { return input_.received(bytes); }
     // What to send; keeps regions pinned until sent(), which must follow.
     size_t output(iovec* out, size_t max);
     void sent(size_t bytes);
@@ -41,17 +41,22 @@ class StreamTarget {
     uint64_t bytesMoved() const { return moved_; }
 
   private:
-    enum class State : uint8_t { FRAME, CHUNK_HEADER, CHUNK };
+    // Of StreamInput::Sink: the payload is that of request_, a WRITE.
+    Status onHeader(const FrameHeader& /*header*/) override { return {}; }
+    Status onFrame(FrameType type, std::string_view body) override;
+    Status onPayloadEnd(bool whole) override;
+    bool busy() const override { return reading_; }
+    RunCursor& cursor() override { return cursor_; }
+    bool discards() const override { return !failure_.ok(); }
+    bool enter(uint64_t bytes) override { return pin(bytes); }
+    void leave() override { unpin(); }
+    void moved(uint64_t bytes) override { moved_ += bytes; }
+    void memoryGone() override;
+    void damagedChunk(uint32_t size) override;
 
-    Status process();
-    Status takeFrame(bool& progress);
-    Status takeChunkHeader(bool& progress);
-    Status takeStaged(bool& progress);
-    Status onFrame(FrameType type, std::string_view body);
     Status onGrant(std::string_view body);
     Status onRequest(FrameType type, std::string_view body);
     void checkRequest();
-    Status chunkDone();
     void finishWrite();
     void prepareReadChunk();
     bool prepareChunkBytes(bool last, std::string& tail, uint32_t& checksum);
@@ -65,24 +70,15 @@ class StreamTarget {
     const base::Digest connectionKey_;
     std::set<GrantId> proved_;
 
-    State state_ = State::FRAME;
-    Staging staging_;
-    std::string frame_;       // an incomplete frame longer than the staging buffer
-    size_t frameWanted_ = 0;  // its full size; 0: none
-    size_t frameFilled_ = 0;
-    size_t directInput_ = 0;  // bytes of the last inputSpace() that are not staging
-    char discard_[4096];
+    StreamInput input_{*this};
+    char zeros_[4096];
 
     Request request_;
     std::vector<memory::RegionPtr> regions_;
     RunCursor cursor_;
     Status failure_;  // of the current request
     uint64_t failureOffset_ = 0;
-    uint32_t chunkLeft_ = 0;
-    uint32_t chunkSize_ = 0;
-    uint32_t chunkChecksum_ = 0;
-    uint32_t runningChecksum_ = 0;
-    uint64_t chunkBegin_ = 0;  // of the chunk, in bytes of the WRITE
+    uint32_t sendLeft_ = 0;  // of the chunk of a READ that is being sent
 
     std::string out_;
     size_t outSent_ = 0;
