@@ -10,14 +10,12 @@ import asyncio
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from . import _bindings as nixlBind
+from ._notifs import NotificationCalls
 from .arguments import handles_of, seconds_of
 from .errors import nixlError, nixlTimeoutError
-
-if TYPE_CHECKING:
-    from .agent import nixl_agent
-    from .handles import nixl_xfer_handle
 
 
 class _Watch:
@@ -30,7 +28,7 @@ class _Watch:
         self.wakers: set[asyncio.Future[None]] = set()
 
     def wake(self) -> None:
-        with contextlib.suppress(nixlError):  # a closed agent: whoever waits finds out by himself
+        with contextlib.suppress(nixlError):  # a closed agent: whoever waits finds out by itself
             self.raw._drain()
         for waker in self.wakers:
             if not waker.done():
@@ -67,7 +65,7 @@ async def _sleep(raw: Any, timeout: float) -> None:
 _LOOK_AGAIN = 0.05
 
 
-async def wait_handle(handle: nixl_xfer_handle, timeout: float | None = None) -> str:
+async def wait_handle(handle: nixlBind.nixlXferHandle, timeout: float | None = None) -> str:
     """What ``await handle`` does: "DONE", or the transfer's error is raised."""
     (handle,) = handles_of([handle])
     raw = handle._agent
@@ -86,7 +84,7 @@ async def wait_handle(handle: nixl_xfer_handle, timeout: float | None = None) ->
 
 
 async def wait_notifs(
-    agent: nixl_agent,
+    agent: NotificationCalls,
     tag: bytes | str,
     count: int = 1,
     timeout: float | None = None,

@@ -11,13 +11,21 @@ import os
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from .errors import nixlError
+from .handles import nixl_xfer_handle
 
-if TYPE_CHECKING:
-    from .agent import nixl_agent
-    from .handles import nixl_xfer_handle
+
+class Traced(Protocol):
+    """What Trace uses of an agent."""
+
+    name: str
+    agent: Any
+
+    def transfer(self, handle: nixl_xfer_handle, notif_msg: bytes | str = b"") -> str: ...
+    def explain(self, handle: nixl_xfer_handle) -> dict[str, Any]: ...
+    def get_xfer_telemetry(self, handle: nixl_xfer_handle) -> Any: ...
 
 
 class Trace:
@@ -28,7 +36,7 @@ class Trace:
     text).
     """
 
-    def __init__(self, agent: nixl_agent) -> None:
+    def __init__(self, agent: Traced) -> None:
         self.agent = agent
         self.events: list[dict[str, Any]] = []
         self._open: dict[int, nixl_xfer_handle] = {}
@@ -69,7 +77,7 @@ class Trace:
         # What the handle did before is told now: its figures are about to be replaced.
         if self._open.pop(id(handle), None) is not None:
             self._note(handle)
-        state = self.agent.agent._transfer(handle, notif_msg)
+        state = type(self.agent).transfer(self.agent, handle, notif_msg)
         with self._lock:
             self._open[id(handle)] = handle
         return state
