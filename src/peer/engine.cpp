@@ -4,13 +4,13 @@
 #include <algorithm>
 #include <cerrno>
 #include <future>
-#include <system_error>
 #include <utility>
 
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/system_error.h"
 #include "peer/engine_impl.h"
 #include "peer/remote_transfer.h"
 
@@ -83,9 +83,7 @@ Status EngineImpl::start() {
     }
     if (!config.socketDir.empty()) {
         if (mkdir(config.socketDir.c_str(), 0700) < 0 && errno != EEXIST) {
-            return Status::backend(
-                "socket_dir " + config.socketDir + ": " + std::generic_category().message(errno),
-                errno);
+            return base::systemError("socket_dir " + config.socketDir, errno);
         }
         const std::string path = config.socketDir + "/nixl-" + random + ".sock";
         auto by_path = base::listenPath(path);
@@ -157,7 +155,7 @@ std::shared_ptr<Link> EngineImpl::findOrMake(const Identity& peer) {
     }
     auto& link = links_[{peer.name, peer.incarnation}];
     if (link == nullptr) {
-        link = std::make_shared<Link>(*this, peer);
+        link = Link::make(*this, peer);
     }
     return link;
 }
@@ -187,7 +185,7 @@ Status EngineImpl::setMetadata(const Identity& peer,
     }
     auto& link = links_[{peer.name, peer.incarnation}];
     if (link == nullptr) {
-        link = std::make_shared<Link>(*this, peer);
+        link = Link::make(*this, peer);
     }
     link->setMetadata(std::move(endpoints), std::move(grants));
     return {};

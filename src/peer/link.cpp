@@ -32,6 +32,19 @@ Link::Link(EngineImpl& engine, Identity peer)
       peer_(std::move(peer)),
       session_(peer_.name, SessionLimits{engine.config.peerTimeout}) {}
 
+std::shared_ptr<Link> Link::make(EngineImpl& engine, Identity peer) {
+    const std::shared_ptr<Link> link(new Link(engine, std::move(peer)));
+    link->pool_ = std::make_shared<StreamPool>(
+        StreamPoolConfig{link->peer_.name, engine.config.streamConnections,
+                         engine.config.tcpCongestion},
+        engine.dataLoop, engine.access, [weak = std::weak_ptr(link)] {
+            if (const auto self = weak.lock()) {
+                self->wantData();
+            }
+        });
+    return link;
+}
+
 Link::~Link() = default;
 
 void Link::setMetadata(std::optional<Endpoints> endpoints, GrantsPtr grants) {
@@ -82,8 +95,7 @@ Link::Counts Link::counts() {
         counts.connections = channel_ ? 1 : 0;
         counts.notifications = session_.waiting();
     }
-    const MutexLock lock(dataMutex_);
-    counts.connections += clients_.size();
+    counts.connections += pool_->connections();
     return counts;
 }
 
@@ -398,8 +410,7 @@ bool Link::wanted() {
     if (!waiting_.empty() || session_.waiting() > 0) {
         return true;
     }
-    const MutexLock lock(dataMutex_);
-    return !jobs_.empty();
+    return pool_->waiting();
 }
 
 // The connection broke; the session may go on over another.
@@ -476,9 +487,7 @@ void Link::onTick() {
     if (!status.ok()) {
         return lost(status);
     }
-    for (const auto& client : clients()) {
-        client->expire(Reactor::Clock::now(), engine_.config.peerTimeout);
-    }
+    pool_->expire(Reactor::Clock::now(), engine_.config.peerTimeout);
     armTick(next);
 }
 
@@ -520,7 +529,7 @@ void Link::lost(const Status& why) {
         mapWaiting_.clear();
     }
     forgetProcess();
-    failJobs(why);
+    pool_->fail(why);
     dispatch();
     for (const Done& done : waiting) {
         done(why);

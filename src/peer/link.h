@@ -21,8 +21,7 @@
 #include "base/poll_set.h"
 #include "lanes/host/maps.h"
 #include "lanes/host/pages.h"
-#include "lanes/stream/connection.h"
-#include "lanes/stream/job.h"
+#include "lanes/stream/pool.h"
 #include "peer/dialer.h"
 #include "peer/endpoints.h"
 #include "peer/engine.h"
@@ -32,7 +31,7 @@ namespace nixl::peer {
 
 class Link : public base::PollSet::Member, public std::enable_shared_from_this<Link> {
   public:
-    Link(EngineImpl& engine, Identity peer);
+    static std::shared_ptr<Link> make(EngineImpl& engine, Identity peer);
     ~Link() override;
     Link(const Link&) = delete;
     Link& operator=(const Link&) = delete;
@@ -70,9 +69,8 @@ class Link : public base::PollSet::Member, public std::enable_shared_from_this<L
     // Tells the peer to let go of these regions, of which it may have mapped some.
     void announceRevoked(std::span<const std::pair<uint64_t, uint32_t>> regions);
 
-    void startJob(const std::shared_ptr<StreamJob>& job, uint64_t inline_bytes);
-    // No byte of the job's memory moves once it returns.
-    void cancelJob(const std::shared_ptr<StreamJob>& job, const Status& why);
+    // The data connections, and the jobs that wait for them.
+    StreamPool& stream() { return *pool_; }
 
     // Reads what has come to the session, where nobody else does.
     void pollReady() override;
@@ -99,10 +97,8 @@ class Link : public base::PollSet::Member, public std::enable_shared_from_this<L
     };
     Counts counts();
 
-    // Data connections of the peer; beyond them the one that is idle for longest ends.
-    static constexpr unsigned kMaxServed = 64;
-
   private:
+    Link(EngineImpl& engine, Identity peer);
     static constexpr uint64_t kCreditStep = 1 << 20;
 
     // What came over the control connection of that epoch and number.
@@ -150,15 +146,9 @@ class Link : public base::PollSet::Member, public std::enable_shared_from_this<L
     void answerMaps(const MapRequest& request, uint64_t connection);
     void onMapReply(std::string_view body, const std::vector<base::Fd>& descriptors);
     void violated(const Status& why);
-    // Stream lane.
-    void feed(StreamClient& client);
+    // Opens data connections for the pool.
     void wantData();
     void dialData();
-    void dataGone(const ClientConnection* connection, const Status& why);
-    std::vector<std::shared_ptr<ClientConnection>> clients();
-    void failJobs(const Status& why);
-    bool moreConnectionsPay() const NIXL_REQUIRES(dataMutex_);
-    void endIdlestServed() NIXL_REQUIRES(dataMutex_);
 
     EngineImpl& engine_;
     const Identity peer_;
@@ -198,14 +188,7 @@ class Link : public base::PollSet::Member, public std::enable_shared_from_this<L
     HandshakeResult handshake_ NIXL_GUARDED_BY(mutex_);
     std::optional<base::Target> target_ NIXL_GUARDED_BY(mutex_);  // where the last dial succeeded
 
-    Mutex dataMutex_;  // taken inside a connection's lock; never holds mutex_ inside
-    StreamJobQueue jobs_ NIXL_GUARDED_BY(dataMutex_);
-    std::vector<std::shared_ptr<ClientConnection>> clients_ NIXL_GUARDED_BY(dataMutex_);
-    // Were shut down and may still have parts: a thread that is inside one moves bytes until it
-    // sees the end.
-    std::vector<std::shared_ptr<ClientConnection>> leaving_ NIXL_GUARDED_BY(dataMutex_);
-    std::vector<std::weak_ptr<TargetConnection>> served_ NIXL_GUARDED_BY(dataMutex_);
-    size_t nextClient_ NIXL_GUARDED_BY(dataMutex_) = 0;
+    std::shared_ptr<StreamPool> pool_;  // set once, by make()
 
     // Reactor thread only.
     std::shared_ptr<Dialer> dialer_;

@@ -150,7 +150,7 @@ class LinkDataTest : public testing::Test {
         reactor_ = std::move(base::EpollReactor::create()).value();
         engine_ = std::make_shared<EngineImpl>(config_, *reactor_, pool_, access_);
         engine_->onReactor([&] { ASSERT_TRUE(engine_->start().ok()); });
-        link_ = std::make_shared<Link>(*engine_, Identity{"bob", {2}});
+        link_ = Link::make(*engine_, Identity{"bob", {2}});
         plan_.op = OpType::READ;
         run_ = {reinterpret_cast<uint64_t>(here_.data()),
                 reinterpret_cast<uint64_t>(there_.data()),
@@ -217,12 +217,12 @@ TEST_F(LinkDataTest, CancelReachesConnectionsThatLeave) {
     auto target = connection(hooks);
     const auto outcome = std::make_shared<std::promise<Status>>();
     const auto reading = job(outcome);
-    link_->startJob(reading, 0);
+    link_->stream().start(reading, 0);
     target->awaitRequest();
 
     link_->close(Status::disconnected("removed"), "");
     engine_->onReactor([] {});
-    link_->cancelJob(reading, Status::canceled("canceled"));
+    link_->stream().cancel(reading, Status::canceled("canceled"));
     reading->abandon(Status::canceled("canceled"));
     EXPECT_FALSE(ended(outcome).ok());
     std::fill(here_.begin(), here_.end(), 'c');  // released: the memory is somebody else's
@@ -239,12 +239,12 @@ TEST_F(LinkDataTest, WhatIsPostedAgainAtTheEndOfAConnectionGoesToTheOther) {
     const auto failed = std::make_shared<std::promise<Status>>();
     const auto again = std::make_shared<std::promise<Status>>();
     const auto retry = job(again);
-    link_->startJob(job(failed, [&] { link_->startJob(retry, kSize); }), 0);
+    link_->stream().start(job(failed, [&] { link_->stream().start(retry, kSize); }), 0);
     first->awaitRequest();
     auto second = connection(std::make_shared<Hooks>());
     auto serving = std::async(std::launch::async, [&] { second->serve(); });
     const auto between = std::make_shared<std::promise<Status>>();
-    link_->startJob(job(between), 0);  // the next turn is the first one's
+    link_->stream().start(job(between), 0);  // the next turn is the first one's
     EXPECT_TRUE(ended(between).ok());
 
     first->hangUp();
@@ -262,14 +262,14 @@ TEST_F(LinkDataTest, WhatIsPostedToADyingConnectionGoesToTheOther) {
     const auto late = std::make_shared<std::promise<Status>>();
     const auto posted = job(late);
     const auto hooks = std::make_shared<Hooks>();
-    hooks->shutdown = [&] { link_->startJob(posted, kSize); };
+    hooks->shutdown = [&] { link_->stream().start(posted, kSize); };
     auto first = connection(hooks);
-    link_->startJob(job(failed), 0);
+    link_->stream().start(job(failed), 0);
     first->awaitRequest();
     auto second = connection(std::make_shared<Hooks>());
     auto serving = std::async(std::launch::async, [&] { second->serve(); });
     const auto between = std::make_shared<std::promise<Status>>();
-    link_->startJob(job(between), 0);
+    link_->stream().start(job(between), 0);
     EXPECT_TRUE(ended(between).ok());
 
     first->hangUp();
@@ -283,7 +283,7 @@ TEST_F(LinkDataTest, WhatIsPostedToADyingConnectionGoesToTheOther) {
 TEST_F(LinkDataTest, AnotherConnectionThatCannotBeAddedEndsNothing) {
     auto first = connection(std::make_shared<Hooks>());
     const auto outcome = std::make_shared<std::promise<Status>>();
-    link_->startJob(job(outcome), 0);
+    link_->stream().start(job(outcome), 0);
     first->awaitRequest();
     const auto hooks = std::make_shared<Hooks>();
     hooks->noDescriptor = true;
@@ -299,7 +299,7 @@ TEST_F(LinkDataTest, TheOnlyConnectionThatCannotBeAddedIsAnError) {
     const auto hooks = std::make_shared<Hooks>();
     const auto outcome = std::make_shared<std::promise<Status>>();
     engine_->onReactor([&] {  // nothing is dialled before
-        link_->startJob(job(outcome), 0);
+        link_->stream().start(job(outcome), 0);
         hooks->noDescriptor = true;
         connection(hooks);
     });
@@ -313,8 +313,8 @@ TEST_F(LinkDataTest, OfSoManyServedConnectionsTheIdlestMakesRoom) {
         char byte = 0;
         return recv(peers[index].get(), &byte, 1, MSG_DONTWAIT) == 0;
     };
-    for (unsigned i = 0; i <= Link::kMaxServed; ++i) {
-        if (i == Link::kMaxServed) {
+    for (unsigned i = 0; i <= StreamPool::kMaxServed; ++i) {
+        if (i == StreamPool::kMaxServed) {
             EXPECT_FALSE(over(0));
         }
         auto [ours, theirs] = socketPair();
@@ -342,7 +342,7 @@ TEST_F(LinkDataTest, SoManyPeersAndNoMore) {
 
 // Whoever finds a connection at work only leaves word; the one at work must look for it when it has
 // let go of the lock.
-TEST(ClientConnectionTest, APokeThatFindsItAtWorkIsNotForgotten) {
+TEST(ClientConnectionTest, AWakeThatFindsItAtWorkIsNotForgotten) {
     const auto reactor = std::move(base::EpollReactor::create()).value();
     base::PollSet poll_set(*reactor, std::chrono::microseconds(100));
     DataLoop loop(1, poll_set);

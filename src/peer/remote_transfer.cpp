@@ -282,7 +282,7 @@ class PostOperation final : public StreamJobOwner,
             const MutexLock lock(mutex_);
             stream_ = job;
         }
-        link_->startJob(job, inline_allowed && bytes <= kInlineStreamBytes ? bytes : 0);
+        link_->stream().start(job, inline_allowed && bytes <= kInlineStreamBytes ? bytes : 0);
         if (completion_->cancelRequested()) {
             cancelStream(job);
         }
@@ -298,7 +298,7 @@ class PostOperation final : public StreamJobOwner,
 
     void cancelStream(const std::shared_ptr<StreamJob>& job) {
         const Status why = Status::canceled("canceled");
-        link_->cancelJob(job, why);
+        link_->stream().cancel(job, why);
         if (op_ == OpType::READ) {
             // Nothing changes here any more, and there is nothing to confirm.
             job->abandon(why);

@@ -21,7 +21,9 @@ bool parseBug(const char* name, Bug& bug) {
                  {"mark-order", Bug::MARK_ORDER},
                  {"early-notify", Bug::EARLY_NOTIFY},
                  {"help-order", Bug::HELP_ORDER},
-                 {"early-unmap", Bug::EARLY_UNMAP}};
+                 {"early-unmap", Bug::EARLY_UNMAP},
+                 {"lost-open", Bug::LOST_OPEN},
+                 {"early-release", Bug::EARLY_RELEASE}};
     for (const auto& known : kBugs) {
         if (std::strcmp(known.name, name) == 0) {
             bug = known.bug;
@@ -34,7 +36,8 @@ bool parseBug(const char* name, Bug& bug) {
 int usage() {
     std::fprintf(stderr,
                  "usage: nixl_sim [--seeds N] [--seed N] [--bug "
-                 "none|early-ack|wrong-resume|no-fence|mark-order|early-notify|help-order]\n");
+                 "none|early-ack|wrong-resume|no-fence|mark-order|early-notify|help-order|"
+                 "early-unmap|lost-open|early-release]\n");
     return 2;
 }
 

@@ -51,7 +51,9 @@ INSTANTIATE_TEST_SUITE_P(All,
                                          Bug::MARK_ORDER,
                                          Bug::EARLY_NOTIFY,
                                          Bug::HELP_ORDER,
-                                         Bug::EARLY_UNMAP),
+                                         Bug::EARLY_UNMAP,
+                                         Bug::LOST_OPEN,
+                                         Bug::EARLY_RELEASE),
                          [](const auto& info) {
                              return "bug" + std::to_string(static_cast<int>(info.param));
                          });

@@ -253,7 +253,7 @@ void ClientConnection::arm() {
 }
 
 // Without the lock, after each use of it: does for those who could not get it what they came for.
-void ClientConnection::servePokes() {
+void ClientConnection::serveWakes() {
     while (woken_.load() && mutex_.tryLock()) {
         woken_.store(false);
         wakeLocked(kInlineBytes);
@@ -314,7 +314,7 @@ void ClientConnection::dispatchCompletions(Report report) {
         report.finished.clear();
         spare_.swap(report.finished);
         mutex_.unlock();
-        servePokes();
+        serveWakes();
     }
 }
 
@@ -331,7 +331,7 @@ uint64_t ClientConnection::serve() {
         moved = moved_ - moved;
     }
     dispatchCompletions(std::move(report));
-    servePokes();
+    serveWakes();
     return moved;
 }
 
@@ -352,7 +352,7 @@ void ClientConnection::wake(uint64_t inline_bytes) {
         // it lets go of the lock, unless it just has.
         woken_.store(true);
     }
-    servePokes();
+    serveWakes();
 }
 
 void ClientConnection::pollReady() {
@@ -365,7 +365,7 @@ void ClientConnection::pollReady() {
     }
     mutex_.unlock();
     dispatchCompletions(std::move(report));
-    servePokes();
+    serveWakes();
 }
 
 void ClientConnection::expire(Reactor::Clock::time_point now, std::chrono::milliseconds patience) {
@@ -386,7 +386,7 @@ void ClientConnection::expire(Reactor::Clock::time_point now, std::chrono::milli
     }
     mutex_.unlock();
     dispatchCompletions(std::move(report));
-    servePokes();
+    serveWakes();
 }
 
 void ClientConnection::cancel(const PartOwner* owner) {
@@ -399,7 +399,7 @@ void ClientConnection::cancel(const PartOwner* owner) {
         }
     }
     dispatchCompletions(std::move(report));
-    servePokes();
+    serveWakes();
 }
 
 bool ClientConnection::ended() {
@@ -408,7 +408,7 @@ bool ClientConnection::ended() {
         const MutexLock lock(mutex_);
         ended = ended_;
     }
-    servePokes();
+    serveWakes();
     return ended;
 }
 

@@ -82,7 +82,7 @@ class ClientConnection final : public DataConnection {
     Status receiveSome(uint64_t& budget) NIXL_REQUIRES(mutex_);
     Status move(uint64_t budget) NIXL_REQUIRES(mutex_);
     void arm() NIXL_REQUIRES(mutex_);
-    void servePokes();
+    void serveWakes();
     void wakeLocked(uint64_t inline_bytes) NIXL_RELEASE(mutex_);
     struct Report {
         bool gone = false;

@@ -162,6 +162,27 @@ int DataLoop::nextEvent(epoll_event& event, uint64_t& at_a_stretch) {
     return epoll_wait(epoll_.get(), &event, 1, -1);
 }
 
+bool DataLoop::serveReady() {
+    epoll_event event{};
+    if (epoll_wait(epoll_.get(), &event, 1, 0) <= 0) {
+        return false;
+    }
+    serve(event.data.u64);
+    return true;
+}
+
+uint64_t DataLoop::serve(uint64_t id) {
+    std::shared_ptr<DataConnection> connection;
+    {
+        const MutexLock lock(mutex_);
+        const auto found = connections_.find(id);
+        if (found != connections_.end()) {
+            connection = found->second;
+        }
+    }
+    return connection != nullptr ? connection->serve() : 0;
+}
+
 void DataLoop::loop() {
     uint64_t at_a_stretch = 0;  // bytes moved since nothing was to be done
     while (!stop_.load()) {
@@ -178,16 +199,8 @@ void DataLoop::loop() {
         if (count <= 0 || id == 0) {
             continue;
         }
-        std::shared_ptr<DataConnection> connection;
-        {
-            const MutexLock lock(mutex_);
-            const auto found = connections_.find(id);
-            if (found != connections_.end()) {
-                connection = found->second;
-            }
-        }
-        if (connection != nullptr) {
-            at_a_stretch += connection->serve();
+        if (const uint64_t moved = serve(id); moved > 0) {
+            at_a_stretch += moved;
             base::workInBulk(at_a_stretch > base::kBulkBytes);
         }
     }

@@ -77,6 +77,8 @@ class DataLoop {
     // where the word comes from another process: said after moving, asked before telling.
     void releaseMoved() { moved_.fetch_add(1, std::memory_order_acq_rel); }
     void acquireMoved() { moved_.fetch_add(0, std::memory_order_acq_rel); }
+    // Serves one connection that is ready, where one is: for who has no threads in the loop.
+    bool serveReady();
     // Ends the threads, then the connections.
     void stop(const Status& why);
     const base::BusyPoll& busyPoll() const { return busyPoll_; }
@@ -84,6 +86,7 @@ class DataLoop {
   private:
     Status start() NIXL_REQUIRES(mutex_);
     void loop();
+    uint64_t serve(uint64_t id);
     int nextEvent(epoll_event& event, uint64_t& at_a_stretch);
 
     void arm(const DataConnection& connection, uint32_t events);
