@@ -92,6 +92,17 @@ void TestServices::deliverNotification(std::string_view from, std::string messag
     notifications_.emplace_back(from, std::move(message));
 }
 
+void TestServices::notifyPeer(const PlanPeer& peer,
+                              std::string message,
+                              std::function<void(Status)> done) {
+    const auto there = peer::findLocalAgent(peer.incarnation);
+    if (there == nullptr) {
+        deliverNotification("", std::move(message));
+        return done({});
+    }
+    done(there->deliverLocal({name_, incarnation_}, std::move(message)));
+}
+
 Result<std::unique_ptr<Backend>> TestServices::createLaneBackend(LaneBackendSpec spec) {
     std::vector<std::unique_ptr<Lane>> lanes;
     lanes.push_back(peer::makeLocalLane({name_, incarnation_}, *this,

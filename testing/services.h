@@ -36,12 +36,10 @@ class TestServices final : public PluginServices {
     std::string_view agentName() const override { return name_; }
     bool progressThreadWanted() const override { return false; }
     void deliverNotification(std::string_view from, std::string message) override;
-    void notifyPeer(const PlanPeer& /*peer*/,
+    // To the services of that incarnation, else to these.
+    void notifyPeer(const PlanPeer& peer,
                     std::string message,
-                    std::function<void(Status)> done) override {
-        deliverNotification("", std::move(message));
-        done({});
-    }
+                    std::function<void(Status)> done) override;
     void connectPeer(const PlanPeer& /*peer*/, std::function<void(Status)> done) override {
         done({});
     }

@@ -88,3 +88,11 @@ def prefix(build_tree: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -
     moved = target.with_name("moved")
     target.rename(moved)
     return moved
+
+
+@pytest.fixture(scope="session")
+def conformance(build_tree: pathlib.Path) -> pathlib.Path:
+    program = build_tree / "bin" / "nixl_conformance"
+    if not program.exists():
+        pytest.skip("built without tests: no nixl_conformance")
+    return program

@@ -18,14 +18,6 @@ def plugin_dir(prefix: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -
     return build
 
 
-@pytest.fixture(scope="module")
-def conformance(build_tree: pathlib.Path) -> pathlib.Path:
-    program = build_tree / "bin" / "nixl_conformance"
-    if not program.exists():
-        pytest.skip("built without tests: no nixl_conformance")
-    return program
-
-
 @pytest.mark.parametrize("buffers", ["folder:{}", "self:OBJ"])
 def test_passes_the_conformance_suite(
     buffers: str, conformance: pathlib.Path, plugin_dir: pathlib.Path, tmp_path: pathlib.Path
