@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "connect/dialer.h"
 #include "exchange_tcp/connection.h"
-#include "peer/dialer.h"
 
 namespace nixl::exchange_tcp {
 

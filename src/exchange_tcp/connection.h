@@ -10,9 +10,9 @@
 #include <optional>
 #include <string>
 
+#include "connect/dialer.h"
 #include "exchange_tcp/core.h"
 #include "exchange_tcp/messages.h"
-#include "peer/dialer.h"
 
 namespace nixl::exchange_tcp {
 

@@ -6,9 +6,9 @@
 
 #include "base/log.h"
 #include "base/threads.h"
+#include "connect/listener.h"
 #include "exchange_tcp/address.h"
 #include "exchange_tcp/client.h"
-#include "peer/listener.h"
 
 namespace nixl::exchange_tcp {
 

@@ -13,13 +13,13 @@
 #include "base/mutex.h"
 #include "base/poll_set.h"
 #include "base/threads.h"
+#include "connect/dialer.h"
+#include "connect/endpoints.h"
+#include "connect/listener.h"
 #include "lanes/host/pages.h"
 #include "lanes/stream/loop.h"
-#include "peer/dialer.h"
-#include "peer/endpoints.h"
 #include "peer/engine.h"
 #include "peer/link.h"
-#include "peer/listener.h"
 
 namespace nixl::peer {
 

@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #include "base/socket.h"
-#include "peer/endpoints.h"
+#include "connect/endpoints.h"
 #include "peer/testing_engines.h"
 #include "testing/until.h"
 

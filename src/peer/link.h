@@ -19,11 +19,11 @@
 
 #include "base/mutex.h"
 #include "base/poll_set.h"
+#include "connect/dialer.h"
+#include "connect/endpoints.h"
 #include "lanes/host/maps.h"
 #include "lanes/host/pages.h"
 #include "lanes/stream/pool.h"
-#include "peer/dialer.h"
-#include "peer/endpoints.h"
 #include "peer/engine.h"
 #include "session/session.h"
 

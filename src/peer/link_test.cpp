@@ -17,7 +17,7 @@
 #include "base/reactor.h"
 #include "base/socket.h"
 #include "base/work_pool.h"
-#include "peer/endpoints.h"
+#include "connect/endpoints.h"
 #include "peer/engine_impl.h"
 #include "session/testing_access.h"
 

@@ -9,10 +9,10 @@
 #include <sys/mman.h>
 
 #include "base/socket.h"
+#include "connect/endpoints.h"
 #include "lanes/host/map_wire.h"
 #include "lanes/host/maps.h"
 #include "lanes/host/pages.h"
-#include "peer/endpoints.h"
 #include "session/handshake.h"
 #include "session/session.h"
 

@@ -1,5 +1,5 @@
 // See dialer.h.
-#include "peer/dialer.h"
+#include "connect/dialer.h"
 
 #include <algorithm>
 #include <cerrno>

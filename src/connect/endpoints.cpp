@@ -1,5 +1,5 @@
 // See endpoints.h.
-#include "peer/endpoints.h"
+#include "connect/endpoints.h"
 
 #include <algorithm>
 

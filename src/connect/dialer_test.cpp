@@ -1,5 +1,5 @@
 // A dialer against endpoints that refuse it in unkind ways.
-#include "peer/dialer.h"
+#include "connect/dialer.h"
 
 #include <cerrno>
 #include <future>
@@ -15,7 +15,7 @@
 
 #include "base/bytes.h"
 #include "base/reactor.h"
-#include "peer/endpoints.h"
+#include "connect/endpoints.h"
 #include "session/handshake.h"
 #include "session/wire.h"
 

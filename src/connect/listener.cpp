@@ -1,5 +1,5 @@
 // See listener.h.
-#include "peer/listener.h"
+#include "connect/listener.h"
 
 #include <cerrno>
 #include <utility>

@@ -11,7 +11,7 @@
 #include <memory>
 #include <vector>
 
-#include "peer/dialer.h"
+#include "connect/dialer.h"
 
 namespace nixl::peer {
 
