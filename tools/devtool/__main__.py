@@ -19,6 +19,7 @@ import choice
 import doctor as doctor_page
 import environment
 import fuzz
+import layout
 import lint
 import steps
 import website
@@ -208,6 +209,11 @@ def sim(args: argparse.Namespace) -> int:
     return subprocess.run([tree / "bin" / "nixl_sim", *args.rest], env=venv_env()).returncode
 
 
+def show_layout(_args: argparse.Namespace) -> int:
+    """draws the rooms of the tree, their floors, and who includes whom"""
+    return layout.show(ROOT)
+
+
 def docs(_args: argparse.Namespace) -> int:
     """builds the pages as a site in build/site, and checks every link inside it"""
     environment.set_up("docs")
@@ -266,6 +272,7 @@ def parser() -> argparse.ArgumentParser:
     add("sim", sim, True).epilog = "Further words go to the simulator."
     add("docs", docs)
     add("doctor", doctor, True).epilog = "Further words go to python -m nixl.doctor."
+    add("layout", show_layout)
     return top
 
 
