@@ -209,11 +209,27 @@ function(nixl_static_plugins)
   endforeach()
 endfunction()
 
+# GoogleTest: the installed one, or for another architecture the sources that Debian installs.
+macro(nixl_find_gtest)
+  if(NOT CMAKE_CROSSCOMPILING)
+    find_package(GTest REQUIRED)
+  elseif(NOT TARGET GTest::gtest)
+    set(BUILD_GMOCK ON)
+    set(INSTALL_GTEST OFF)
+    add_subdirectory(/usr/src/googletest "${PROJECT_BINARY_DIR}/googletest" EXCLUDE_FROM_ALL)
+    foreach(part IN ITEMS gtest gmock gmock_main)
+      if(NOT TARGET GTest::${part})
+        add_library(GTest::${part} ALIAS ${part})
+      endif()
+    endforeach()
+  endif()
+endmacro()
+
 # A GoogleTest program over the whole core. testing/ is linked where it exists.
 function(nixl_test name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "NO_DISCOVERY" "TIMEOUT"
                         "SOURCES;OBJECTS;LINK;INCLUDES;DEFINITIONS;LABELS")
-  find_package(GTest REQUIRED)
+  nixl_find_gtest()
   # An object library, since a program's own files are compiled with other flags than the
   # precompiled header's.
   add_library(${name}_objects OBJECT ${arg_SOURCES})

@@ -12,7 +12,8 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-COMMANDS = ["demo", "test", "build", "fmt", "lint", "bench", "fuzz", "sim", "docs", "doctor"]
+COMMANDS = ["demo", "test", "build", "fmt", "lint", "bench", "fuzz", "sim", "doctor"]
+COMMANDS += ["docs", "release"]
 
 
 def dev(*words: str) -> subprocess.CompletedProcess[str]:
@@ -205,3 +206,30 @@ def test_a_changed_list_is_installed_once_more(tmp_path: pathlib.Path) -> None:
     """
     demo, tests = "['requirements-demo.txt']", "['requirements-dev.txt']"
     assert inside(code).splitlines()[-1] == f"[{demo}, {tests}, {demo}]"
+
+
+CHANGELOG = """\
+    import release, common
+    good = "# Log\\n\\n## 2.0.0 (2026-01-31)\\n\\n- a change\\n\\n## 1.0.0 (2025-01-31)\\n\\n- x\\n"
+    for text, draft in [
+        (good, False),
+        (good.replace("2026-01-31", "in preparation"), True),
+        (good.replace("2026-01-31", "in preparation"), False),
+        (good.replace("- a change\\n", ""), False),
+        (good.replace("## 2.0.0", "## 1.9.0"), False),
+    ]:
+        try:
+            release.check_changelog(text, "2.0.0", draft)
+            print("good")
+        except common.Failure as failure:
+            print(failure)
+    print(release.version() in (release.ROOT / "CHANGELOG.md").read_text())
+"""
+
+
+def test_a_release_needs_its_changelog() -> None:
+    good, draft, undated, empty, other, known = inside(CHANGELOG).splitlines()
+    assert (good, draft, known) == ("good", "good", "True")
+    assert "write the date" in undated
+    assert "says nothing about 2.0.0" in empty
+    assert "not '## 2.0.0 (DATE)'" in other

@@ -21,6 +21,7 @@ import environment
 import fuzz
 import layout
 import lint
+import release
 import steps
 import website
 from common import ROOT, VENV_PYTHON, Failure, Outcome, color, cores, say, venv_env
@@ -214,6 +215,13 @@ def show_layout(_args: argparse.Namespace) -> int:
     return layout.show(ROOT)
 
 
+def make_release(args: argparse.Namespace) -> int:
+    """makes and tries the files of a release in dist/: sdist, wheels, checksums"""
+    groups = ["build", "tests", "release", *([] if args.no_aarch64 else ["aarch64"])]
+    environment.set_up(*groups)
+    return release.command(args.draft, not args.no_aarch64)
+
+
 def docs(_args: argparse.Namespace) -> int:
     """builds the pages as a site in build/site, and checks every link inside it"""
     environment.set_up("docs")
@@ -270,6 +278,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("targets", nargs="*")
     one.add_argument("--seconds", type=int, default=60, help="for each target (default 60)")
     add("sim", sim, True).epilog = "Further words go to the simulator."
+    one = add("release", make_release)
+    one.add_argument("--draft", action="store_true", help="though the changelog has no date yet")
+    one.add_argument("--no-aarch64", action="store_true", help="for this machine alone")
     add("docs", docs)
     add("doctor", doctor, True).epilog = "Further words go to python -m nixl.doctor."
     add("layout", show_layout)

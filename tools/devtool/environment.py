@@ -70,6 +70,8 @@ GROUPS = {
     "clients": Group("for the tests with programs of others", pip="clients"),
     "clang": Group("for the sanitizers", apt=("clang", "libclang-rt-14-dev", "llvm")),
     "lint": Group("for the checks of style", pip="lint"),
+    "release": Group("for the files of a release", pip="release"),
+    "aarch64": Group("for another architecture", apt=("g++-aarch64-linux-gnu", "qemu-user")),
     "docs": Group("for the site of the documentation", pip="docs"),
     "bench": Group("for the benchmarks", apt=("fio", "libbenchmark-dev")),
 }
