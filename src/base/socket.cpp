@@ -401,7 +401,8 @@ Status checkCongestion(const std::string& wanted) {
     }
     const Fd probe(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (!probe) {
-        return systemError("socket", errno);
+        const int error = errno;
+        return Status::backend("socket: " + std::generic_category().message(error), error);
     }
     const int error = setCongestion(probe.get(), wanted);
     if (error == 0) {
