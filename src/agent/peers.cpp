@@ -136,6 +136,7 @@ Status AgentImpl::fillBlob(metadata::Blob& blob,
 Result<std::string> AgentImpl::metadata() {
     metadata::Blob blob;
     blob.grant = shared_->grant();
+    blob.version = metadataVersion();  // so that what was published earlier does not replace it
     NIXL_RETURN_IF_ERROR(fillBlob(blob, loadedBackends(), nullptr));
     return metadata::encodeBlob(blob);
 }

@@ -212,6 +212,21 @@ def test_invalidate_takes_it_back_also_from_those_who_use_it(etcd, agent_at):
     eventually(lambda: a.check_remote_metadata("b"))
 
 
+def test_what_is_added_by_hand_is_newer_than_what_was_published(etcd, agent_at, far_at):
+    """What etcd says of earlier must not take back what the blob in hand has told."""
+    a, b = agent_at("a"), far_at("b")
+    a.fetch_remote_metadata("b", timeout=20)
+    for _ in range(30):
+        blob, address = b(
+            "import numpy\nlate = numpy.zeros(64, 'u1')\nagent.register_memory(late)\n"
+            "result = agent.get_agent_metadata(), late.ctypes.data"
+        )
+        a.add_remote_agent(blob)
+        spec = a.get_xfer_descs([(address, 64, 0)], "DRAM")
+        assert a.check_remote_metadata("b", spec)
+        assert a.prep_xfer_dlist("b", spec)
+
+
 def test_a_removed_agent_comes_back_when_it_is_asked_for_or_restarts(etcd, agent_at, far_at):
     a, b = agent_at("a"), far_at("b")
     a.fetch_remote_metadata("b", timeout=20)
