@@ -25,7 +25,7 @@ def free_ports(count: int) -> list[int]:
 def make(side: str, name: str, port: int):
     from nixl._api import nixl_agent, nixl_agent_config
 
-    more = {"listen_host": "127.0.0.1"} if side == "ours" else {}
+    more = {"listen_host": "127.0.0.1", "peer_timeout": 600} if side == "ours" else {}
     return nixl_agent(name, nixl_agent_config(False, True, port, backends=["UCX"], **more))
 
 

@@ -159,7 +159,7 @@ void ExchangeBudget::leave() {
 }
 
 bool ExchangeBudget::mayConnect() {
-    if (connecting().fetch_add(1) < idleConnections() / 4) {
+    if (connecting().fetch_add(1) < std::min(idleConnections() / 4, kMaxConnecting)) {
         return true;
     }
     connecting().fetch_sub(1);

@@ -76,8 +76,9 @@ class ExchangeBudget {
     static void enter();
     static void leave();
     // One of this process may connect now; false: later. Each that may calls connected() at its
-    // end.
+    // end. More at once would only wait for each other, and in the end in vain.
     static bool mayConnect();
+    static constexpr size_t kMaxConnecting = 64;
     static void connected();
 
     static constexpr size_t kLargeMessage = 64 << 10;  // from here on bytes are counted
