@@ -223,7 +223,7 @@ Status AgentImpl::sendPartialMetadata(const DescriptorList& list,
 
 Status AgentImpl::invalidateMetadata(const MetadataPlace& place, Done done) {
     if (place.host.empty()) {
-        return central_ != nullptr ? invalidateCentral(place, std::move(done))
+        return central_ != nullptr ? invalidateCentral(place, done)
                                    : noStore(self().name, "invalidate_local_metadata");
     }
     NIXL_RETURN_IF_ERROR(checkPlace(place));

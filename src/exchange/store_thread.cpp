@@ -96,7 +96,8 @@ StoreThread::~StoreThread() {
     end();
 }
 
-void StoreThread::run(std::function<void(const Finish&)> work, std::function<void(Status)> ended) {
+void StoreThread::run(std::function<void(const Finish&)> work,
+                      const std::function<void(Status)>& ended) {
     Status refused;
     {
         const MutexLock lock(state_->mutex);

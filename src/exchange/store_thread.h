@@ -25,7 +25,8 @@ class StoreThread {
     // called in its place: `work` must use `finish` for whatever it tells, which says whether it
     // may still do so.
     using Finish = std::function<bool()>;
-    void run(std::function<void(const Finish& finish)> work, std::function<void(Status)> ended);
+    void run(std::function<void(const Finish& finish)> work,
+             const std::function<void(Status)>& ended);
     // Nothing is called after it. Waits for what was asked for, at most kEndPatience; what takes
     // longer is left behind and tells nobody.
     void end();

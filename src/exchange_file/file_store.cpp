@@ -199,8 +199,9 @@ Result<std::vector<StoreEntry>> Files::list(const std::string& prefix) {
             continue;
         }
         complained_.erase(name);
-        if (file.value() && file.value()->entry.key.starts_with(prefix)) {
-            all.push_back(std::move(file.value()->entry));
+        std::optional<FileEntry> found = std::move(file).value();
+        if (found.has_value() && found->entry.key.starts_with(prefix)) {
+            all.push_back(std::move(found->entry));
         }
     }
     return all;

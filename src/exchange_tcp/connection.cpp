@@ -345,9 +345,8 @@ Status ExchangeConnection::onAnswer(std::string body) {
     const size_t skip = body.size() - answer.metadata.size();
     elsewhere(
         [core = core_, speaker = speaker_, body = std::move(body), skip] {
-            Speaker wanted = speaker;
             uint64_t stale = 0;
-            return core->owners.take(wanted, std::string_view(body).substr(skip), stale);
+            return core->owners.take(speaker, std::string_view(body).substr(skip), stale);
         },
         [request](ExchangeConnection& self, Result<Taken> taken) {
             if (taken.ok() && taken.value() == Taken::MISSED) {
