@@ -45,7 +45,7 @@ class ExchangeTest : public testing::Test {
         return list;
     }
 
-    std::array<char, 64 * 1024> memory_{};
+    std::array<char, 64U << 10> memory_{};
     Agent target_{"target", listening()};
     Agent other_{"other", testkit::memoryConfig()};
 };

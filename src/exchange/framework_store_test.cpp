@@ -54,7 +54,7 @@ class Dictionary final : public FrameworkStore {
 
 Status put(MetadataStore& store, const std::string& key, const std::string& value) {
     std::promise<Status> end;
-    store.put(key, value, Lifetime::OWNER, [&](Status status) { end.set_value(status); });
+    store.put(key, value, Lifetime::OWNER, [&](const Status& status) { end.set_value(status); });
     return end.get_future().get();
 }
 
@@ -71,9 +71,9 @@ TEST(FrameworkStoreTest, PutsGetsAndRemovesOnAThreadOfItsOwn) {
     EXPECT_FALSE(get(*store, "k").value().has_value());
     EXPECT_TRUE(put(*store, "k", "v").ok());
     EXPECT_NE(dictionary->thread, std::this_thread::get_id());
-    EXPECT_EQ(get(*store, "k").value()->value, "v");
+    EXPECT_EQ(get(*store, "k").value().value_or(StoreEntry()).value, "v");
     std::promise<Status> removed;
-    store->remove("k", [&](Status status) { removed.set_value(status); });
+    store->remove("k", [&](const Status& status) { removed.set_value(status); });
     EXPECT_TRUE(removed.get_future().get().ok());
     EXPECT_FALSE(get(*store, "k").value().has_value());
     EXPECT_EQ(store->watch("", nullptr), nullptr);
