@@ -211,7 +211,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_one_store_is_used(make_agent, tmp_path):
-    with pytest.raises(nixl.nixlInvalidParamError, match="use_etcd and metadata_store"):
+    with pytest.raises(nixl.nixlInvalidParamError, match="one of metadata_store and use_etcd"):
         make_agent(metadata_store={}, use_etcd=True)
     (tmp_path / "file").write_text("x")
     with pytest.raises(nixl.nixlInvalidParamError, match="is no directory"):
