@@ -26,6 +26,8 @@ def make(side: str, name: str, port: int):
     from nixl._api import nixl_agent, nixl_agent_config
 
     more = {"listen_host": "127.0.0.1", "peer_timeout": 600} if side == "ours" else {}
+    # A port that was free a moment ago may be somebody's now; ours lets the system choose.
+    port = 0 if side == "ours" else port
     return nixl_agent(name, nixl_agent_config(False, True, port, backends=["UCX"], **more))
 
 
@@ -67,6 +69,8 @@ def main() -> None:
         rows = [(memory.ctypes.data + 64 * i, 64, 0, "") for i in range(regions)]
         if rows:
             agents[-1].register_memory(rows, "DRAM")
+    if side == "ours":
+        ports = [agent.listen_port for agent in agents]
     print(json.dumps({"ports": ports}), file=answers, flush=True)
     places = json.loads(sys.stdin.readline())
     for line in sys.stdin:
