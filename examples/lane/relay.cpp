@@ -1,7 +1,6 @@
 // RELAY, an example of a lane: between agents of one process, by memory copies on the core's pool.
 // A registration's remote key is the process and a number; a deregistration waits for copies.
-// Sessions, notifications and the choice among lanes are the core's. Owned by the core. Threads: as
-// nixl/backend.h; the registry has a lock.
+// Sessions, notifications and the choice are the core's. Threads: as nixl/backend.h, and a lock.
 #include <cerrno>
 #include <cstring>
 #include <mutex>
@@ -76,6 +75,7 @@ struct RelayTransfer final : BackendTransfer {
         return {};
     }
     void cancel() override {}  // the copy looks at the completion
+    TransferDescription describe() const override { return {"relay", "one process", "memory"}; }
     Status copy(const Completion& completion, std::vector<SegmentFailure>& failures) const {
         SegmentCursor cursor(plan_.runs);
         for (Segment one; cursor.next(one) && !completion.cancelRequested();) {

@@ -30,9 +30,7 @@ def test_it_is_one_folder_and_one_line_of_registration() -> None:
     ]
 
 
-def test_passes_the_conformance_suite(
-    conformance: pathlib.Path, plugin_dir: pathlib.Path
-) -> None:
+def test_passes_the_conformance_suite(conformance: pathlib.Path, plugin_dir: pathlib.Path) -> None:
     shown = run(
         conformance,
         "RELAY",
@@ -54,7 +52,7 @@ here, there = near.register_memory(source), far.register_memory(target)
 near.add_remote_agent(far.get_agent_metadata())
 handle = near.initialize_xfer("WRITE", here.trim(), there.trim(), "far", b"sent")
 near.transfer(handle)
-assert near.wait_xfer(handle, 30) == "DONE"
+assert handle.wait(30) == "DONE"
 assert (source == target).all()
 print(near.explain(handle)["lane"], far.wait_notifs(b"sent", timeout=30))
 """
