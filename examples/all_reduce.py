@@ -13,7 +13,7 @@ import sys
 from contextlib import ExitStack
 
 import numpy as np
-from nixl._api import nixl_agent, nixl_agent_config
+from nixl._api import nixl_agent, nixl_agent_config, nixl_xfer_handle
 
 AGENTS, PART = 4, 50_000  # the vector has AGENTS * PART numbers
 TIMEOUT = 30
@@ -29,7 +29,7 @@ class Member:
         self.parts = np.full((AGENTS, PART), index + 1.0) * np.arange(1, AGENTS + 1)[:, None]
         self.inbox = np.zeros((AGENTS - 1, PART))  # one place for each step: nobody waits for room
         self.agent.register_memory([self.parts, self.inbox])
-        self.sent = []
+        self.sent: list[nixl_xfer_handle] = []
 
     def send(self, right: Member, source: np.ndarray, place: np.ndarray, tag: str) -> None:
         near, far = self.agent.get_xfer_descs([source]), self.agent.get_xfer_descs([place])
@@ -66,9 +66,9 @@ def main() -> int:
             member.agent.add_remote_agent(right.agent.get_agent_metadata())
         all_reduce(ring)
         wanted = sum(range(1, AGENTS + 1)) * np.arange(1, AGENTS + 1)[:, None]
-        right = [bool((member.parts == wanted).all()) for member in ring]
-        print(f"sum of {AGENTS} vectors of {AGENTS * PART} numbers at each agent: {right}")
-        return 0 if all(right) else 1
+        correct = [bool((member.parts == wanted).all()) for member in ring]
+        print(f"sum of {AGENTS} vectors of {AGENTS * PART} numbers at each agent: {correct}")
+        return 0 if all(correct) else 1
 
 
 if __name__ == "__main__":

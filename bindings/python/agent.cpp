@@ -68,8 +68,7 @@ void bindConfig(nb::module_& module) {
              nb::arg("useListenThread") = false, nb::arg("listenPort") = 8888,
              nb::arg("syncMode") = module.attr("NIXL_THREAD_SYNC_NONE"), nb::arg("numWorkers") = 0,
              nb::arg("pthrDelay") = 0, nb::arg("lthrDelay") = 100000,
-             nb::arg("captureTelemetry") = false,
-             nb::arg("etcdWatchTimeout") = kEtcdWatchTimeout);
+             nb::arg("captureTelemetry") = false, nb::arg("etcdWatchTimeout") = kEtcdWatchTimeout);
     type.def_rw("syncMode", &RawConfig::syncMode)
         .def_rw("pthrDelay", &RawConfig::pthrDelay)
         .def_rw("lthrDelay", &RawConfig::lthrDelay)

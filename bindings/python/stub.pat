@@ -203,7 +203,7 @@ nixl\._bindings\.nixlAgent\._waitNotifications$:
         ...
 
 nixl\._bindings\.nixlAgent\.sendLocalPartialMD$:
-    def sendLocalPartialMD(self, descs: nixlRegDList, inc_conn_info: bool=False, backends: Sequence[str | int]=(), ip_addr: str | bytes='', port: int=0, label: str | bytes='') -> None:
+    def sendLocalPartialMD(self, descs: nixlRegDList, inc_conn_info: bool=False, backends: Sequence[str | int]=(), ip_addr: str | bytes='', port: int=0, label: str | bytes='', timeout: float | None=None) -> None:
         ...
 
 nixl\._bindings\.nixlAgent\.fetchRemoteMD$:

@@ -256,7 +256,10 @@ class nixl_agent(NotificationCalls, MetadataCalls):
         """Removes a file or object by name, or many at a time: of a list of names, the answer
         has the error of each that was not removed."""
         if isinstance(name, (str, bytes)):
-            return self.agent._removeStorage(backend, name)
+            self.agent._removeStorage(backend, name)
+            return None
+        if not isinstance(name, Iterable):
+            raise TypeError(f"name: {name!r} is neither a str nor a list of str")
         return self.agent._removeMany(backend, list(name))
 
     @plain_errors

@@ -174,6 +174,7 @@ def cross_memory_attach() -> bool:
     with subprocess.Popen(
         [sys.executable, "-c", BE_READ], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
+        assert other.stdin is not None and other.stdout is not None
         address = other.stdout.readline().strip()
         done = subprocess.run(
             [sys.executable, "-c", READ_ANOTHER, str(other.pid), address],

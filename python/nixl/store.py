@@ -25,8 +25,11 @@ class FrameworkStore:
         self.store = store
         self._mapping = isinstance(store, MutableMapping)
         self._torch = any(kind.__module__.startswith("torch.") for kind in type(store).__mro__)
-        self._set, self._remove = _method(store, _SET), _method(store, _REMOVE)
-        self._check, self._get = _method(store, _CHECK), _method(store, ("get",))
+        # A mapping needs none of them, any other store has what `missing` does not name.
+        self._set: Any = _method(store, _SET)
+        self._get: Any = _method(store, ("get",))
+        self._check: Any = _method(store, _CHECK)
+        self._remove = _method(store, _REMOVE)
         missing = [
             names[0]
             for names, method in ((_SET, self._set), (("get",), self._get))

@@ -8,10 +8,7 @@
 #include "hicache/format.h"
 
 namespace nixl::hicache {
-namespace {
-
-
-}  // namespace
+namespace {}  // namespace
 
 Directory::Directory(std::string path, const DirectoryOptions& options)
     : path_(std::move(path)), root_(path_ + "/.nixl-packed"), options_(options), owners_(1) {}

@@ -12,7 +12,6 @@
 namespace nixl::hicache {
 namespace {
 
-
 std::vector<std::string> namesIn(const std::string& path, std::string_view suffix) {
     std::vector<std::string> names;
     DIR* listing = opendir(path.c_str());
