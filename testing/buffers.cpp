@@ -13,7 +13,6 @@
 namespace nixl::testkit {
 namespace {
 
-constexpr uint64_t kStep = 1 << 20;  // bytes handled at a time
 constexpr uint64_t kPage = 4096;
 
 [[noreturn]] void giveUp(const char* what) {

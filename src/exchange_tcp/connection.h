@@ -99,7 +99,6 @@ class ExchangeConnection : public std::enable_shared_from_this<ExchangeConnectio
     Ended ended_;
     uint64_t watch_ = 0;
     uint64_t timer_ = 0;
-    bool writing_ = false;
     bool busy_ = false;  // something of it is on the pool: nothing else is read meanwhile
     bool parted_ = false;
     std::string input_;
