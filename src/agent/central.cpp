@@ -54,7 +54,8 @@ Result<std::map<std::string, std::string>> readSettings(const AgentConfig& confi
         out.erase("password_file");
     }
     for (const auto& [name, value] : config.etcd) {
-        if (std::ranges::none_of(kSettings, [&](const Setting& one) { return name == one.name; })) {
+        if (std::ranges::none_of(
+                kSettings, [&given = name](const Setting& one) { return given == one.name; })) {
             return Status::invalidParam("etcd setting \"" + name + "\" is none of " + names);
         }
     }
