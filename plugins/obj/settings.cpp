@@ -186,6 +186,9 @@ Result<Endpoint> parseEndpoint(const std::string& text, const std::string& schem
     if (endpoint.host.ends_with(port)) {  // signed as libcurl sends it
         endpoint.host.resize(endpoint.host.size() - port.size());
     }
+    if (withoutPort(endpoint.host).empty()) {
+        return wrong("names no host");
+    }
     return endpoint;
 }
 

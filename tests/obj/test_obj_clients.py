@@ -25,7 +25,8 @@ def _their_fixtures():
     return module
 
 
-sglang = _their_fixtures().sglang
+# Of this file alone: others find SGLang as it is installed.
+sglang = pytest.fixture(scope="module", name="sglang")(_their_fixtures().sglang_modules)
 
 
 def test_sglangs_own_connector(sglang, weed, witness, tmp_path, monkeypatch):

@@ -23,12 +23,15 @@ def test_passes_the_conformance_suite(
     buffers: str, conformance: pathlib.Path, plugin_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """By files of the folder, and by nothing but the plugin itself."""
+    # The plugin makes a buffer shorter by removing it; whoever has the file open still reads it.
+    held = ["--deviation=ShortRead=a removed file stays with who has it open"]
     shown = run(
         conformance,
         "SHELF",
         f"--param=folder={tmp_path}",
         f"--remote={buffers.format(tmp_path)}",
         "--largest=8388608",
+        *(held if buffers.startswith("self") else []),
         env={"NIXL_PLUGIN_DIR": str(plugin_dir)},
     )
     assert "[  PASSED  ]" in shown

@@ -142,7 +142,10 @@ def test_a_dead_target_ends_the_initiator() -> None:
         wait_until_taken(int(port))
         target.kill()
         _, err = initiator.communicate(timeout=60)
-        assert initiator.returncode == 1 and "NIXL_ERR_REMOTE_DISCONNECT" in err
+        assert initiator.returncode == 1
+        # Whichever is noticed first: the session's end, or that of the benchmark's own connection.
+        gone = ("NIXL_ERR_REMOTE_DISCONNECT", "the other side of the benchmark is gone")
+        assert any(words in err for words in gone), err
         assert "Traceback" not in err
     finally:
         target.kill()

@@ -51,8 +51,7 @@ def make(tmp_path):
         connector.close()
 
 
-@pytest.fixture(scope="session")
-def sglang():
+def sglang_modules():
     """SGLang's light modules, imported from its package with what is heavy replaced."""
     pytest.importorskip("torch")
     spec = importlib.util.find_spec("sglang")
@@ -87,6 +86,9 @@ def sglang():
             del sys.modules[name]
     sys.modules.pop("nixl.hicache.hicache_nixl", None)
     nixl.hicache.__dict__.pop("hicache_nixl", None)
+
+
+sglang = pytest.fixture(scope="session", name="sglang")(sglang_modules)
 
 
 @pytest.fixture(scope="module")
