@@ -80,7 +80,8 @@ def sanitizer_env() -> dict[str, str]:
     env = {
         "ASAN_OPTIONS": "detect_leaks=1:detect_stack_use_after_return=1:strict_string_checks=1",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
-        "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
+        "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:suppressions="
+        + str(ROOT / "tools" / "devtool" / "tsan-suppressions.txt"),
     }
     symbolizer = shutil.which("llvm-symbolizer") or shutil.which("llvm-symbolizer-14")
     if symbolizer:

@@ -68,7 +68,6 @@ TSAN_LEFT_OUT = {
     "TwoProcessTest|SharedMappingTest": "order between processes is not seen by the sanitizer",
     "ForkInAnyState|WhatIsOwnedGoesWithItsOwner|KeysOfAKilledProcess": "the sanitizer does not "
     "support threads after a fork of many",
-    "FetchWhileAgentsCloseUnderThem": "the counts of exceptions in libstdc++ are not seen by it",
 }
 
 
