@@ -78,6 +78,9 @@ void StoreThread::State::loop() NIXL_NO_TSA {
         telling = false;
         changed.notify_all();
     }
+    mutex.unlock();
+    idle = nullptr;  // what it holds goes now, not when the last one lets go of this
+    mutex.lock();
     over = true;
     changed.notify_all();
     mutex.unlock();
@@ -148,7 +151,7 @@ void StoreThread::end() NIXL_NO_TSA {
     std::function<void(Status)> late;
     {
         const MutexLock lock(state_->mutex);
-        while (state_->started && !state_->over && state_->current != nullptr &&
+        while (state_->started && !state_->over &&
                state_->changed.wait_until(state_->mutex, limit) != std::cv_status::timeout) {
         }
         if (state_->current != nullptr) {

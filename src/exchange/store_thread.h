@@ -27,8 +27,8 @@ class StoreThread {
     using Finish = std::function<bool()>;
     void run(std::function<void(const Finish& finish)> work,
              const std::function<void(Status)>& ended);
-    // Nothing is called after it. Waits for what was asked for, at most kEndPatience; what takes
-    // longer is left behind and tells nobody.
+    // Nothing is called after it, and what `idle` and the works hold is let go of. Waits for what
+    // was asked for, at most kEndPatience; what takes longer is left behind and tells nobody.
     void end();
 
     static constexpr std::chrono::milliseconds kEndPatience{200};

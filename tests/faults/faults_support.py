@@ -183,7 +183,7 @@ result += agent.get_new_notifs().get({sender!r}, [])
         """Whether none of its threads runs any more: one that does may still answer."""
         states = []
         for task in pathlib.Path(f"/proc/{self.pid}/task").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
                 states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
         return all(state in "tTZX" for state in states)
 

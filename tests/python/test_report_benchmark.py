@@ -10,6 +10,7 @@ import os
 import pathlib
 import pty
 import re
+import select
 import shutil
 import struct
 import subprocess
@@ -212,8 +213,11 @@ def test_a_long_run_shows_how_far_it_is(utils, monkeypatch: pytest.MonkeyPatch) 
             for index in range(4):
                 tell(index)
         terminal.flush()
-        shown = screen.read(1 << 16).decode()
-    assert "64 KB" in shown and "25%" in shown and "4/4" in shown
+        # A terminal hands over what it has got so far: read until all is there, or nothing comes.
+        wanted, shown = ("64 KB", "25%", "4/4"), b""
+        while not all(word.encode() in shown for word in wanted):
+            assert select.select([screen], [], [], 60)[0], shown.decode(errors="replace")
+            shown += screen.read(1 << 16)
 
 
 def test_no_bar_where_there_is_no_terminal(utils, capsys: pytest.CaptureFixture[str]) -> None:

@@ -383,8 +383,11 @@ def eventually(condition) -> None:
 
 
 def gone(pid: int) -> bool:
-    path = pathlib.Path(f"/proc/{pid}/stat")
-    return not path.exists() or path.read_text().rpartition(")")[2].split()[0] == "Z"
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return stat.rpartition(")")[2].split()[0] == "Z"
 
 
 @pytest.mark.parametrize("ending", ["by itself", "killed"])
