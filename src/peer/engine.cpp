@@ -398,7 +398,7 @@ Status EngineImpl::awaitQuiet(base::Deadline deadline) {
     // Who has mapped them keeps their memory alive until told.
     if (!revoked.empty()) {
         for (const auto& link : links()) {
-            link->announceRevoked(revoked);
+            link->host().announceRevoked(revoked);
         }
     }
     return {};

@@ -42,6 +42,10 @@ std::shared_ptr<Link> Link::make(EngineImpl& engine, Identity peer) {
                 self->wantData();
             }
         });
+    link->attachment_ = std::make_shared<HostAttachment>(
+        HostAttachment::Context{link->peer_.name, engine.reactor, engine.pool, engine.hostTarget,
+                                engine.access, engine.weak_from_this()},
+        link);
     return link;
 }
 
@@ -138,7 +142,7 @@ void Link::whenReady(Done ready) {
         } else if (channel_ == nullptr && !endpoints_) {
             at_once = Status::notFound("agent \"" + peer_.name +
                                        "\" is unknown and has no session with this one");
-        } else if (channel_ == nullptr || !hostDecided_) {
+        } else if (!ready_.load(std::memory_order_relaxed)) {
             dial_now = channel_ == nullptr;
             waiting_.push_back(std::exchange(ready, nullptr));
         }
@@ -315,14 +319,22 @@ void Link::onFrame(const Incoming& incoming) {
             return;  // of a connection that has been replaced
         }
     }
-    const Session::Event& event = incoming.event;
-    if (event.type == FrameType::HOST_OFFER) {
-        onHostOffer(event.text, incoming.descriptors);
-    } else if (event.type == FrameType::MAP_REQUEST) {
-        onMapRequest(event.text);
-    } else if (event.type == FrameType::MAP_REPLY) {
-        onMapReply(event.text, incoming.descriptors);
+    attachment_->onFrame(incoming.connection, incoming.event.type, incoming.event.text,
+                         incoming.descriptors);
+}
+
+bool Link::sendFrame(uint64_t connection,
+                     FrameType type,
+                     std::string_view body,
+                     std::vector<base::Fd> descriptors) {
+    const MutexLock lock(mutex_);
+    if (detached_ || channel_ == nullptr || connection != connection_) {
+        return false;
     }
+    session_.sendFrame(type, body);
+    std::move(descriptors.begin(), descriptors.end(), std::back_inserter(outDescriptors_));
+    flush();
+    return true;
 }
 
 // Reactor thread. Who says close reason may have come again by now: that session stays.
@@ -402,8 +414,6 @@ void Link::dropControl() {
     out_.clear();
     outSent_ = 0;
     outDescriptors_.clear();
-    maps_.connectionLost();
-    answering_ = false;
 }
 
 bool Link::wanted() {
@@ -417,29 +427,27 @@ bool Link::wanted() {
 void Link::controlLost(const Status& why) {
     bool dial_now = false;
     bool violation = false;
-    bool ended = false;
     {
         const MutexLock lock(mutex_);
         if (channel_ == nullptr) {
             return;
         }
-        // Nothing but its end closes a unix socket; where that cannot be asked for it is assumed.
-        ended = process_.local && !processFd_;
         violation = why.code() == ErrorCode::INVALID_PARAM;
         dropControl();
         session_.detach();
         dial_now = endpoints_ && wanted();
     }
+    attachment_->disconnected();
     if (violation) {
         base::log(LogLevel::WARN,
                   "session with agent \"" + peer_.name + "\": " + why.message() + "; closed");
         return lost(Status::disconnected("agent \"" + peer_.name +
                                          "\" violates the protocol: " + why.message()));
     }
-    if (processEnded(pidfd_)) {
+    if (attachment_->processHasEnded()) {
         return processEndedNow();
     }
-    if (ended) {
+    if (attachment_->onlyItsEndCloses()) {
         return lost(Status::disconnected("agent \"" + peer_.name + "\" is gone: " + why.message()));
     }
     if (dial_now) {
@@ -516,19 +524,10 @@ void Link::lost(const Status& why) {
         dropControl();
         session_.fail(why);
         waiting.swap(waiting_);
-        if (host_ != nullptr) {
-            host_->end();
-        }
-        host_.reset();
-        hostDecided_ = false;
-        hostReason_ = "no session";
         key_ = {};
-        maps_.sessionLost();
-        given_.clear();
-        std::move(mapWaiting_.begin(), mapWaiting_.end(), std::back_inserter(waiting));
-        mapWaiting_.clear();
     }
-    forgetProcess();
+    auto unmapped = attachment_->sessionLost();
+    std::move(unmapped.begin(), unmapped.end(), std::back_inserter(waiting));
     pool_->fail(why);
     dispatch();
     for (const Done& done : waiting) {

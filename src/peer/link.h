@@ -11,25 +11,23 @@
 #include <map>
 #include <memory>
 #include <optional>
-#include <span>
 #include <string>
-#include <unordered_map>
-#include <utility>
 #include <vector>
 
 #include "base/mutex.h"
 #include "base/poll_set.h"
 #include "connect/dialer.h"
 #include "connect/endpoints.h"
-#include "lanes/host/maps.h"
-#include "lanes/host/pages.h"
+#include "lanes/host/attachment.h"
 #include "lanes/stream/pool.h"
 #include "peer/engine.h"
 #include "session/session.h"
 
 namespace nixl::peer {
 
-class Link : public base::PollSet::Member, public std::enable_shared_from_this<Link> {
+class Link final : public base::PollSet::Member,
+                   public HostControl,
+                   public std::enable_shared_from_this<Link> {
   public:
     static std::shared_ptr<Link> make(EngineImpl& engine, Identity peer);
     ~Link() override;
@@ -42,7 +40,7 @@ class Link : public base::PollSet::Member, public std::enable_shared_from_this<L
     void setMetadata(std::optional<Endpoints> endpoints, GrantsPtr grants);
     bool hasMetadata();
     std::optional<Endpoints> endpoints();
-    GrantsPtr grants();  // null where the agent does not know the peer's metadata
+    GrantsPtr grants() override;  // null where the agent does not know the peer's metadata
 
     // `token`, where given, is set before `done` can be called.
     Status send(std::string message, Done done, std::atomic<uint64_t>* token = nullptr);
@@ -52,22 +50,15 @@ class Link : public base::PollSet::Member, public std::enable_shared_from_this<L
     // there will be none.
     void whenReady(Done ready);
     bool ready() const { return ready_.load(std::memory_order_acquire); }
-    // Null where the peer's process cannot be attached to; hostReason() says why.
-    std::shared_ptr<HostPeer> host();
-    std::string hostReason();
-    // Both at one moment, and why there is no session (any more) that they could be of.
+    // The attachment to the peer's process.
+    HostAttachment& host() { return *attachment_; }
+    // What it chose, and why there is no session (any more) that it could be of.
     struct HostChoice {
         std::shared_ptr<HostPeer> peer;
         std::string reason;
         Status session;
     };
     HostChoice hostChoice();
-    // What is, or will be, mapped of the plan's remote regions; null for those it does not touch.
-    std::vector<RegionMapPtr> mapRegions(const TransferPlan& plan);
-    // Calls back when the peer has answered for all regions it was asked for.
-    void whenMapped(Done done);
-    // Tells the peer to let go of these regions, of which it may have mapped some.
-    void announceRevoked(std::span<const std::pair<uint64_t, uint32_t>> regions);
 
     // The data connections, and the jobs that wait for them.
     StreamPool& stream() { return *pool_; }
@@ -132,20 +123,17 @@ class Link : public base::PollSet::Member, public std::enable_shared_from_this<L
     void want();
     void dial();
     void dialFailed(const ConnectFailure& why);
-    // Host lane.
-    void offerHost(const base::SocketPeer& process);
-    void onHostOffer(std::string_view body, const std::vector<base::Fd>& descriptors);
-    void decideHost(std::shared_ptr<HostPeer> host, std::string reason);
-    void watchProcess(base::Fd pidfd);
-    void forgetProcess();
+    // Of the attachment.
+    bool sendFrame(uint64_t connection,
+                   FrameType type,
+                   std::string_view body,
+                   std::vector<base::Fd> descriptors) override;
+    void hostDecided(uint64_t connection) override;
+    void violated(const Status& why) override;
     // The peer's process has ended: this incarnation of it does not come back.
-    void processEndedNow();
-    // Its shared mappings.
-    void askMaps() NIXL_REQUIRES(mutex_);
-    void onMapRequest(std::string_view body);
-    void answerMaps(const MapRequest& request, uint64_t connection);
-    void onMapReply(std::string_view body, const std::vector<base::Fd>& descriptors);
-    void violated(const Status& why);
+    void processEndedNow() override;
+    // Why the peer's process is not one of this host; empty where it is.
+    std::string elsewhere(const base::SocketPeer& process);
     // Opens data connections for the pool.
     void wantData();
     void dialData();
@@ -174,21 +162,13 @@ class Link : public base::PollSet::Member, public std::enable_shared_from_this<L
     std::vector<Done> waiting_ NIXL_GUARDED_BY(mutex_);
     std::deque<Incoming> events_ NIXL_GUARDED_BY(mutex_);
     bool dispatching_ NIXL_GUARDED_BY(mutex_) = false;
-    bool hostDecided_ NIXL_GUARDED_BY(mutex_) = false;
-    std::shared_ptr<HostPeer> host_ NIXL_GUARDED_BY(mutex_);
-    std::string hostReason_ NIXL_GUARDED_BY(mutex_) = "no session yet";
-    base::SocketPeer process_ NIXL_GUARDED_BY(mutex_);
-    base::Fd processFd_ NIXL_GUARDED_BY(mutex_);
-    HostMaps maps_ NIXL_GUARDED_BY(mutex_);
-    std::vector<Done> mapWaiting_ NIXL_GUARDED_BY(mutex_);
-    bool answering_ NIXL_GUARDED_BY(mutex_) = false;   // a request of the peer for maps
-    uint64_t connection_ NIXL_GUARDED_BY(mutex_) = 0;  // counts control connections
-    std::unordered_map<uint64_t, uint32_t> given_ NIXL_GUARDED_BY(mutex_);  // regions, generations
+    uint64_t connection_ NIXL_GUARDED_BY(mutex_) = 0;               // counts control connections
     std::vector<base::Fd> outDescriptors_ NIXL_GUARDED_BY(mutex_);  // go with the next bytes sent
-    HandshakeResult handshake_ NIXL_GUARDED_BY(mutex_);
-    std::optional<base::Target> target_ NIXL_GUARDED_BY(mutex_);  // where the last dial succeeded
+    std::optional<base::Target> target_ NIXL_GUARDED_BY(mutex_);    // where the last dial succeeded
 
-    std::shared_ptr<StreamPool> pool_;  // set once, by make()
+    // Set once, by make().
+    std::shared_ptr<StreamPool> pool_;
+    std::shared_ptr<HostAttachment> attachment_;
 
     // Reactor thread only.
     std::shared_ptr<Dialer> dialer_;
@@ -198,9 +178,6 @@ class Link : public base::PollSet::Member, public std::enable_shared_from_this<L
     uint64_t retryTimer_ = 0;
     uint64_t tickTimer_ = 0;
     uint64_t graceTimer_ = 0;
-    base::Fd pidfd_;
-    uint64_t pidWatch_ = 0;
-    std::shared_ptr<PeerMarks> marks_;
 };
 
 }  // namespace nixl::peer

@@ -112,48 +112,45 @@ void Link::adopt(ConnectResult opened) {
         }
     }
     wantedSince_.reset();
-    Status status;
+    const base::SocketPeer process = opened.process;
+    uint64_t number = 0;
     {
         const MutexLock lock(mutex_);
         if (detached_) {
             return;
         }
         dropControl();
+        number = ++connection_;
+    }
+    const int fd = opened.channel->fd();
+    attachment_->connecting({number, opened.result.resumed, opened.result.key, process,
+                             process.local ? base::socketPidfd(fd, process.pid) : base::Fd(),
+                             opened.result.cookieAt, opened.result.cookie});
+    Status status;
+    {
+        const MutexLock lock(mutex_);
         channel_ = std::move(opened.channel);
-        auto watch =
-            engine_.reactor.watch(channel_->fd(), EPOLLIN, [weak = weak_from_this()](uint32_t) {
-                if (const auto link = weak.lock()) {
-                    link->onControl();
-                }
-            });
+        auto watch = engine_.reactor.watch(fd, EPOLLIN, [weak = weak_from_this()](uint32_t) {
+            if (const auto link = weak.lock()) {
+                link->onControl();
+            }
+        });
         status = watch.status();
         watch_ = watch.ok() ? watch.value() : 0;
         readWatched_ = watch_ != 0;
-        pollId_ = readWatched_ ? engine_.pollSet.add(channel_->fd(), weak_from_this()) : 0;
+        pollId_ = readWatched_ ? engine_.pollSet.add(fd, weak_from_this()) : 0;
         session_.attach(Reactor::Clock::now(), opened.result.peerResume, opened.result.resumed);
         key_ = opened.result.key;
-        handshake_ = opened.result;
-        process_ = opened.process;
-        processFd_ = process_.local ? base::socketPidfd(channel_->fd(), process_.pid) : base::Fd();
-        channel_->allowDescriptors(process_.local ? base::kEarlyDescriptors + kMaxMapFiles : 0);
-        ++connection_;
+        channel_->allowDescriptors(process.local ? base::kEarlyDescriptors + kMaxMapFiles : 0);
         if (opened.target.length != 0) {
             target_ = opened.target;
-        }
-        if (!opened.result.resumed) {
-            host_.reset();
-            hostDecided_ = false;
-            maps_.sessionLost();
-            given_.clear();
-        } else if (host_ != nullptr) {
-            maps_.dropRevoked(*host_);  // its notices may have been lost with the connection
         }
     }
     if (!status.ok()) {
         return lost(status);
     }
     engine_.sessions.fetch_add(1, std::memory_order_relaxed);
-    offerHost(opened.process);
+    attachment_->offer(elsewhere(process));
     {
         const MutexLock lock(mutex_);
         if (!opened.early.empty()) {
@@ -169,121 +166,45 @@ void Link::adopt(ConnectResult opened) {
     onTick();
 }
 
-void Link::offerHost(const base::SocketPeer& process) {
-    if (!process.local) {
-        const auto there = endpoints();
-        const bool same = there && there->bootId == engine_.bootId && there->bootId != Key{};
-        return decideHost(nullptr, same ? "the peer is on this host, but only TCP reaches it "
-                                          "(another network namespace? a shared socket_dir helps)"
-                                        : "the peer is on another host (TCP session)");
+std::string Link::elsewhere(const base::SocketPeer& process) {
+    if (process.local) {
+        return {};
     }
-    base::Fd pidfd;
-    {
-        const MutexLock lock(mutex_);
-        pidfd = duplicateFd(processFd_);
-    }
-    watchProcess(duplicateFd(pidfd));
-    HostOffer offer;
-    if (marks_ == nullptr) {
-        auto marks = engine_.hostTarget.open(peer_.name, std::move(pidfd));
-        if (marks.ok()) {
-            marks_ = std::move(marks).value();
-        } else {
-            base::log(LogLevel::INFO,
-                      "host lane to agent \"" + peer_.name + "\": " + marks.status().message());
-        }
-    }
-    std::vector<base::Fd> pages;
-    if (marks_ != nullptr) {
-        offer = engine_.hostTarget.offer(*marks_);
-        pages = engine_.hostTarget.pages(*marks_);
-    }
-    const MutexLock lock(mutex_);
-    session_.sendFrame(FrameType::HOST_OFFER, offer.encode());
-    outDescriptors_ = std::move(pages);
+    const auto there = endpoints();
+    const bool same = there && there->bootId == engine_.bootId && there->bootId != Key{};
+    return same ? "the peer is on this host, but only TCP reaches it "
+                  "(another network namespace? a shared socket_dir helps)"
+                : "the peer is on another host (TCP session)";
 }
 
-void Link::onHostOffer(std::string_view body, const std::vector<base::Fd>& descriptors) {
-    auto offer = HostOffer::decode(body);
-    HostProcess process;
-    {
-        const MutexLock lock(mutex_);
-        process.pid = process_.pid;
-        process.pidfd = duplicateFd(processFd_);
-        process.cookieAt = handshake_.cookieAt;
-        process.cookie = handshake_.cookie;
-        if (host_ != nullptr && !host_->dead()) {
-            offer = Status::notSupported("attached already");
-        }
-    }
-    if (!offer.ok()) {
-        return decideHost(nullptr, offer.status().message());
-    }
-    if (offer.value().generationsFd == 0) {
-        return decideHost(nullptr, "the peer cannot share pages");
-    }
-    auto host = HostPeer::create(std::move(process), offer.value(), descriptors);
-    if (!host.ok()) {
-        return decideHost(nullptr, host.status().message());
-    }
-    std::string reason = host.value()->attached()
-                             ? "attached to process " + std::to_string(host.value()->pid())
-                             : host.value()->attachError();
-    decideHost(std::move(host).value(), std::move(reason));
-}
-
-void Link::decideHost(std::shared_ptr<HostPeer> host, std::string reason) {
+void Link::hostDecided(uint64_t connection) {
     std::vector<Done> waiting;
     {
         const MutexLock lock(mutex_);
-        if (channel_ == nullptr) {
+        if (channel_ == nullptr || connection != connection_) {
             return;
         }
-        if (host_ == nullptr || host != nullptr) {
-            host_ = std::move(host);
-            hostReason_ = std::move(reason);
-        }
-        hostDecided_ = true;
         waiting.swap(waiting_);
         ready_.store(true, std::memory_order_release);
-        askMaps();
     }
     for (const Done& done : waiting) {
         done({});
     }
 }
 
-std::shared_ptr<HostPeer> Link::host() {
-    const MutexLock lock(mutex_);
-    return host_;
-}
-
-std::string Link::hostReason() {
-    const MutexLock lock(mutex_);
-    return hostReason_;
+void Link::violated(const Status& why) {
+    engine_.reactor.run([self = shared_from_this(), why] { self->controlLost(why); });
 }
 
 Link::HostChoice Link::hostChoice() {
+    HostAttachment::Choice chosen = attachment_->choice();
     const MutexLock lock(mutex_);
-    HostChoice choice{host_, hostReason_, gone_};
-    if (gone_.ok() && !hostDecided_) {
+    HostChoice choice{std::move(chosen.peer), std::move(chosen.reason), gone_};
+    if (gone_.ok() && !chosen.decided) {
         choice.session = Status::disconnected("agent \"" + peer_.name +
                                               "\": the session was lost as the transfer began");
     }
     return choice;
-}
-
-void Link::watchProcess(base::Fd pidfd) {
-    if (pidWatch_ != 0 || !pidfd) {
-        return;  // without one the end of the connection must do
-    }
-    pidfd_ = std::move(pidfd);
-    auto watch = engine_.reactor.watch(pidfd_.get(), EPOLLIN, [weak = weak_from_this()](uint32_t) {
-        if (const auto link = weak.lock()) {
-            link->processEndedNow();
-        }
-    });
-    pidWatch_ = watch.ok() ? watch.value() : 0;
 }
 
 // A child of it may keep its listening socket open, which then never answers: nobody dials it.
@@ -295,16 +216,6 @@ void Link::processEndedNow() {
         gone_ = why;
     }
     lost(why);
-}
-
-void Link::forgetProcess() {
-    if (pidWatch_ != 0) {
-        engine_.reactor.unwatch(std::exchange(pidWatch_, 0));
-    }
-    pidfd_.reset();
-    if (marks_ != nullptr) {
-        engine_.hostTarget.close(std::exchange(marks_, nullptr));
-    }
 }
 
 }  // namespace nixl::peer

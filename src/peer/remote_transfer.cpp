@@ -91,7 +91,7 @@ class PostOperation final : public StreamJobOwner,
         if (host != nullptr && !host->attached() && !maps_->whole()) {
             const PlanMaps::Count count = maps_->count();
             if (count.pending && !std::exchange(askedMaps_, true)) {
-                return link_->whenMapped(
+                return link_->host().whenMapped(
                     [self = shared_from_this(), options](const Status& status) {
                         status.ok() ? self->start(options, false) : self->fail(status);
                     });
@@ -373,7 +373,7 @@ class RemoteTransfer final : public BackendTransfer {
           link_(std::move(link)),
           plan_(plan),
           options_(options),
-          maps_(std::make_shared<PlanMaps>(options.host ? link_->mapRegions(plan)
+          maps_(std::make_shared<PlanMaps>(options.host ? link_->host().mapRegions(plan)
                                                         : std::vector<RegionMapPtr>())) {}
 
     Status post(CompletionPtr completion,
@@ -431,8 +431,8 @@ class RemoteTransfer final : public BackendTransfer {
 
     TransferDescription describe() const override {
         TransferDescription description;
-        const std::string reason = link_->hostReason();
-        const std::shared_ptr<HostPeer> host = options_.host ? link_->host() : nullptr;
+        const auto [peer, reason, decided] = link_->host().choice();
+        const std::shared_ptr<HostPeer> host = options_.host ? peer : nullptr;
         const PlanMaps::Count count = maps_->count();
         if (host != nullptr && (host->attached() || count.whole == count.regions)) {
             describeHost(count, reason, description);
@@ -486,7 +486,8 @@ class RemoteTransfer final : public BackendTransfer {
     // A small copy without a notification, done when this returns: it needs no PostOperation, since
     // nobody can cancel or help it. False where the host lane cannot be used.
     bool copyAtOnce(bool mapped, const CompletionPtr& completion) {
-        const std::shared_ptr<HostPeer> host = options_.host ? link_->host() : nullptr;
+        const std::shared_ptr<HostPeer> host =
+            options_.host ? link_->host().choice().peer : nullptr;
         if (host == nullptr || !(mapped || host->attached())) {
             return false;
         }
@@ -547,8 +548,9 @@ class NetworkLane final : public Lane {
         if (!endpoints || endpoints->bootId != engine_->bootId) {
             return {0, "the peer is on another host"};
         }
-        if (link->ready() && link->host() == nullptr) {
-            return {0, link->hostReason()};
+        const auto chosen = link->host().choice();
+        if (link->ready() && chosen.peer == nullptr) {
+            return {0, chosen.reason};
         }
         return {80, "the peer is on this host"};
     }

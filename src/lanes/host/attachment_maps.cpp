@@ -1,16 +1,15 @@
-// See link.h: memory of the peer that is mapped here, and ours that it maps. Both sides of the
-// frames MAP_REQUEST and MAP_REPLY. One request of each side is under way at a time.
-#include <algorithm>
+// See attachment.h: memory of the peer that is mapped here, and ours that it maps. Both sides of
+// the frames MAP_REQUEST and MAP_REPLY. One request of each side is under way at a time.
+#include <iterator>
 #include <utility>
 
+#include "lanes/host/attachment.h"
 #include "lanes/host/shared_memory.h"
-#include "peer/engine_impl.h"
-#include "peer/link.h"
 #include "session/target_access.h"
 
 namespace nixl::peer {
 
-std::vector<RegionMapPtr> Link::mapRegions(const TransferPlan& plan) {
+std::vector<RegionMapPtr> HostAttachment::mapRegions(const TransferPlan& plan) {
     std::vector<RegionMapPtr> maps(plan.remoteRegions.size());
     const bool single = maps.size() == 1;
     const MutexLock lock(mutex_);
@@ -27,10 +26,10 @@ std::vector<RegionMapPtr> Link::mapRegions(const TransferPlan& plan) {
     return maps;
 }
 
-void Link::whenMapped(Done done) {
+void HostAttachment::whenMapped(Done done) {
     {
         const MutexLock lock(mutex_);
-        if (!detached_ && channel_ != nullptr && maps_.pending()) {
+        if (connection_ != 0 && maps_.pending()) {
             mapWaiting_.push_back(std::exchange(done, nullptr));
         }
     }
@@ -40,43 +39,53 @@ void Link::whenMapped(Done done) {
 }
 
 // Sends the next request where one is due.
-void Link::askMaps() {
-    if (detached_ || channel_ == nullptr || host_ == nullptr || !host_->canPassDescriptors() ||
-        grants_ == nullptr) {
+void HostAttachment::askMaps() {
+    const auto control = control_.lock();
+    if (control == nullptr || connection_ == 0 || host_ == nullptr ||
+        !host_->canPassDescriptors()) {
+        return;
+    }
+    const GrantsPtr grants = control->grants();
+    if (grants == nullptr) {
         return;
     }
     MapRequest request;
     Grant grant;
-    request.regions = maps_.nextRequest(*grants_, grant);
+    request.regions = maps_.nextRequest(*grants, grant);
     if (request.regions.empty()) {
         return;
     }
     request.grant = {grant.id, grantProof(grant.key, key_)};
     base::ByteWriter body;
     request.encode(body);
-    session_.sendFrame(FrameType::MAP_REQUEST, body.bytes());
-    flush();
+    if (!control->sendFrame(connection_, FrameType::MAP_REQUEST, body.bytes(), {})) {
+        maps_.connectionLost();  // which the link is about to tell
+    }
 }
 
-void Link::violated(const Status& why) {
-    engine_.reactor.run([self = shared_from_this(), why] { self->controlLost(why); });
+void HostAttachment::violated(const Status& why) {
+    if (const auto control = control_.lock()) {
+        control->violated(why);
+    }
 }
 
-void Link::onMapRequest(std::string_view body) {
+void HostAttachment::onMapRequest(uint64_t connection, std::string_view body) {
     auto request = MapRequest::decode(body);
     if (!request.ok()) {
         return violated(request.status());
     }
+    const auto owner = context_.owner.lock();
+    if (owner == nullptr) {
+        return;
+    }
     const GrantProof& grant = request.value().grant;
-    const auto key = engine_.access.grantKey(grant.grant);
-    uint64_t connection = 0;
+    const auto key = context_.access.grantKey(grant.grant);
     Status status;
     {
         const MutexLock lock(mutex_);
-        if (detached_ || channel_ == nullptr) {
+        if (connection != connection_) {
             return;
         }
-        connection = connection_;
         if (std::exchange(answering_, true)) {
             status = Status::invalidParam("MAP_REQUEST while another one is being answered");
         } else if (key && !base::equalSecret(base::asView(grantProof(*key, key_)),
@@ -88,11 +97,13 @@ void Link::onMapRequest(std::string_view body) {
         return violated(status);
     }
     // Reading the lists of mappings and descriptors takes too long for whoever reads the session.
-    engine_.pool.run([self = shared_from_this(), engine = engine_.shared_from_this(), connection,
-                      asked = std::move(request).value()] { self->answerMaps(asked, connection); });
+    context_.pool.run(
+        [self = shared_from_this(), owner, connection, asked = std::move(request).value()] {
+            self->answerMaps(asked, connection);
+        });
 }
 
-void Link::answerMaps(const MapRequest& request, uint64_t connection) {
+void HostAttachment::answerMaps(const MapRequest& request, uint64_t connection) {
     SharedMemory memory;
     MapReply reply;
     std::vector<RegionPin> pins;  // none of them is deregistered before the answer is on its way
@@ -101,7 +112,7 @@ void Link::answerMaps(const MapRequest& request, uint64_t connection) {
         answer.id = asked.id;
         answer.generation = asked.generation;
         auto region =
-            engine_.access.region(request.grant.grant, asked.id, asked.generation, OpType::WRITE);
+            context_.access.region(request.grant.grant, asked.id, asked.generation, OpType::WRITE);
         if (!region.ok() || !region.value()->pin()) {
             answer.reason = region.ok() ? "it is being deregistered" : region.status().message();
             continue;
@@ -120,8 +131,10 @@ void Link::answerMaps(const MapRequest& request, uint64_t connection) {
     reply.files = static_cast<uint32_t>(files.size());
     base::ByteWriter body;
     reply.encode(body);
+    const auto control = control_.lock();
+    // One lock over both: a notice of what is deregistered follows the answer.
     const MutexLock lock(mutex_);
-    if (detached_ || channel_ == nullptr || connection != connection_) {
+    if (control == nullptr || connection != connection_) {
         return;
     }
     answering_ = false;
@@ -130,12 +143,12 @@ void Link::answerMaps(const MapRequest& request, uint64_t connection) {
             given_[answer.id] = answer.generation;
         }
     }
-    session_.sendFrame(FrameType::MAP_REPLY, body.bytes());
-    std::move(files.begin(), files.end(), std::back_inserter(outDescriptors_));
-    flush();
+    control->sendFrame(connection, FrameType::MAP_REPLY, body.bytes(), std::move(files));
 }
 
-void Link::onMapReply(std::string_view body, const std::vector<base::Fd>& descriptors) {
+void HostAttachment::onMapReply(uint64_t connection,
+                                std::string_view body,
+                                const std::vector<base::Fd>& descriptors) {
     auto reply = MapReply::decode(body);
     if (!reply.ok()) {
         return violated(reply.status());
@@ -150,7 +163,7 @@ void Link::onMapReply(std::string_view body, const std::vector<base::Fd>& descri
     std::vector<Done> waiting;
     {
         const MutexLock lock(mutex_);
-        if (channel_ == nullptr) {
+        if (connection != connection_) {
             return;
         }
         status = maps_.take(reply.value(), descriptors);
@@ -167,14 +180,15 @@ void Link::onMapReply(std::string_view body, const std::vector<base::Fd>& descri
     }
 }
 
-void Link::announceRevoked(std::span<const std::pair<uint64_t, uint32_t>> regions) {
+void HostAttachment::announceRevoked(std::span<const std::pair<uint64_t, uint32_t>> regions) {
+    const auto control = control_.lock();
     MapReply notice;
     notice.answers = false;
     const MutexLock lock(mutex_);
     const auto send = [&]() NIXL_REQUIRES(mutex_) {
         base::ByteWriter body;
         notice.encode(body);
-        session_.sendFrame(FrameType::MAP_REPLY, body.bytes());
+        control->sendFrame(connection_, FrameType::MAP_REPLY, body.bytes(), {});
         notice.regions.clear();
     };
     for (const auto& [id, generation] : regions) {
@@ -183,7 +197,7 @@ void Link::announceRevoked(std::span<const std::pair<uint64_t, uint32_t>> region
             continue;
         }
         given_.erase(found);
-        if (detached_ || channel_ == nullptr) {
+        if (control == nullptr || connection_ == 0) {
             continue;  // it sees for itself when it comes back
         }
         notice.regions.push_back({id, generation, "the region has been deregistered", {}});
@@ -193,9 +207,6 @@ void Link::announceRevoked(std::span<const std::pair<uint64_t, uint32_t>> region
     }
     if (!notice.regions.empty()) {
         send();
-    }
-    if (!detached_) {
-        flush();
     }
 }
 
