@@ -1,31 +1,29 @@
-// Everything this agent has with one incarnation of a peer: the session over its control
-// connection, the attachment to its process, data connections and what waits for them.
+// Everything this agent has with one incarnation of a peer: the control link, the attachment to its
+// process and the stream pool, each with a lock of its own; this composes them, connects, and knows
+// what the agent knows of the peer. Locks are taken in the order attachment, link, control link.
 //
 // Threads: public calls from any thread unless said otherwise. Connections are opened and closed
 // on the reactor thread only. No lock is held over a callback.
 #pragma once
 
 #include <atomic>
-#include <deque>
 #include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "base/mutex.h"
-#include "base/poll_set.h"
 #include "connect/dialer.h"
 #include "connect/endpoints.h"
 #include "lanes/host/attachment.h"
 #include "lanes/stream/pool.h"
+#include "peer/control_link.h"
 #include "peer/engine.h"
-#include "session/session.h"
 
 namespace nixl::peer {
 
-class Link final : public base::PollSet::Member,
+class Link final : public ControlLink::Owner,
                    public HostControl,
                    public std::enable_shared_from_this<Link> {
   public:
@@ -45,7 +43,7 @@ class Link final : public base::PollSet::Member,
     // `token`, where given, is set before `done` can be called.
     Status send(std::string message, Done done, std::atomic<uint64_t>* token = nullptr);
     // True: the message will never be sent, and `done` is not called.
-    bool withdraw(uint64_t token);
+    bool withdraw(uint64_t token) { return control_->withdraw(token); }
     // Calls back when a session is up and it is known whether the host lane can be used, or why
     // there will be none.
     void whenReady(Done ready);
@@ -60,20 +58,18 @@ class Link final : public base::PollSet::Member,
     };
     HostChoice hostChoice();
 
+    ControlLink& control() { return *control_; }
     // The data connections, and the jobs that wait for them.
     StreamPool& stream() { return *pool_; }
 
-    // Reads what has come to the session, where nobody else does.
-    void pollReady() override;
-    void resumeReads() override;
     // Ends the session for good and everything that waits; the engine forgets the link. Any
     // thread; takes effect on the reactor thread.
     void close(const Status& why, const std::string& close_reason);
 
     // For the engine's Admission. Reactor thread.
-    std::optional<Earlier> earlier();
-    std::optional<base::Digest> sessionKey();
-    bool up();
+    std::optional<Earlier> earlier() { return control_->earlier(); }
+    std::optional<base::Digest> sessionKey() { return control_->key(); }
+    bool up() { return control_->up(); }
     bool dialling() const { return dialer_ != nullptr && dialer_->connected(); }
     void adopt(ConnectResult opened);
     void serve(ConnectResult opened);          // a data connection of the peer
@@ -90,34 +86,15 @@ class Link final : public base::PollSet::Member,
 
   private:
     Link(EngineImpl& engine, Identity peer);
-    static constexpr uint64_t kCreditStep = 1 << 20;
-
-    // What came over the control connection of that epoch and number.
-    struct Incoming {
-        uint64_t epoch = 0;
-        uint64_t connection = 0;
-        Session::Event event;
-        std::vector<base::Fd> descriptors;
-    };
-
-    // Session and control connection.
-    Status readControl() NIXL_REQUIRES(mutex_);
-    void flush() NIXL_REQUIRES(mutex_);
-    void collect() NIXL_REQUIRES(mutex_);
-    void dispatch();
-    void handle(Incoming& incoming);
-    void onFrame(const Incoming& incoming);
-    void onBye(uint64_t connection, const Status& why);
-    void deliver(Session::Event& event, uint64_t epoch);
-    void giveCredit(uint64_t epoch, uint64_t cost);
-    void onControl();
-    // While a caller polls the reactor leaves this session to it.
-    void pauseReads();
-    void updateWatch(bool reading, bool writing) NIXL_REQUIRES(mutex_);
-    void dropControl() NIXL_REQUIRES(mutex_);
-    void controlLost(const Status& why);
-    void armTick(Time when);
-    void onTick();
+    // Of the control link.
+    void notified(std::string message, std::shared_ptr<void> credit) override;
+    void onFrame(uint64_t connection,
+                 FrameType type,
+                 std::string_view body,
+                 const std::vector<base::Fd>& descriptors) override;
+    void controlLost(const Status& why) override;
+    void sessionEnded(const Status& why) override;
+    void ticked() override;
     bool wanted() NIXL_REQUIRES(mutex_);
     // Connecting.
     void want();
@@ -145,28 +122,13 @@ class Link final : public base::PollSet::Member,
     Mutex mutex_;
     bool detached_ NIXL_GUARDED_BY(mutex_) = false;  // the engine must not be used any more
     Status gone_ NIXL_GUARDED_BY(mutex_);            // not OK: why there is never a session again
-    Session session_ NIXL_GUARDED_BY(mutex_);
     std::optional<Endpoints> endpoints_ NIXL_GUARDED_BY(mutex_);
     GrantsPtr grants_ NIXL_GUARDED_BY(mutex_);
-    base::Digest key_ NIXL_GUARDED_BY(mutex_){};
-    std::unique_ptr<base::Channel> channel_ NIXL_GUARDED_BY(mutex_);
-    uint64_t watch_ NIXL_GUARDED_BY(mutex_) = 0;
-    uint64_t pollId_ NIXL_GUARDED_BY(mutex_) = 0;  // in the poll set
-    bool readWatched_ NIXL_GUARDED_BY(mutex_) = false;
-    bool writeWatched_ NIXL_GUARDED_BY(mutex_) = false;
-    std::string out_ NIXL_GUARDED_BY(mutex_);
-    size_t outSent_ NIXL_GUARDED_BY(mutex_) = 0;
-    std::map<uint64_t, Done> tokens_ NIXL_GUARDED_BY(mutex_);
-    uint64_t nextToken_ NIXL_GUARDED_BY(mutex_) = 1;
-    uint64_t creditOwed_ NIXL_GUARDED_BY(mutex_) = 0;
     std::vector<Done> waiting_ NIXL_GUARDED_BY(mutex_);
-    std::deque<Incoming> events_ NIXL_GUARDED_BY(mutex_);
-    bool dispatching_ NIXL_GUARDED_BY(mutex_) = false;
-    uint64_t connection_ NIXL_GUARDED_BY(mutex_) = 0;               // counts control connections
-    std::vector<base::Fd> outDescriptors_ NIXL_GUARDED_BY(mutex_);  // go with the next bytes sent
-    std::optional<base::Target> target_ NIXL_GUARDED_BY(mutex_);    // where the last dial succeeded
+    std::optional<base::Target> target_ NIXL_GUARDED_BY(mutex_);  // where the last dial succeeded
 
     // Set once, by make().
+    std::shared_ptr<ControlLink> control_;
     std::shared_ptr<StreamPool> pool_;
     std::shared_ptr<HostAttachment> attachment_;
 
@@ -176,7 +138,6 @@ class Link final : public base::PollSet::Member,
     std::optional<Time> wantedSince_;
     std::chrono::milliseconds backoff_{0};
     uint64_t retryTimer_ = 0;
-    uint64_t tickTimer_ = 0;
     uint64_t graceTimer_ = 0;
 };
 

@@ -2,8 +2,6 @@
 #include <algorithm>
 #include <utility>
 
-#include <sys/epoll.h>
-
 #include "base/log.h"
 #include "peer/engine_impl.h"
 #include "peer/link.h"
@@ -38,7 +36,7 @@ void Link::dial() {
     Grant grant;
     {
         const MutexLock lock(mutex_);
-        if (detached_ || channel_ != nullptr || !gone_.ok()) {
+        if (detached_ || !gone_.ok() || control_->up()) {
             wantedSince_.reset();
             return;
         }
@@ -47,9 +45,7 @@ void Link::dial() {
         }
         targets = targetsOf(*endpoints_, engine_.bootId);
         grant = grants_->forSession();
-        if (session_.resume().epoch != 0) {
-            kept = Earlier{session_.resume(), key_};
-        }
+        kept = control_->earlier();
     }
     dialer_ =
         std::make_shared<Dialer>(engine_.reactor, std::move(targets),
@@ -119,51 +115,27 @@ void Link::adopt(ConnectResult opened) {
         if (detached_) {
             return;
         }
-        dropControl();
-        number = ++connection_;
+        ready_.store(false, std::memory_order_release);
+        number = control_->replace();
+        if (opened.target.length != 0) {
+            target_ = opened.target;
+        }
     }
     const int fd = opened.channel->fd();
     attachment_->connecting({number, opened.result.resumed, opened.result.key, process,
                              process.local ? base::socketPidfd(fd, process.pid) : base::Fd(),
                              opened.result.cookieAt, opened.result.cookie});
-    Status status;
-    {
-        const MutexLock lock(mutex_);
-        channel_ = std::move(opened.channel);
-        auto watch = engine_.reactor.watch(fd, EPOLLIN, [weak = weak_from_this()](uint32_t) {
-            if (const auto link = weak.lock()) {
-                link->onControl();
-            }
-        });
-        status = watch.status();
-        watch_ = watch.ok() ? watch.value() : 0;
-        readWatched_ = watch_ != 0;
-        pollId_ = readWatched_ ? engine_.pollSet.add(fd, weak_from_this()) : 0;
-        session_.attach(Reactor::Clock::now(), opened.result.peerResume, opened.result.resumed);
-        key_ = opened.result.key;
-        channel_->allowDescriptors(process.local ? base::kEarlyDescriptors + kMaxMapFiles : 0);
-        if (opened.target.length != 0) {
-            target_ = opened.target;
-        }
-    }
+    Status status = control_->adopt(opened);
     if (!status.ok()) {
         return lost(status);
     }
     engine_.sessions.fetch_add(1, std::memory_order_relaxed);
     attachment_->offer(elsewhere(process));
-    {
-        const MutexLock lock(mutex_);
-        if (!opened.early.empty()) {
-            status = session_.receive(opened.early, Reactor::Clock::now());
-            collect();
-        }
-        flush();
-    }
-    dispatch();
+    status = control_->begin(opened.early);
     if (!status.ok()) {
         return controlLost(status);
     }
-    onTick();
+    control_->tick();
 }
 
 std::string Link::elsewhere(const base::SocketPeer& process) {
@@ -181,7 +153,7 @@ void Link::hostDecided(uint64_t connection) {
     std::vector<Done> waiting;
     {
         const MutexLock lock(mutex_);
-        if (channel_ == nullptr || connection != connection_) {
+        if (!control_->inUse(connection)) {
             return;
         }
         waiting.swap(waiting_);

@@ -29,8 +29,9 @@ void Link::dialData() {
     bool comes_back = false;
     {
         const MutexLock lock(mutex_);
-        no_session = detached_ || channel_ == nullptr;
-        comes_back = no_session && !detached_ && endpoints_ && session_.resume().epoch != 0;
+        const auto current = control_->key();
+        no_session = detached_ || !current;
+        comes_back = no_session && !detached_ && endpoints_ && control_->earlier();
         if (no_session) {
             // Nothing to dial; a detached link's engine may be gone.
         } else if (target_) {
@@ -38,7 +39,7 @@ void Link::dialData() {
         } else if (endpoints_) {
             targets = targetsOf(*endpoints_, engine_.bootId);
         }
-        key = key_;
+        key = current.value_or(base::Digest{});
     }
     if (comes_back) {
         return whenReady([weak = weak_from_this()](const Status& status) {

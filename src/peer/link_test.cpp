@@ -128,7 +128,7 @@ TEST(Link, CloseReasonOfAReplacedConnectionEndsNothing) {
     stopped.get_future().wait();
     first.say(frame(FrameType::BYE, Reject{RejectCode::CLOSING, "for now"}));
     second.sayAuth();
-    link->pollReady();  // reads the close reason
+    link->control().pollReady();  // reads the close reason
     go_on.set_value();
     second.awaitReady();
 
