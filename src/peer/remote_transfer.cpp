@@ -486,8 +486,7 @@ class RemoteTransfer final : public BackendTransfer {
     // A small copy without a notification, done when this returns: it needs no PostOperation, since
     // nobody can cancel or help it. False where the host lane cannot be used.
     bool copyAtOnce(bool mapped, const CompletionPtr& completion) {
-        const std::shared_ptr<HostPeer> host =
-            options_.host ? link_->host().choice().peer : nullptr;
+        const std::shared_ptr<HostPeer> host = options_.host ? link_->host().peer() : nullptr;
         if (host == nullptr || !(mapped || host->attached())) {
             return false;
         }
@@ -548,9 +547,8 @@ class NetworkLane final : public Lane {
         if (!endpoints || endpoints->bootId != engine_->bootId) {
             return {0, "the peer is on another host"};
         }
-        const auto chosen = link->host().choice();
-        if (link->ready() && chosen.peer == nullptr) {
-            return {0, chosen.reason};
+        if (link->ready() && link->host().peer() == nullptr) {
+            return {0, link->host().choice().reason};
         }
         return {80, "the peer is on this host"};
     }

@@ -139,6 +139,11 @@ HostAttachment::Choice HostAttachment::choice() {
     return {host_, reason_, decided_};
 }
 
+std::shared_ptr<HostPeer> HostAttachment::peer() {
+    const MutexLock lock(mutex_);
+    return host_;
+}
+
 void HostAttachment::disconnected() {
     const MutexLock lock(mutex_);
     connection_ = 0;

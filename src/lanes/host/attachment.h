@@ -91,6 +91,7 @@ class HostAttachment : public std::enable_shared_from_this<HostAttachment> {
         bool decided = false;
     };
     Choice choice();
+    std::shared_ptr<HostPeer> peer();  // the choice's
     // What is, or will be, mapped of the plan's remote regions; null for those it does not touch.
     std::vector<RegionMapPtr> mapRegions(const TransferPlan& plan);
     // Calls back when the peer has answered for all regions it was asked for.
