@@ -12,7 +12,7 @@
 #include "base/log.h"
 #include "base/system_error.h"
 #include "peer/engine_impl.h"
-#include "peer/remote_transfer.h"
+#include "peer/network_lanes.h"
 
 namespace nixl::peer {
 

@@ -4,15 +4,16 @@
 #pragma once
 
 #include <memory>
-#include <vector>
 
-#include "nixl/lane.h"
+#include "nixl/backend.h"
 
-#include "peer/engine.h"
+#include "peer/engine_impl.h"
 
 namespace nixl::peer {
 
-std::vector<std::unique_ptr<Lane>> makeNetworkLanes(const std::shared_ptr<EngineImpl>& engine,
+std::unique_ptr<BackendTransfer> makeRemoteTransfer(std::shared_ptr<EngineImpl> engine,
+                                                    std::shared_ptr<Link> link,
+                                                    const TransferPlan& plan,
                                                     const LaneOptions& options);
 
 }  // namespace nixl::peer

@@ -1,0 +1,84 @@
+// See network_lanes.h.
+#include "peer/network_lanes.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "peer/engine_impl.h"
+#include "peer/remote_transfer.h"
+
+namespace nixl::peer {
+
+namespace {
+
+bool isDram(std::span<const PlanRegion> regions) {
+    return std::all_of(regions.begin(), regions.end(),
+                       [](const PlanRegion& region) { return region.type == MemType::DRAM; });
+}
+
+// Lane `host` or `stream`. Either may fall back to the other where that is allowed too: what a
+// session permits is known only once it is open.
+class NetworkLane final : public Lane {
+  public:
+    NetworkLane(std::shared_ptr<EngineImpl> engine, const LaneOptions& options, bool host)
+        : engine_(std::move(engine)), options_(options), host_(host) {}
+
+    const char* name() const override { return host_ ? "host" : "stream"; }
+
+    LaneOffer offer(const TransferPlan& plan) override {
+        if (plan.peer.self) {
+            return {0, "the peer is this agent itself"};
+        }
+        if (!isDram(plan.localRegions) || !isDram(plan.remoteRegions)) {
+            return {0, "moves host memory only"};
+        }
+        const auto link = engine_->find({std::string(plan.peer.name), plan.peer.incarnation});
+        if (link == nullptr || !link->hasMetadata()) {
+            return {0, "no connection info of the peer"};
+        }
+        if (!host_) {
+            return {40, "a socket to the peer"};
+        }
+        const auto endpoints = link->endpoints();
+        if (!endpoints || endpoints->bootId != engine_->bootId) {
+            return {0, "the peer is on another host"};
+        }
+        if (link->ready() && link->host().peer() == nullptr) {
+            return {0, link->host().choice().reason};
+        }
+        return {80, "the peer is on this host"};
+    }
+
+    Result<std::unique_ptr<BackendTransfer>> prepare(const TransferPlan& plan) override {
+        auto link = engine_->find({std::string(plan.peer.name), plan.peer.incarnation});
+        if (link == nullptr) {
+            return Status::notFound("agent \"" + std::string(plan.peer.name) +
+                                    "\" has been removed");
+        }
+        LaneOptions options = options_;
+        options.host = host_;
+        options.stream = !host_ || options_.fallBack;
+        return makeRemoteTransfer(engine_, std::move(link), plan, options);
+    }
+
+  private:
+    const std::shared_ptr<EngineImpl> engine_;
+    const LaneOptions options_;
+    const bool host_;
+};
+
+}  // namespace
+
+std::vector<std::unique_ptr<Lane>> makeNetworkLanes(const std::shared_ptr<EngineImpl>& engine,
+                                                    const LaneOptions& options) {
+    std::vector<std::unique_ptr<Lane>> lanes;
+    if (options.host) {
+        lanes.push_back(std::make_unique<NetworkLane>(engine, options, true));
+    }
+    if (options.stream) {
+        lanes.push_back(std::make_unique<NetworkLane>(engine, options, false));
+    }
+    return lanes;
+}
+
+}  // namespace nixl::peer
