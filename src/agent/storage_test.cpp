@@ -33,8 +33,10 @@ const PluginTable& secretTable() {
 
 class AgentStorageTest : public ::testing::Test {
   protected:
+    static void SetUpTestSuite() {
+        ASSERT_TRUE(backend::PluginRegistry::instance().add(secretTable()).ok());
+    }
     AgentStorageTest() {
-        EXPECT_TRUE(backend::PluginRegistry::instance().add(secretTable()).ok());
         agent_.createBackend("OBJECTS", {{"bucket", "storage-test"}, {"word", "hush"}});
         RegistrationList list(MemType::OBJECT);
         for (uint64_t i = 0; i < 3; ++i) {
