@@ -16,6 +16,7 @@
 #include "base/mutex.h"
 #include "base/reactor.h"
 #include "base/work_pool.h"
+#include "device/devices.h"
 #include "memory/region.h"
 #include "session/target_access.h"
 
@@ -32,6 +33,7 @@ class TestServices final : public PluginServices {
     bool logs(LogLevel /*level*/) const override { return true; }
     Reactor& reactor() override { return *reactor_; }
     WorkPool& copyPool() override { return pool_; }
+    Devices& devices() override { return device::devices(); }
     void count(std::string_view name, uint64_t amount) override;
     std::string_view agentName() const override { return name_; }
     bool progressThreadWanted() const override { return false; }

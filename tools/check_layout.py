@@ -22,6 +22,7 @@ from collections.abc import Iterator
 # A module may include the modules listed for it, itself, and nothing else of ours.
 MAY_INCLUDE = {
     "base": set(),
+    "device": {"base"},
     "memory": {"base"},
     "backend": {"base", "memory"},
     "session": {"base", "memory"},
@@ -39,6 +40,7 @@ MAY_INCLUDE = {
     "telemetry": {"base"},
     "agent": {
         "base",
+        "device",
         "memory",
         "backend",
         "session",

@@ -15,8 +15,9 @@
 
 namespace nixl {
 
-// Changes with every incompatible change of backend.h, services.h, lane.h or this file.
-inline constexpr uint32_t kPluginAbi = 6;
+// Changes with every incompatible change of backend.h, device.h, services.h,
+// lane.h or this file.
+inline constexpr uint32_t kPluginAbi = 7;
 
 enum class PluginKind : uint8_t { BACKEND = 0, TELEMETRY_EXPORTER = 1 };
 

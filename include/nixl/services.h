@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "nixl/backend.h"
+#include "nixl/device.h"
 #include "nixl/error.h"
 
 namespace nixl {
@@ -52,6 +53,8 @@ class NIXL_API PluginServices {
     virtual bool logs(LogLevel level) const = 0;
     virtual Reactor& reactor() = 0;
     virtual WorkPool& copyPool() = 0;
+    // GPU memory; the same object for all, also where there is no GPU.
+    virtual Devices& devices() = 0;
     // Adds to the counter `name` of this backend (agent.stats()).
     virtual void count(std::string_view name, uint64_t amount) = 0;
     virtual std::string_view agentName() const = 0;

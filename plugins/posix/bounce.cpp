@@ -1,20 +1,17 @@
 // The pool of aligned buffers; see bounce.h.
 #include "bounce.h"
 
-#include <string>
+#include <algorithm>
 
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "cuda.h"
-
 namespace nixl::posix {
 
 BouncePool::~BouncePool() {
-    std::string reason;
     for (const auto& bounce : all_) {
         if (bounce->pinned) {
-            Cuda::get(reason)->unpin(bounce->data);
+            devices_.unpin(bounce->data);
         }
         munmap(bounce->data, bytes_);
     }
@@ -30,6 +27,39 @@ bool copyToUser(const iovec& piece, const void* buffer) {
     const iovec source{const_cast<void*>(buffer), piece.iov_len};
     return process_vm_readv(getpid(), &piece, 1, &source, 1, 0) ==
            static_cast<ssize_t>(piece.iov_len);
+}
+
+std::string copyFromGpu(Devices& devices, int device, void* buffer, std::span<const iovec> pieces) {
+    std::vector<DeviceCopy> copies;
+    copies.reserve(pieces.size());
+    auto to = reinterpret_cast<uint64_t>(buffer);
+    for (const iovec& piece : pieces) {
+        copies.push_back({to, reinterpret_cast<uint64_t>(piece.iov_base), piece.iov_len});
+        to += piece.iov_len;
+    }
+    const auto batch = devices.copy(copies, device);
+    return (batch.ok() ? batch.value()->wait() : batch.status()).message();
+}
+
+std::string copyToGpu(Devices& devices,
+                      int device,
+                      std::span<const iovec> pieces,
+                      const void* buffer,
+                      uint64_t bytes) {
+    std::vector<DeviceCopy> copies;
+    copies.reserve(pieces.size());
+    auto from = reinterpret_cast<uint64_t>(buffer);
+    for (const iovec& piece : pieces) {
+        const uint64_t size = std::min<uint64_t>(bytes, piece.iov_len);
+        if (size == 0) {
+            break;
+        }
+        copies.push_back({reinterpret_cast<uint64_t>(piece.iov_base), from, size});
+        from += size;
+        bytes -= size;
+    }
+    const auto batch = devices.copy(copies, device);
+    return (batch.ok() ? batch.value()->wait() : batch.status()).message();
 }
 
 Bounce* BouncePool::take(bool beyond_limit) {

@@ -10,9 +10,12 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <string>
 #include <vector>
 
 #include <sys/uio.h>
+
+#include "nixl/device.h"
 
 namespace nixl::posix {
 
@@ -20,6 +23,14 @@ namespace nixl::posix {
 // pinned, and says false where memory is gone; a plain copy would end the process.
 bool copyFromUser(void* buffer, std::span<const iovec> pieces, uint64_t bytes);
 bool copyToUser(const iovec& piece, const void* buffer);
+
+// The same for memory of a GPU; a reason if that fails.
+std::string copyFromGpu(Devices& devices, int device, void* buffer, std::span<const iovec> pieces);
+std::string copyToGpu(Devices& devices,
+                      int device,
+                      std::span<const iovec> pieces,
+                      const void* buffer,
+                      uint64_t bytes);
 
 struct Bounce {
     void* data = nullptr;
@@ -32,7 +43,8 @@ struct Bounce {
 
 class BouncePool {
   public:
-    BouncePool(size_t count, size_t bytes) : bytes_(bytes), limit_(count) {}
+    BouncePool(Devices& devices, size_t count, size_t bytes)
+        : devices_(devices), bytes_(bytes), limit_(count) {}
     ~BouncePool();
     BouncePool(const BouncePool&) = delete;
     BouncePool& operator=(const BouncePool&) = delete;
@@ -44,6 +56,7 @@ class BouncePool {
     size_t bytes() const { return bytes_; }
 
   private:
+    Devices& devices_;
     const size_t bytes_;
     const size_t limit_;
     std::atomic<size_t> inUse_{0};

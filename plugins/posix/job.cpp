@@ -5,7 +5,6 @@
 #include <cerrno>
 #include <cstring>
 
-#include "cuda.h"
 #include "inline_queue.h"
 
 namespace nixl::posix {
@@ -157,11 +156,8 @@ bool Part::gather(IoRequest& request) {
         }
         return true;
     }
-    std::string reason;
-    const Cuda* cuda = Cuda::get(reason);
-    if (cuda != nullptr) {
-        reason = cuda->toHost(request.device, request.bounce->data, request.user);
-    }
+    const std::string reason =
+        copyFromGpu(scheduler_.devices(), request.device, request.bounce->data, request.user);
     if (reason.empty()) {
         return true;
     }

@@ -21,9 +21,12 @@ class Scheduler;
 
 // What all jobs of a backend share.
 struct Shared {
-    Shared(size_t fd_capacity, size_t bounce_count, size_t bounce_bytes)
-        : files(std::make_shared<FdCache>(fd_capacity)), bounces(bounce_count, bounce_bytes) {}
+    Shared(Devices& gpus, size_t fd_capacity, size_t bounce_count, size_t bounce_bytes)
+        : devices(gpus),
+          files(std::make_shared<FdCache>(fd_capacity)),
+          bounces(gpus, bounce_count, bounce_bytes) {}
 
+    Devices& devices;
     const std::shared_ptr<FdCache> files;
     BouncePool bounces;
     std::atomic<uint64_t> epoch{1};     // numbers posts and refusals of O_DIRECT
@@ -151,6 +154,7 @@ class Scheduler final : public RequestSource {
     bool hasWork() const override { return activeCount_.load() > 0; }
     bool abandoned(const IoRequest& request) const override;
     // Makes a bounce buffer known to the kernel and, for GPU memory, to the driver; once.
+    Devices& devices() const { return shared_.devices; }
     void prepareBounce(const IoRequest& request);
     // Gives back what a request holds but its place in the part.
     void giveBack(IoRequest& request);

@@ -7,7 +7,6 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include "cuda.h"
 #include "posix_transfer.h"
 
 namespace nixl::posix {
@@ -121,9 +120,9 @@ Status PosixBackend::start(const Parameters& parameters) {
     inlineBytes_ = parameters.size("inline_size");
     registerBuffers_ = parameters.flag("register_buffers");
     machinery_ = std::make_unique<Machinery>(
-        fdCacheSize(parameters.integer("fd_cache_size")),
+        services_.devices(), fdCacheSize(parameters.integer("fd_cache_size")),
         static_cast<size_t>(parameters.integer("bounce_buffers")), merge);
-    if (Cuda::likely()) {
+    if (services_.devices().likely()) {
         info_.memoryTypes.push_back(MemType::VRAM);
     }
     machinery_->shared.log = [this](const std::string& text) {
@@ -214,15 +213,9 @@ std::unique_ptr<BackendMemory> PosixBackend::registerDram(const MemoryRegion& re
 }
 
 Result<std::unique_ptr<BackendMemory>> PosixBackend::registerVram(const MemoryRegion& region) {
-    std::string reason;
-    const Cuda* cuda = Cuda::get(reason);
-    if (cuda != nullptr) {
-        reason =
-            cuda->prepare(region.deviceId < INT32_MAX ? static_cast<int>(region.deviceId) : -1);
-    }
-    if (!reason.empty()) {
-        return Status::notSupported("POSIX: GPU memory of device " +
-                                    std::to_string(region.deviceId) + ": " + reason);
+    const Status status = services_.devices().check(region.address, region.size, region.deviceId);
+    if (!status.ok()) {
+        return Status(status.code(), "POSIX: " + status.message());
     }
     return std::unique_ptr<BackendMemory>(std::make_unique<Memory>());
 }

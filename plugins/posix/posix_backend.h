@@ -20,8 +20,8 @@ namespace nixl::posix {
 // Everything that requests in flight may touch; outlives the backend when the kernel does not
 // give them back.
 struct Machinery {
-    Machinery(size_t fd_capacity, size_t bounce_count, size_t bounce_bytes)
-        : shared(fd_capacity, bounce_count, bounce_bytes),
+    Machinery(Devices& devices, size_t fd_capacity, size_t bounce_count, size_t bounce_bytes)
+        : shared(devices, fd_capacity, bounce_count, bounce_bytes),
           queueScheduler(shared),
           poolScheduler(shared) {}
 

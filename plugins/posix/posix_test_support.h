@@ -17,6 +17,7 @@
 #include "nixl/plugin.h"
 
 #include "posix_backend.h"
+#include "testing/gpu.h"
 
 namespace nixl::posix {
 
@@ -30,6 +31,7 @@ class TestServices final : public PluginServices {
     bool logs(LogLevel /*level*/) const override { return true; }
     Reactor& reactor() override { std::abort(); }
     WorkPool& copyPool() override { std::abort(); }
+    Devices& devices() override { return testkit::devices(); }
     void count(std::string_view /*name*/, uint64_t /*amount*/) override {}
     std::string_view agentName() const override { return "test"; }
     bool progressThreadWanted() const override { return true; }

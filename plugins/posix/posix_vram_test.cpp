@@ -1,11 +1,11 @@
 // GPU memory, staged through bounce buffers, against a stand-in of the CUDA driver.
-#include <cstdlib>
 #include <fstream>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "posix_test_support.h"
+#include "testing/gpu.h"
 
 namespace nixl::posix {
 namespace {
@@ -13,18 +13,8 @@ namespace {
 using testing::Contains;
 using testing::HasSubstr;
 
-constexpr uint64_t kGpuBit = 1ULL << 62;
-constexpr uint64_t kBrokenBit = 1ULL << 61;
-
-uint64_t gpuAddress(const std::string& memory) {
-    return reinterpret_cast<uint64_t>(memory.data()) | kGpuBit;
-}
-
 class PosixVramTest : public testing::TestWithParam<const char*> {
   protected:
-    static void SetUpTestSuite() { setenv("NIXL_CUDA_LIBRARY", NIXL_POSIX_CUDA_STANDIN, 1); }
-    static void TearDownTestSuite() { unsetenv("NIXL_CUDA_LIBRARY"); }
-
     void SetUp() override {
         auto made = PosixBackend::create(
             parametersWith({{GetParam(), "true"}, {"merge_size", "64K"}, {"bounce_buffers", "2"}}),
@@ -61,6 +51,7 @@ class PosixVramTest : public testing::TestWithParam<const char*> {
         return completion;
     }
 
+    testkit::StandinGpus gpus_;
     TestServices services_;
     std::unique_ptr<Backend> backend_;
     TempFolder folder_;
@@ -80,35 +71,46 @@ TEST_P(PosixVramTest, RoundTrip) {
         for (size_t i = 0; i < source.size(); ++i) {
             source[i] = static_cast<char>(i * 7 + i / 251);
         }
-        std::string target(source.size(), '\0');
-        auto written = run(OpType::WRITE, gpuAddress(source), source.size());
+        const uint64_t from = gpus_.allocate(source);
+        const uint64_t to = gpus_.allocate(source.size());
+        auto written = run(OpType::WRITE, from, source.size());
         ASSERT_EQ(written->state(), XferState::DONE) << written->status.message();
-        auto read = run(OpType::READ, gpuAddress(target), target.size());
+        auto read = run(OpType::READ, to, source.size());
         ASSERT_EQ(read->state(), XferState::DONE) << read->status.message();
-        EXPECT_TRUE(target == source) << flags;
+        EXPECT_TRUE(gpus_.text(to, source.size()) == source) << flags;
+        gpus_.free(from);
+        gpus_.free(to);
     }
 }
 
 TEST_P(PosixVramTest, FailedCopyIsReported) {
-    const std::string memory(100'000, 'x');
-    auto end = run(OpType::WRITE, gpuAddress(memory) | kBrokenBit, memory.size());
+    const uint64_t memory = gpus_.allocate(std::string(100'000, 'x'));
+    gpus_.fail("cuMemcpyAsync", 0, 700);
+    auto end = run(OpType::WRITE, memory, 100'000);
     ASSERT_EQ(end->state(), XferState::FAILED);
-    EXPECT_THAT(end->status.message(), HasSubstr("cuMemcpyDtoHAsync: an illegal memory access"));
-    std::string target(100'000, 'y');
+    EXPECT_THAT(end->status.message(), HasSubstr("cuMemcpyAsync: an illegal memory access"));
     std::ofstream(path_) << std::string(200'000, 'z');
-    auto read = run(OpType::READ, gpuAddress(target) | kBrokenBit, target.size());
+    gpus_.fail("copy", 0, 700);
+    auto read = run(OpType::READ, memory, 100'000);
     ASSERT_EQ(read->state(), XferState::FAILED);
-    EXPECT_THAT(read->status.message(), HasSubstr("cuMemcpyHtoDAsync"));
+    EXPECT_THAT(read->status.message(), HasSubstr("cuEventQuery: an illegal memory access"));
+    gpus_.fail(nullptr, 0, 0);
     // Nothing is held back by the failures.
-    EXPECT_EQ(run(OpType::READ, gpuAddress(target), target.size())->state(), XferState::DONE);
-    EXPECT_TRUE(target == std::string(100'000, 'z'));
+    EXPECT_EQ(run(OpType::READ, memory, 100'000)->state(), XferState::DONE);
+    EXPECT_TRUE(gpus_.text(memory, 100'000) == std::string(100'000, 'z'));
+    gpus_.free(memory);
 }
 
-TEST_P(PosixVramTest, MissingGpuIsRefusedAtRegistration) {
-    const auto memory = backend_->registerMemory({MemType::VRAM, kGpuBit, 4096, 3, ""});
-    ASSERT_FALSE(memory.ok());
-    EXPECT_EQ(memory.status().code(), ErrorCode::NOT_SUPPORTED);
-    EXPECT_THAT(memory.status().message(), HasSubstr("device 3: cuDeviceGet: invalid device"));
+TEST_P(PosixVramTest, WhatIsNoMemoryOfTheGpuIsRefusedAtRegistration) {
+    const uint64_t memory = gpus_.allocate(4096, 1);
+    auto refused = backend_->registerMemory({MemType::VRAM, memory, 4096, 3, ""});
+    ASSERT_FALSE(refused.ok());
+    EXPECT_EQ(refused.status().code(), ErrorCode::INVALID_PARAM);
+    EXPECT_THAT(refused.status().message(), HasSubstr("there is no GPU 3"));
+    refused = backend_->registerMemory({MemType::VRAM, memory, 4096, 0, ""});
+    ASSERT_FALSE(refused.ok());
+    EXPECT_THAT(refused.status().message(), HasSubstr("it belongs to device 1"));
+    gpus_.free(memory);
 }
 
 }  // namespace

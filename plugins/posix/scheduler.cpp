@@ -3,7 +3,6 @@
 #include <cerrno>
 #include <cstring>
 
-#include "cuda.h"
 #include "job.h"
 
 namespace nixl::posix {
@@ -171,10 +170,7 @@ void Scheduler::prepareBounce(const IoRequest& request) {
     }
     if (!bounce.pinTried && request.device >= 0) {
         bounce.pinTried = true;
-        std::string reason;
-        const Cuda* cuda = Cuda::get(reason);
-        bounce.pinned =
-            cuda != nullptr && cuda->pin(request.device, bounce.data, shared_.bounces.bytes());
+        bounce.pinned = devices().pin(request.device, bounce.data, shared_.bounces.bytes()).ok();
     }
 }
 
@@ -347,12 +343,8 @@ void Scheduler::scatter(IoRequest& request) {
         return;
     }
     if (request.device >= 0) {
-        std::string reason;
-        const Cuda* cuda = Cuda::get(reason);
-        if (cuda != nullptr) {
-            reason =
-                cuda->toDevice(request.device, request.bounce->data, request.user, request.done);
-        }
+        const std::string reason =
+            copyToGpu(devices(), request.device, request.user, request.bounce->data, request.done);
         if (!reason.empty()) {
             request.offset -= request.done;
             request.done = 0;

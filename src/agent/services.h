@@ -11,6 +11,7 @@
 
 #include "agent/shared.h"
 #include "base/mutex.h"
+#include "device/devices.h"
 
 namespace nixl::agent {
 
@@ -38,6 +39,7 @@ class BackendServices final : public PluginServices {
     bool logs(LogLevel level) const override;
     Reactor& reactor() override { return *core_.reactor; }
     WorkPool& copyPool() override { return *core_.pool; }
+    Devices& devices() override { return device::devices(); }
     void count(std::string_view name, uint64_t amount) override;
     std::string_view agentName() const override { return core_.shared->self().name; }
     bool progressThreadWanted() const override { return core_.progressThread; }
