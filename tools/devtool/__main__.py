@@ -16,6 +16,7 @@ import builds
 import busy
 import changes
 import choice
+import coverage_report
 import doctor as doctor_page
 import environment
 import fuzz
@@ -223,6 +224,12 @@ def make_release(args: argparse.Namespace) -> int:
     return release.command(args.draft, not args.no_aarch64)
 
 
+def coverage(args: argparse.Namespace) -> int:
+    """runs the tests in C++ and Python and says which lines of the code they ran"""
+    environment.set_up("build", "tests", "python", "coverage")
+    return coverage_report.command(args.only)
+
+
 def docs(_args: argparse.Namespace) -> int:
     """builds the pages as a site in build/site, and checks every link inside it"""
     environment.set_up("docs")
@@ -282,6 +289,8 @@ def parser() -> argparse.ArgumentParser:
     one = add("release", make_release)
     one.add_argument("--draft", action="store_true", help="though the changelog has no date yet")
     one.add_argument("--no-aarch64", action="store_true", help="for this machine alone")
+    one = add("coverage", coverage)
+    one.add_argument("--only", choices=["cpp", "python"], help="of one language")
     add("docs", docs)
     add("doctor", doctor, True).epilog = "Further words go to python -m nixl.doctor."
     add("layout", show_layout)

@@ -8,7 +8,7 @@ import shutil
 
 from common import BUILD, ROOT, VENV_PYTHON, cores, must
 
-PRESETS = ["release", "debug", "clang", "asan", "tsan", "aarch64", "bench"]
+PRESETS = ["release", "debug", "clang", "asan", "tsan", "coverage", "aarch64", "bench"]
 # What each needs to be installed (environment.GROUPS).
 NEEDS = {"release": ("build", "tests"), "debug": ("build", "tests"), "bench": ("build", "bench")}
 NEEDS["aarch64"] = ("build", "tests", "aarch64")

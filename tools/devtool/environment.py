@@ -72,6 +72,7 @@ GROUPS = {
     "lint": Group("for the checks of style", pip="lint"),
     "release": Group("for the files of a release", pip="release"),
     "aarch64": Group("for another architecture", apt=("g++-aarch64-linux-gnu", "qemu-user")),
+    "coverage": Group("for the report of what the tests run", pip="coverage"),
     "docs": Group("for the site of the documentation", pip="docs"),
     "bench": Group("for the benchmarks", apt=("fio", "libbenchmark-dev")),
 }
