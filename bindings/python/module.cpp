@@ -163,6 +163,7 @@ NB_MODULE(_bindings, module) {
     nixl::python::bindAgent(module);
     nixl::python::bindHandles(module);
     nixl::python::bindMemory(module);
+    nixl::python::bindKvJobs(module);
     module.attr("NIXL_INIT_AGENT") = "";
     module.attr("DEFAULT_COMM_PORT") = 8888;
     // Transfers that a GPU starts itself: see prep_mem_view.

@@ -228,6 +228,7 @@ void bindTransfers(nb::module_& module);
 void bindHandles(nb::module_& module);  // after the agent, which they name
 void bindAgent(nb::module_& module);
 void bindMemory(nb::module_& module);
+void bindKvJobs(nb::module_& module);
 // Parts of the class nixlAgent.
 void bindAgentTransfers(nb::class_<RawAgent>& agent);
 void bindAgentMetadata(nb::class_<RawAgent>& agent);

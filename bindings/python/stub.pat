@@ -237,3 +237,7 @@ nixl\._bindings\._bufferRange$:
     def _bufferRange(object: Any, writable: bool) -> tuple[int, int]:
         ...
 
+
+nixl\._bindings\._KvPusher\.push$:
+    def push(self, agent: nixlAgent, *job: Any) -> _KvJob:
+        ...

@@ -1,0 +1,478 @@
+"""The decode side: prefill groups found through bootstrap servers, and rooms whose pages arrive.
+
+Threads: as prefill.py. What a bootstrap server is asked is asked on threads of their own, so that a
+slow one holds up nobody.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..logging import get_logger
+from .bootstrap import get_ranks
+from .frames import GUARD, BadFrames, KVArgsRegisterInfo, TransferInfo, note
+from .layout import Layout
+from .pages import TransferStatus, as_pages, check_range
+from .routes import sources, takers, told
+from .types import FINAL, KVPoll
+
+if TYPE_CHECKING:
+    from .manager import NixlKVManager
+
+logger = get_logger("nixl.disaggregation")
+
+_ASK_TIMEOUT = 2.0
+_ASK_AGAIN = 0.2
+_EMPTY = np.empty(0, dtype=np.int32)
+
+
+@dataclasses.dataclass
+class PrefillRank:
+    """A prefill rank as this rank knows it."""
+
+    row: dict[str, Any]
+    registered: bool = False
+    refused: str = ""
+    heard: float = dataclasses.field(default_factory=time.monotonic)
+    pinged: float = 0.0
+
+    @property
+    def where(self) -> tuple[str, int]:
+        return self.row["rank_ip"], self.row["rank_port"]
+
+    def __str__(self) -> str:
+        row = self.row
+        return (
+            f"prefill rank {row['tp_rank']} (group {row['dp_rank']}, stage {row['pp_rank']}) at "
+            f"{row['rank_ip']}:{row['rank_port']}"
+        )
+
+
+class Group:
+    """What a bootstrap server told of its prefill ranks."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.ranks: dict[tuple[int, int, int], PrefillRank] = {}  # dp, tp, pp
+        self.asking = False
+        self.asked = 0.0
+        self.problem = "it has not answered yet"
+
+    def chosen(self, dp: int | None, room: int) -> tuple[list[PrefillRank] | None, str]:
+        """All ranks of a data-parallel group, or why there are not all of them."""
+        first = next(iter(self.ranks.values()), None)
+        if first is None:
+            return None, self.problem
+        sizes = first.row
+        if dp is None:
+            dp = room % sizes["dp_size"]
+        if not 0 <= dp < sizes["dp_size"]:
+            return None, f"there is no data-parallel rank {dp} of {sizes['dp_size']}"
+        wanted = [(dp, tp, pp) for tp in range(sizes["tp_size"]) for pp in range(sizes["pp_size"])]
+        missing = [key for key in wanted if key not in self.ranks]
+        if missing:
+            return None, (
+                f"{len(missing)} of {len(wanted)} prefill ranks of group {dp} have not registered"
+            )
+        return [self.ranks[key] for key in wanted], ""
+
+
+class DecodeRoom:
+    """One use of a room by a receiver."""
+
+    def __init__(self, mgr: NixlKVManager, address: str, room: int, dp: int | None) -> None:
+        self.mgr, self.address, self.room, self.dp = mgr, address, room, dp
+        self.nonce = secrets.token_hex(8)
+        self.reason = ""
+        self.transfer = TransferStatus()
+        self.indices: npt.NDArray[np.int32] | None = None
+        self.aux_index: int | None = None
+        self.ranks: list[PrefillRank] = []  # all that are told
+        self.writers: list[PrefillRank] = []  # those that write
+        self.infos: dict[tuple[str, int], TransferInfo] = {}
+        self.unsafe: set[tuple[str, int]] = set()  # may still be writing
+        self.started = time.monotonic()
+        self.asked = 0.0
+        self.latency: float | None = None
+        self.deadline = self.started + mgr.settings.bootstrap_timeout
+        self.set(KVPoll.Bootstrapping)
+
+    def set(self, status: int) -> None:
+        self.status = status
+        self.mgr.request_status[self.room] = status
+
+    # Called by the scheduler.
+
+    def init(self, kv_indices: Any, aux_index: int | None) -> None:
+        indices = as_pages(kv_indices)
+        layout = self.mgr.layout
+        check_range(indices, layout.pages, f"room {self.room}: kv_indices")
+        if aux_index is not None and not 0 <= aux_index < layout.aux_slots:
+            raise ValueError(
+                f"room {self.room}: aux_index {aux_index} is not one of {layout.aux_slots}"
+            )
+        if not indices.size and aux_index is None:
+            raise ValueError(f"room {self.room}: neither pages nor auxiliary data are wanted")
+        with self.mgr.lock:
+            if self.indices is not None:
+                raise RuntimeError(f"room {self.room}: init() was called before")
+            self.indices, self.aux_index = indices, aux_index
+            if self.status == KVPoll.WaitingForInput:
+                self._ask()
+
+    def poll(self) -> int:
+        if self.status in FINAL:
+            return self.status
+        self.mgr.update_transfer_status()
+        if self.status not in FINAL and time.monotonic() > self.deadline:
+            self._late()
+        return self.status
+
+    def _late(self) -> None:
+        patience = self.mgr.settings
+        if self.status == KVPoll.Bootstrapping:
+            group = self.mgr.groups[self.address]
+            _, problem = group.chosen(self.dp, self.room)
+            self.fail(
+                f"bootstrap server {self.address}: {problem or group.problem} (waited "
+                f"{patience.bootstrap_timeout:g} s)"
+            )
+        elif self.indices is None:
+            self.fail(f"init() was not called within {patience.waiting_timeout:g} s")
+        else:
+            got = len(self.transfer.received_kvs)
+            self.fail(
+                f"no progress within {patience.waiting_timeout:g} s: {got} chunks came, the last "
+                f"of {len(self.transfer.lasts)} of {self.transfer.sources_expected} prefill ranks"
+            )
+
+    def succeed(self) -> None:
+        self.set(KVPoll.Success)
+        self.latency = time.monotonic() - self.asked
+        self.mgr.count(rooms_succeeded=1, transfer_seconds=self.latency)
+        self.mgr.rooms.pop(self.room, None)
+
+    def fail(self, reason: str, safe: PrefillRank | None = None) -> None:
+        """From any thread. Prefill ranks that may still write (all but `safe`) are told to stop."""
+        mgr = self.mgr
+        with mgr.lock:
+            if self.status in FINAL:
+                return
+            self.reason = reason
+            self.set(KVPoll.Failed)
+            mgr.rooms.pop(self.room, None)
+            mgr.count(rooms_failed=1)
+            for where, info in self.infos.items():
+                if safe is not None and where == safe.where:
+                    continue
+                if info.dst_kv_indices.size or info.dst_aux_index >= 0:
+                    self.unsafe.add(where)
+                words = {"agent": mgr.agent.name, "room": self.room, "nonce": self.nonce}
+                mgr.tell(where, "abort", **words)
+            if self.unsafe:
+                mgr.stopping.append(self)
+        logger.info("room %d failed: %s", self.room, reason)
+
+    # Under the lock.
+
+    def resolve(self) -> None:
+        """Goes on where the bootstrap server has told of all ranks."""
+        if self.status != KVPoll.Bootstrapping:
+            return
+        mgr = self.mgr
+        ranks, problem = mgr.groups[self.address].chosen(self.dp, self.room)
+        if ranks is None:
+            if problem.startswith("there is no"):
+                self.fail(problem)
+            return
+        row, mine = ranks[0].row, mgr.layout
+        for name, here, there in (
+            ("page sizes", mine.page_size, row["page_size"]),
+            ("KV head counts", mine.heads, row["heads"]),
+        ):
+            if here and there and here != there:
+                self.fail(f"{name} differ: prefill {there}, decode {here}")
+                return
+        if mine.mla != row["mla"]:
+            self.fail(f"MLA differs: prefill {row['mla']}, decode {mine.mla}")
+            return
+        self.ranks = ranks
+        self.deadline = time.monotonic() + mgr.settings.waiting_timeout
+        self.set(KVPoll.WaitingForInput)
+        if self.indices is not None:
+            self._ask()
+
+    def _ask(self) -> None:
+        """Tells the prefill ranks where the pages go."""
+        mgr, layout = self.mgr, self.mgr.layout
+        assert self.indices is not None
+        row = self.ranks[0].row
+        sizes = (row["tp_size"], layout.heads or row["heads"], layout.mla)
+        writers = sources(layout.tp_rank, layout.tp_size, *sizes)
+        stages = row["pp_size"]
+        self.asked = time.monotonic()
+        self.deadline = self.asked + mgr.settings.waiting_timeout
+        self.transfer.received_aux = self.aux_index is None
+        aux_from = (writers[0], stages - 1)
+        refused = ""
+        for tp in told(layout.tp_rank, layout.tp_size, *sizes):
+            needed = len(takers(tp, row["tp_size"], layout.tp_size, *sizes[1:]))
+            for rank in (r for r in self.ranks if r.row["tp_rank"] == tp):
+                aux = (tp, rank.row["pp_rank"]) == aux_from and self.aux_index is not None
+                pages = tp in writers and _overlap(rank.row, layout)
+                info = TransferInfo(
+                    self.room,
+                    mgr.local_ip,
+                    mgr.control.port,
+                    mgr.agent.name,
+                    self.indices if pages else _EMPTY,
+                    self.aux_index if aux and self.aux_index is not None else -1,
+                    needed,
+                    self.nonce,
+                )
+                if (pages and self.indices.size) or aux:
+                    self.writers.append(rank)
+                self.infos[rank.where] = info
+                refused = refused or rank.refused
+                mgr.ask(rank, info)
+        self.transfer.sources_expected = len(self.writers)
+        if refused:
+            self.fail(refused)
+
+
+def _overlap(row: dict[str, Any], layout: Layout) -> bool:
+    first, last = row["first_layer"], row["first_layer"] + row["layers"]
+    return first < layout.first_layer + layout.layers and layout.first_layer < last
+
+
+class DecodePart:
+    """Methods of NixlKVManager."""
+
+    def _init_decode(self: NixlKVManager) -> None:
+        self.rooms: dict[int, Any] = {}
+        self.stopping: list[DecodeRoom] = []
+        self.groups: dict[str, Group] = {}
+        self.transfer_statuses: dict[int, TransferStatus] = {}
+        self._by_address: dict[tuple[str, int], PrefillRank] = {}
+
+    def new_decode_room(self: NixlKVManager, address: str, room: int, dp: Any) -> DecodeRoom:
+        with self.lock:
+            if room in self.rooms:
+                raise ValueError(f"room {room} is in use by another receiver")
+            group = self.groups.setdefault(address, Group(address))
+            made = self.rooms[room] = DecodeRoom(self, address, room, dp)
+            self.count(rooms_started=1)
+            made.resolve()
+            if made.status == KVPoll.Bootstrapping:
+                self._ask_group(group, 0.0)
+            return made
+
+    # Bootstrap servers.
+
+    def _ask_group(self: NixlKVManager, group: Group, after: float) -> None:
+        if not group.asking and time.monotonic() - group.asked >= after:
+            group.asking = True
+            self.helpers.submit(self._answer_of, group)
+
+    def _answer_of(self: NixlKVManager, group: Group) -> None:
+        rows: list[dict[str, Any]] = []
+        problem = "no prefill rank has registered"
+        try:
+            rows = get_ranks(group.address, _ASK_TIMEOUT)
+        except ConnectionError as error:
+            problem = str(error)
+        with self.lock:
+            group.asking, group.asked, group.problem = False, time.monotonic(), problem
+            self._take_rows(group, rows)
+            for room in list(self.rooms.values()):
+                if room.address == group.address:
+                    room.resolve()
+
+    def _take_rows(self: NixlKVManager, group: Group, rows: list[dict[str, Any]]) -> None:
+        if rows:  # else the server was restarted, or is away: the ranks need it no more
+            keys = {(r["dp_rank"], r["tp_rank"], r["pp_rank"]) for r in rows}
+            for key in set(group.ranks) - keys:
+                if not any(group.ranks[key] in room.ranks for room in self.rooms.values()):
+                    del group.ranks[key]
+        for row in rows:
+            key = (row["dp_rank"], row["tp_rank"], row["pp_rank"])
+            known = group.ranks.get(key)
+            if known is not None and known.row["instance"] == row["instance"]:
+                continue
+            rank = PrefillRank(row)
+            if known is not None:
+                self._rank_lost(known, "was started anew")
+            group.ranks[key] = rank
+            self._by_address[rank.where] = rank
+
+    def _rank_lost(self: NixlKVManager, rank: PrefillRank, what: str) -> None:
+        self.count(peers_lost=1)
+        self._by_address.pop(rank.where, None)
+        for group in self.groups.values():
+            for key, known in list(group.ranks.items()):
+                if known is rank:
+                    del group.ranks[key]
+        for room in list(self.rooms.values()):
+            if rank in room.ranks:
+                room.fail(f"{rank} {what}", safe=rank)
+        for room in self.stopping:
+            room.unsafe.discard(rank.where)
+
+    # Prefill ranks.
+
+    def ask(self: NixlKVManager, rank: PrefillRank, info: TransferInfo) -> None:
+        if not rank.registered:
+            rank.registered = True
+            self._by_address[rank.where] = rank
+            self.control.send(*rank.where, [GUARD, *self.registration().to_zmq()])
+        self._ping(rank)
+        self.control.send(*rank.where, [GUARD, *info.to_zmq()])
+
+    def registration(self: NixlKVManager) -> KVArgsRegisterInfo:
+        return KVArgsRegisterInfo(
+            "None",
+            self.local_ip,
+            self.control.port,
+            self.agent.name,
+            self.metadata,
+            list(self.kv_args.kv_data_ptrs),
+            list(self.kv_args.aux_data_ptrs),
+            self.layout.gpu_id,
+            self.layout,
+        )
+
+    def _ping(self: NixlKVManager, rank: PrefillRank) -> None:
+        now = time.monotonic()
+        if now - rank.pinged < self.settings.heartbeat:
+            return
+        if now - rank.pinged > 2 * self.settings.heartbeat + 1:
+            rank.heard = now  # nobody asked it for a while
+        rank.pinged = now
+        words = {"endpoint": self.local_ip, "port": self.control.port, "agent": self.agent.name}
+        self.control.send(*rank.where, note("ping", **words))
+
+    def on_decode_note(self: NixlKVManager, got: dict[str, Any]) -> None:
+        if "instance" not in got:
+            raise BadFrames(f"a decode rank got the note {got['kind']!r}")
+        with self.lock:
+            rank = self._by_address.get((got["endpoint"], got["port"]))
+            if rank is None:
+                return
+            rank.heard = time.monotonic()
+            if rank.row["instance"] != got["instance"]:
+                self._rank_lost(rank, "was started anew")
+                return
+            kind = got["kind"]
+            if kind == "registered" and got["refused"]:
+                rank.refused = f"{rank} refused this rank: {got['refused']}"
+                for room in list(self.rooms.values()):
+                    if rank.where in room.infos:
+                        room.fail(rank.refused, safe=rank)
+            elif kind in ("unknown", "failed", "aborted"):
+                self._on_room_note(rank, got)
+
+    def _on_room_note(self: NixlKVManager, rank: PrefillRank, got: dict[str, Any]) -> None:
+        room = self.rooms.get(got["room"])
+        if room is not None and room.nonce == got["nonce"] and rank.where in room.infos:
+            if got["kind"] == "unknown":
+                rank.registered = False
+                self.ask(rank, room.infos[rank.where])
+            else:
+                room.fail(f"{rank}: {got.get('reason', 'aborted')}", safe=rank)
+        elif got["kind"] != "unknown":
+            for stopping in self.stopping:
+                if stopping.room == got["room"] and stopping.nonce == got["nonce"]:
+                    stopping.unsafe.discard(rank.where)
+
+    # Notifications.
+
+    def update_transfer_status(self: NixlKVManager) -> None:
+        """Takes the notifications that came and counts them for their rooms."""
+        came = self.agent.agent.getNotifs({}, ())
+        if not came:
+            return
+        with self.lock:
+            for source, messages in came.items():
+                for message in messages:
+                    if not self._on_notification(source, message):
+                        self.count(foreign_notifications=1)
+                        self.other_notifications.add(source, message)
+
+    def _on_notification(self: NixlKVManager, source: str, message: bytes) -> bool:
+        words = message.split(b"_")
+        try:
+            room = self.rooms.get(int(words[0]))
+            kind = words[1]
+            if kind == b"aux":
+                number, last, nonce = 0, 0, words[2]
+            elif words[2] == b"end":
+                number, last, nonce = int(words[3]) - 1, 1, words[4]
+            else:
+                number, last, nonce = int(words[2]), int(words[3]), words[4]
+        except (ValueError, IndexError):
+            return False
+        if kind not in (b"kv", b"aux"):
+            return False
+        if room is None or nonce.decode("latin-1") != room.nonce or room.status in FINAL:
+            self.count(late_notifications=1)
+            return True
+        transfer = room.transfer
+        if kind == b"aux":
+            transfer.received_aux = True
+        elif words[2] == b"end":
+            transfer.finish(source, number + 1)
+        else:
+            transfer.add(source, number, bool(last))
+        room.set(KVPoll.Transferring)
+        room.deadline = time.monotonic() + self.settings.waiting_timeout
+        if transfer.is_done():
+            room.succeed()
+        return True
+
+    def check_transfer_done(self: NixlKVManager, room: int) -> bool:
+        """Whether all of a room's pages and its auxiliary data have arrived."""
+        found = self.rooms.get(room)
+        if found is not None:
+            return found.transfer.is_done()
+        return self.request_status.get(room) == KVPoll.Success
+
+    # Time.
+
+    def decode_tick(self: NixlKVManager) -> None:
+        now = time.monotonic()
+        with self.lock:
+            rooms = list(self.rooms.values())
+            waiting = {r.address for r in rooms if r.status == KVPoll.Bootstrapping}
+            for address in {room.address for room in rooms}:
+                patience = _ASK_AGAIN if address in waiting else 2.0
+                self._ask_group(self.groups[address], patience)
+            for rank in {id(r): r for room in rooms for r in room.ranks if room.infos}.values():
+                self._ping(rank)
+                if now - rank.heard > self.settings.peer_timeout:
+                    silent = now - rank.heard
+                    self._rank_lost(rank, f"has not answered for {silent:.1f} s")
+            for room in self.stopping:
+                self._stop_writers(room, now)
+            self.stopping = [room for room in self.stopping if room.unsafe]
+            for room in rooms:
+                if now > room.deadline:
+                    room.poll()
+
+    def _stop_writers(self: NixlKVManager, room: DecodeRoom, now: float) -> None:
+        for where in list(room.unsafe):
+            rank = self._by_address.get(where)
+            if rank is None:
+                room.unsafe.discard(where)
+                continue
+            if now - rank.pinged >= self.settings.heartbeat:  # the note may have been lost
+                self._ping(rank)
+                words = {"agent": self.agent.name, "room": room.room, "nonce": room.nonce}
+                self.tell(where, "abort", **words)
+            if now - rank.heard > self.settings.peer_timeout:
+                room.unsafe.discard(where)
