@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from ..logging import get_logger
 from .frames import BadFrames
@@ -20,6 +21,7 @@ logger = get_logger("nixl.disaggregation")
 
 _WAITING_MESSAGES = 10000  # at most, for one peer
 _MAX_MESSAGE = 1 << 28
+_PEERS = 900  # open sockets at most; ZMQ has 1023 in all
 _IDLE_PEER = 600.0  # seconds without a message until its socket is closed
 
 
@@ -59,7 +61,7 @@ class Control:
             raise OSError(f"cannot listen at {host!r}: {error}") from error
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._out: deque[tuple[str, list[bytes]]] = deque()
-        self._peers: dict[str, tuple[object, float]] = {}
+        self._peers: dict[str, tuple[Any, float]] = {}
         self._closed = False
         self.garbage = 0
         self.dropped = 0
@@ -127,21 +129,26 @@ class Control:
     def _flush(self) -> None:
         while self._out:
             where, frames = self._out.popleft()
-            socket = self._socket(where)
             try:
+                socket = self._socket(where)
                 socket.send_multipart(frames, self._zmq.NOBLOCK)
             except self._zmq.ZMQError as error:
                 self.dropped += 1
                 logger.warning("a message to %s is lost: %s", where, error)
 
-    def _socket(self, where: str) -> object:
+    def _close_idle(self, now: float) -> None:
+        oldest = sorted(self._peers.items(), key=lambda item: item[1][1])
+        spare = len(oldest) - _PEERS
+        for at, (where, (socket, used)) in enumerate(oldest):
+            if at <= spare or now - used > _IDLE_PEER:
+                socket.close(0)
+                del self._peers[where]
+
+    def _socket(self, where: str) -> Any:
         zmq, now = self._zmq, time.monotonic()
         found = self._peers.get(where)
         if found is None:
-            for old, (socket, used) in list(self._peers.items()):
-                if now - used > _IDLE_PEER:
-                    socket.close(0)
-                    del self._peers[old]
+            self._close_idle(now)
             socket = self._context.socket(zmq.PUSH)
             socket.setsockopt(zmq.LINGER, 200)
             socket.setsockopt(zmq.SNDHWM, _WAITING_MESSAGES)

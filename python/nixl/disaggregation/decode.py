@@ -29,6 +29,8 @@ logger = get_logger("nixl.disaggregation")
 
 _ASK_TIMEOUT = 2.0
 _ASK_AGAIN = 0.2
+# A server forgets ranks after 10 s: one that it still names later has registered since.
+_LEASE = 12.0
 _EMPTY = np.empty(0, dtype=np.int32)
 
 
@@ -260,6 +262,7 @@ class DecodePart:
         self.groups: dict[str, Group] = {}
         self.transfer_statuses: dict[int, TransferStatus] = {}
         self._by_address: dict[tuple[str, int], PrefillRank] = {}
+        self._lost: dict[str, float] = {}  # instance -> when
 
     def new_decode_room(self: NixlKVManager, address: str, room: int, dp: Any) -> DecodeRoom:
         with self.lock:
@@ -300,7 +303,11 @@ class DecodePart:
             for key in set(group.ranks) - keys:
                 if not any(group.ranks[key] in room.ranks for room in self.rooms.values()):
                     del group.ranks[key]
+        now = time.monotonic()
+        self._lost = {name: at for name, at in self._lost.items() if now - at < _LEASE}
         for row in rows:
+            if row["instance"] in self._lost:
+                continue
             key = (row["dp_rank"], row["tp_rank"], row["pp_rank"])
             known = group.ranks.get(key)
             if known is not None and known.row["instance"] == row["instance"]:
@@ -313,6 +320,7 @@ class DecodePart:
 
     def _rank_lost(self: NixlKVManager, rank: PrefillRank, what: str) -> None:
         self.count(peers_lost=1)
+        self._lost[rank.row["instance"]] = time.monotonic()
         self._by_address.pop(rank.where, None)
         for group in self.groups.values():
             for key, known in list(group.ranks.items()):

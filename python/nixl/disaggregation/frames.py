@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ TAG = b"NixlKV1"
 MAX_INDICES = 1 << 24
 MAX_TEXT = 4096
 MAX_ROOM = 1 << 63
+_HOST = re.compile(r"[A-Za-z0-9.:_%-]+")
 
 
 class BadFrames(ValueError):
@@ -59,6 +61,13 @@ def _pointers(msg: list[bytes], at: int, what: str) -> list[int]:
     return np.frombuffer(msg[at], dtype=np.uint64).tolist()
 
 
+def _host(msg: list[bytes], at: int) -> str:
+    text = _text(msg, at, "endpoint")
+    if not _HOST.fullmatch(text):
+        raise BadFrames(f"endpoint: {text!r:.80} is neither an address nor a name")
+    return text
+
+
 def pack_pointers(pointers: list[int]) -> bytes:
     return np.array(pointers, dtype=np.uint64).tobytes()
 
@@ -85,7 +94,7 @@ class KVArgsRegisterInfo:
             raise BadFrames(f"room: {room!r:.40} of a registration must be 'None'")
         info = cls(
             room=room,
-            endpoint=_text(msg, 1, "endpoint"),
+            endpoint=_host(msg, 1),
             dst_port=_number(msg, 2, "port", 1, 65535),
             agent_name=_text(msg, 3, "agent name"),
             agent_metadata=msg[4] if len(msg) > 4 else b"",
@@ -147,7 +156,7 @@ class TransferInfo:
             raise BadFrames(f"indices: {len(msg[4])} bytes are not 32-bit numbers")
         return cls(
             room=_number(msg, 0, "room", 0, MAX_ROOM),
-            endpoint=_text(msg, 1, "endpoint"),
+            endpoint=_host(msg, 1),
             dst_port=_number(msg, 2, "port", 1, 65535),
             agent_name=_text(msg, 3, "agent name"),
             dst_kv_indices=np.frombuffer(msg[4] if len(msg) > 4 else b"", dtype=np.int32),
@@ -203,6 +212,7 @@ def read_note(msg: list[bytes]) -> dict[str, Any]:
         value = fields.get(name)
         high = 65535 if name == "port" else MAX_ROOM
         number = value if isinstance(value, int) else 0
-        if type(value) is not wanted_type or not 0 <= number <= high:
+        wrong = name == "endpoint" and not _HOST.fullmatch(str(value))
+        if wrong or type(value) is not wanted_type or not 0 <= number <= high:
             raise BadFrames(f"{kind}: {name} is {value!r:.80}")
     return fields

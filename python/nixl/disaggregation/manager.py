@@ -385,7 +385,7 @@ class NixlKVManager(PrefillPart, DecodePart):
                 raise ValueError(f"room {bootstrap_room}: the last chunk needs an aux_index")
             if room.expected is None:
                 sizes = [i.dst_kv_indices.size for i in room.infos.values() if not i.is_dummy()]
-                room.init(max(sizes, default=0), aux_index if is_last else None)
+                room.expected = max(sizes, default=0)
             room.aux_index = aux_index if aux_index is not None else room.aux_index
             place = range(*index_slice.indices(room.expected or 0))
             next_one = max(room.chunks.values(), default=0)

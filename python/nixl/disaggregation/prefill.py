@@ -330,21 +330,22 @@ class PrefillPart:
 
     def register_decode(self: NixlKVManager, info: KVArgsRegisterInfo) -> None:
         known = self.decode_kv_args_table.get(info.agent_name)
-        same = known is not None and known.info.agent_metadata == info.agent_metadata
-        if known is None or not same:
-            known = DecodePeer(info)
+        peer = known
+        if peer is None or peer.refused or peer.info != info:
+            peer = DecodePeer(info)
             try:
-                self._prepare_peer(known)
+                self._prepare_peer(peer)
             except (LayoutMismatch, nixlError, TypeError) as error:
-                known.refused = str(error)
+                peer.refused = str(error)
                 self.count(refused_peers=1)
                 logger.warning(
                     "the decode rank at %s:%d is refused: %s", info.endpoint, info.dst_port, error
                 )
-            with self.lock:
-                self.decode_kv_args_table[info.agent_name] = known
-        known.seen = time.monotonic()
-        self.tell((info.endpoint, info.dst_port), "registered", refused=known.refused)
+            if known is None or known.refused or not peer.refused:  # else the good one stays
+                with self.lock:
+                    self.decode_kv_args_table[info.agent_name] = peer
+        peer.seen = time.monotonic()
+        self.tell((info.endpoint, info.dst_port), "registered", refused=peer.refused)
 
     def _prepare_peer(self: NixlKVManager, peer: DecodePeer) -> None:
         info = peer.info

@@ -88,6 +88,7 @@ class Place:
         args = cache.args(engine_rank=rank, **more)
         kind = conn.DisaggregationMode[mode.upper()]
         made = conn.NixlKVManager(args, kind, server, cache.mla, settings=settings or patient())
+        made.cache = cache  # which must stay as long as it is registered
         self.managers.append(made)
         return made
 
