@@ -1,0 +1,198 @@
+// Start, registration and end; see gds_backend.h.
+#include "gds_backend.h"
+
+#include <algorithm>
+
+#include <sched.h>
+#include <sys/resource.h>
+
+namespace nixl::gds {
+
+namespace {
+
+constexpr double kStopSeconds = 5;  // for the system to give requests under way back
+
+size_t fdCapacity(int64_t wanted) {
+    if (wanted > 0) {
+        return static_cast<size_t>(wanted);
+    }
+    rlimit limit{};
+    getrlimit(RLIMIT_NOFILE, &limit);
+    return std::clamp<size_t>(limit.rlim_cur / 4, 16, 4096);
+}
+
+}  // namespace
+
+class GdsTransfer final : public BackendTransfer {
+  public:
+    GdsTransfer(const TransferPlan& plan, GdsBackend& backend)
+        : backend_(backend), plan_(plan), job_(plan, backend.maxRequest_) {}
+
+    Status post(CompletionPtr completion,
+                std::string_view /*notification*/,
+                bool /*has_notification*/) override {
+        job_.start(std::move(completion), backend_.posts_.fetch_add(1) + 1);
+        backend_.engine_->post(job_);
+        return {};
+    }
+    void cancel() override { job_.cancel(); }
+    // A caller who polls may be holding the very processor that a thread waits for.
+    void help() override { sched_yield(); }
+    std::optional<uint64_t> bytesDone() const override { return job_.bytesDone(); }
+
+    TransferDescription describe() const override {
+        bool host = false;
+        bool gpu = false;
+        for (const PlanRegion& region : plan_.localRegions) {
+            (region.type == MemType::VRAM ? gpu : host) = true;
+        }
+        std::string reason = backend_.engine_->describe();
+        reason += gpu ? "; " + backend_.driver_->mode : "";
+        reason += host ? "; host memory: cuFile makes the system's calls" : "";
+        reason += host && !gpu ? " (" + backend_.driver_->mode + ")" : "";
+        return {{}, std::move(reason), {}};
+    }
+
+  private:
+    GdsBackend& backend_;
+    const TransferPlan& plan_;
+    Job job_;
+};
+
+Memory::~Memory() {
+    if (registered != nullptr) {
+        (void)library->bufDeregister(registered);
+    }
+}
+
+Result<std::unique_ptr<Backend>> GdsBackend::create(Kind kind,
+                                                    const Parameters& parameters,
+                                                    PluginServices& services) {
+    std::unique_ptr<GdsBackend> backend(new GdsBackend(kind, services));
+    if (Status status = backend->start(kind, parameters); !status.ok()) {
+        return backend->named(status);
+    }
+    return std::unique_ptr<Backend>(std::move(backend));
+}
+
+GdsBackend::GdsBackend(Kind kind, PluginServices& services)
+    : services_(services),
+      info_{kind == Kind::BATCHES ? "GDS" : "GDS_MT",
+            {MemType::DRAM, MemType::VRAM, MemType::FILE},
+            true} {}
+
+Status GdsBackend::named(const Status& status) const {
+    return {status.code(), info_.name + ": " + status.message(), status.systemErrno(),
+            status.descriptorIndex()};
+}
+
+Status GdsBackend::start(Kind kind, const Parameters& parameters) {
+    Result<const CuFileDriver*> driver = openCuFile(parameters.seconds("driver_timeout"));
+    if (!driver.ok()) {
+        return driver.status();
+    }
+    driver_ = driver.value();
+    files_ = std::make_shared<FileTable>(*driver_->library,
+                                         fdCapacity(parameters.integer("fd_cache_size")));
+    EngineOptions options;
+    maxRequest_ = parameters.size("max_request_size");
+    if (kind == Kind::THREADS) {
+        options.threads = static_cast<unsigned>(parameters.integer("thread_count"));
+        engine_ = makeThreadEngine(*driver_, services_, options);
+    } else {
+        options.batches = static_cast<unsigned>(parameters.integer("batch_pool_size"));
+        options.batchRequests = static_cast<unsigned>(parameters.integer("batch_limit"));
+        if (driver_->batchLimit != 0 && options.batchRequests > driver_->batchLimit) {
+            services_.log(LogLevel::INFO,
+                          "GDS: batch_limit " + std::to_string(options.batchRequests) +
+                              ": cuFile takes " + std::to_string(driver_->batchLimit) +
+                              " requests a batch (io_batchsize in cufile.json), "
+                              "which are used");
+            options.batchRequests = driver_->batchLimit;
+        }
+        engine_ = makeBatchEngine(*driver_, services_, options);
+    }
+    services_.log(LogLevel::INFO, info_.name + ": " + driver_->library->path + " " +
+                                      driver_->library->version + ", " + driver_->mode);
+    const std::string why = engine_->start();
+    return why.empty() ? Status() : Status::backend(why);
+}
+
+GdsBackend::~GdsBackend() {
+    if (engine_ == nullptr) {
+        return;
+    }
+    if (getpid() != process_) {  // forked: the threads are the parent's, nothing can be ended
+        [[maybe_unused]] const Engine* left = engine_.release();
+        [[maybe_unused]] auto* files = new std::shared_ptr<FileTable>(std::move(files_));
+        return;
+    }
+    if (!engine_->stop(kStopSeconds)) {
+        services_.log(LogLevel::WARN, info_.name +
+                                          ": cuFile still holds requests (a hung disk?); leaving "
+                                          "them to it");
+        // What its threads still use must stay.
+        [[maybe_unused]] const Engine* left = engine_.release();
+        [[maybe_unused]] auto* files = new std::shared_ptr<FileTable>(std::move(files_));
+    }
+}
+
+Result<std::unique_ptr<BackendMemory>> GdsBackend::registerBuffer(const MemoryRegion& region) {
+    auto memory = std::make_unique<Memory>();
+    memory->library = driver_->library;
+    if (region.type == MemType::VRAM) {
+        return named(Status::notSupported("GPU memory is not supported yet"));
+    }
+    return std::unique_ptr<BackendMemory>(std::move(memory));
+}
+
+Result<std::unique_ptr<BackendMemory>> GdsBackend::registerMemory(const MemoryRegion& region) {
+    if (region.type == MemType::DRAM || region.type == MemType::VRAM) {
+        return registerBuffer(region);
+    }
+    if (region.type != MemType::FILE) {
+        return named(Status::notSupported(std::string(memTypeName(region.type)) +
+                                          " is not supported; DRAM, VRAM and FILE are"));
+    }
+    Result<std::unique_ptr<File>> file =
+        File::open(region, files_, [this](const std::string& text) {
+            services_.log(LogLevel::INFO, info_.name + ": " + text);
+        });
+    if (!file.ok()) {
+        return named(file.status());
+    }
+    return std::unique_ptr<BackendMemory>(std::move(file).value());
+}
+
+Result<std::unique_ptr<BackendTransfer>> GdsBackend::prepareTransfer(const TransferPlan& plan) {
+    if (const Status status = Job::check(plan); !status.ok()) {
+        return named(status);
+    }
+    return std::unique_ptr<BackendTransfer>(std::make_unique<GdsTransfer>(plan, *this));
+}
+
+Result<std::vector<std::optional<std::map<std::string, std::string>>>> GdsBackend::query(
+    std::span<const MemoryRegion> regions) {
+    std::vector<std::optional<std::map<std::string, std::string>>> answers;
+    answers.reserve(regions.size());
+    for (const MemoryRegion& region : regions) {
+        auto answer = queryFile(region);
+        if (!answer.ok()) {
+            return named(answer.status());
+        }
+        answers.push_back(std::move(answer).value());
+    }
+    return answers;
+}
+
+Result<std::vector<StorageEntry>> GdsBackend::list(std::string_view prefix, size_t limit) {
+    Result<std::vector<StorageEntry>> found = listFiles(prefix, limit);
+    return found.ok() ? std::move(found) : named(found.status());
+}
+
+Status GdsBackend::remove(std::string_view name) {
+    const Status status = removeFile(name);
+    return status.ok() ? status : named(status);
+}
+
+}  // namespace nixl::gds

@@ -1,0 +1,4 @@
+// Plugin GDS: its table. Threads: none.
+#include "gds_tables.h"
+
+NIXL_EXPORT_PLUGIN(nixl::gds::kGdsTable)
