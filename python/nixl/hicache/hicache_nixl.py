@@ -14,12 +14,11 @@ import threading
 import uuid
 from typing import Any
 
-import numpy as np
-
 from nixl import _hicache
 
 from . import config as configuration
 from . import values as memory
+from .arguments import check_keys, columns, first
 from .blocks import PackedBlocks
 from .cleaner import Cleaner
 from .direct import DirectIo
@@ -28,7 +27,7 @@ from .nixl_utils import NixlBackendConfig, NixlBackendSelection, NixlFileManager
 from .objects import PackedObjects
 from .pages import PageInterface
 from .room import Room
-from .stats import Statistics
+from .stats import HiCacheStats, Statistics
 from .telemetry import Exporter
 from .transfers import Mover, rows_of
 from .upkeep import Task, Upkeep
@@ -55,17 +54,6 @@ except Exception:  # alone, or an SGLang that cannot be imported here
             if not hasattr(self, "registered_pools"):
                 self.registered_pools: dict[Any, Any] = {}
             self.registered_pools[host_pool_name] = host_pool
-
-
-class HiCacheStats(dict):
-    """get_stats(): a dictionary of everything, with the attributes that SGLang reads."""
-
-    def __init__(self, figures: dict[str, Any], recent: dict[str, list[tuple[int, float]]]):
-        super().__init__(figures)
-        self.prefetch_pgs = [pages for pages, _ in recent["get"]]
-        self.prefetch_bandwidth = [rate for _, rate in recent["get"]]
-        self.backup_pgs = [pages for pages, _ in recent["set"]]
-        self.backup_bandwidth = [rate for _, rate in recent["set"]]
 
 
 class HiCacheNixl(PageInterface, _Base):
@@ -400,7 +388,7 @@ class HiCacheNixl(PageInterface, _Base):
             [key],
             None if value is None else [value],
             None if target_location is None else [target_location],
-            None if target_sizes is None else [_first(target_sizes)],
+            None if target_sizes is None else [first(target_sizes)],
         )
 
     def batch_set(
@@ -414,8 +402,8 @@ class HiCacheNixl(PageInterface, _Base):
         if not keys:
             return True
         try:
-            _check_keys(keys)
-            rows = _zip(keys, values, target_locations, target_sizes)
+            check_keys(keys)
+            rows = columns(keys, values, target_locations, target_sizes)
             gpu_ok = self._gpu_ok and self.layout == "files"
             extents = [memory.source(v, loc, size, gpu_ok) for v, loc, size in rows]
             with self.stats.timed("set"):
@@ -438,7 +426,7 @@ class HiCacheNixl(PageInterface, _Base):
         return self.batch_get(
             [key],
             None if target_location is None else [target_location],
-            None if target_sizes is None else [_first(target_sizes)],
+            None if target_sizes is None else [first(target_sizes)],
         )[0]
 
     def batch_get(
@@ -446,8 +434,8 @@ class HiCacheNixl(PageInterface, _Base):
     ) -> list[Any | None]:
         if not keys:
             return []
-        _check_keys(keys)
-        rows = _zip(keys, None, target_locations, target_sizes)
+        check_keys(keys)
+        rows = columns(keys, None, target_locations, target_sizes)
         gpu_ok = self._gpu_ok and self.layout == "files"
         extents = [memory.target(location, size, gpu_ok) for _, location, size in rows]
         try:
@@ -532,29 +520,3 @@ class HiCacheNixl(PageInterface, _Base):
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
-
-
-def _first(sizes: Any) -> Any:
-    return sizes[0] if isinstance(sizes, (list, tuple)) else sizes
-
-
-def _check_keys(keys: list[str]) -> None:
-    for key in keys:
-        if not isinstance(key, str):
-            raise TypeError(f"key {key!r}: expected str, got {type(key).__name__}")
-
-
-def _zip(keys: list[str], given: Any, locations: Any, sizes: Any) -> list[tuple[Any, Any, Any]]:
-    """One (value, location, size) for each key; lists of another length are refused."""
-    columns = []
-    for label, column in (("values", given), ("locations", locations), ("sizes", sizes)):
-        if column is None:
-            columns.append([None] * len(keys))
-            continue
-        if isinstance(column, (int, np.integer)) and label == "sizes":
-            column = [column] * len(keys)
-        column = [column] if memory.is_tensor(column) and len(keys) == 1 else list(column)
-        if len(column) != len(keys):
-            raise ValueError(f"{len(keys)} keys with {len(column)} {label}")
-        columns.append(column)
-    return list(zip(*columns, strict=True))

@@ -95,3 +95,14 @@ class Statistics:
                      "set_bytes", "set_failures"):  # fmt: skip
             out.setdefault(name, 0)
         return out
+
+
+class HiCacheStats(dict):
+    """get_stats(): a dictionary of everything, with the attributes that SGLang reads."""
+
+    def __init__(self, figures: dict[str, Any], recent: dict[str, list[tuple[int, float]]]):
+        super().__init__(figures)
+        self.prefetch_pgs = [pages for pages, _ in recent["get"]]
+        self.prefetch_bandwidth = [rate for _, rate in recent["get"]]
+        self.backup_pgs = [pages for pages, _ in recent["set"]]
+        self.backup_bandwidth = [rate for _, rate in recent["set"]]
