@@ -293,6 +293,112 @@ class KvPusher {
     std::thread thread_;
 };
 
+double now() {
+    const auto since = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration<double>(since).count();
+}
+
+// A decode rank's notifications. Whoever asks an agent for them in quick succession serves its
+// sockets; many rooms are polled in a row, and a scheduler's time is not for that: so seldom.
+class KvInbox {
+  public:
+    KvInbox(const RawAgent& agent, nb::object taken)
+        : agent_(agent.live), taken_(std::move(taken)) {}
+
+    void look() {
+        const double time = now();
+        double before = looked_.load(std::memory_order_relaxed);
+        if (time - before < kPause || !looked_.compare_exchange_strong(before, time)) {
+            return;
+        }
+        const std::vector<Notification> came = agent_->get().takeNotifications();
+        for (const Notification& one : came) {
+            if (const nb::object taken = taken_; taken.is_valid()) {
+                taken(one.from, toBytes(one.message));
+            }
+        }
+    }
+    void end() { taken_.reset(); }
+
+  private:
+    static constexpr double kPause = 150e-6;
+
+    const std::shared_ptr<LiveAgent> agent_;
+    nb::object taken_;
+    std::atomic<double> looked_{0};
+};
+
+// What poll() of a room looks at: its state, the job that is next to end, a deadline. Python is
+// called where one of them asks for it, and does the rest.
+class KvWatch {
+  public:
+    KvWatch(std::shared_ptr<KvInbox> inbox, nb::object slow)
+        : inbox_(std::move(inbox)), slow_(std::move(slow)) {}
+
+    int poll() {
+        if (const int seen = status_.load(); isFinal(seen)) {
+            return seen;
+        }
+        if (inbox_ != nullptr) {
+            inbox_->look();
+        }
+        if (!isFinal(status_.load()) && due()) {
+            if (const nb::object slow = call(); slow.is_valid()) {
+                slow();
+            }
+        }
+        return status_.load();
+    }
+
+    // The room is over: forgets the call, through which the room may hold this object.
+    void end() {
+        nb::object slow;  // goes after the lock
+        const std::lock_guard lock(mutex_);
+        std::swap(slow, slow_);
+        job_.reset();
+    }
+
+    void watch(std::shared_ptr<KvJob> job) {
+        const std::lock_guard lock(mutex_);
+        job_ = std::move(job);
+    }
+
+    int status() const { return status_.load(); }
+    void setStatus(int status) { status_.store(status); }
+    void setDeadline(double deadline) { deadline_.store(deadline); }
+    double deadline() const { return deadline_.load(); }
+
+  private:
+    static bool isFinal(int status) { return status == 0 || status == 4; }  // KVPoll's
+
+    nb::object call() {
+        const std::lock_guard lock(mutex_);
+        return slow_;
+    }
+
+    bool due() {
+        std::shared_ptr<KvJob> job;
+        {
+            const std::lock_guard lock(mutex_);
+            job = job_;
+        }
+        if (job != nullptr) {
+            const JobState state = job->state();
+            if (state != JobState::QUEUED && state != JobState::POSTED) {
+                return true;
+            }
+        }
+        return now() > deadline_.load();
+    }
+
+    const std::shared_ptr<KvInbox> inbox_;
+    nb::object slow_;  // guarded by mutex_
+    std::atomic<int> status_{1};
+    std::atomic<double> deadline_{0};
+    std::mutex mutex_;
+    std::shared_ptr<KvJob> job_;
+};
+
 KvSide readSide(const RawAgent& raw,
                 const DlistHandle& list,
                 int64_t block,
@@ -356,6 +462,19 @@ void bindKvJobs(nb::module_& module) {
             const GilRelease release;
             pusher.close();
         });
+    nb::class_<KvInbox>(module, "_KvInbox", "Hands each notification to `taken(from, message)`.")
+        .def(nb::init<const RawAgent&, nb::object>(), nb::arg("agent"), nb::arg("taken"))
+        .def("look", &KvInbox::look)
+        .def("end", &KvInbox::end);
+    nb::class_<KvWatch>(module, "_KvWatch",
+                        "The state of a room, and when `slow()` is to be called.")
+        .def(nb::init<std::shared_ptr<KvInbox>, nb::object>(), nb::arg("inbox").none(),
+             nb::arg("slow"))
+        .def("poll", &KvWatch::poll)
+        .def("watch", &KvWatch::watch, nb::arg("job").none())
+        .def("end", &KvWatch::end)
+        .def_prop_rw("status", &KvWatch::status, &KvWatch::setStatus)
+        .def_prop_rw("deadline", &KvWatch::deadline, &KvWatch::setDeadline);
 }
 
 }  // namespace nixl::python

@@ -238,6 +238,5 @@ nixl\._bindings\._bufferRange$:
         ...
 
 
-nixl\._bindings\._KvPusher\.push$:
-    def push(self, agent: nixlAgent, *job: Any) -> _KvJob:
-        ...
+nixl\._bindings\.(_Kv\w+)$:
+    \1: Any

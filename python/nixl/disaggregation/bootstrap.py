@@ -5,23 +5,23 @@
     GET  /ranks    all ranks, in one answer
     GET  /health   "OK"; GET /metrics in the text format of Prometheus
 
-Clients are urllib's; the server needs aiohttp.
+Clients are the standard library's; the server needs aiohttp.
 """
 
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import threading
 import time
-import urllib.error
-import urllib.request
 from typing import Any
 
 from ..logging import get_logger
 
 logger = get_logger("nixl.disaggregation")
 
+_LONGEST = 1 << 24  # bytes of an answer
 SIZES = ("tp_size", "dp_size", "pp_size")
 _FIELDS: dict[str, tuple[type, int, int]] = {
     "tp_size": (int, 1, 65536),
@@ -216,31 +216,32 @@ class NixlKVBootstrapServer:
         return self._web.json_response({"ranks": rows})
 
 
-def _call(request: urllib.request.Request, timeout: float) -> bytes:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def _call(address: str, method: str, path: str, body: bytes | None, timeout: float) -> bytes:
     try:
-        with opener.open(request, timeout=timeout) as answer:
-            return answer.read(1 << 24)
-    except urllib.error.HTTPError as error:
-        raise ConnectionError(f"{error.code} {error.read(500).decode(errors='replace')}") from None
-    except (OSError, ValueError) as error:
-        raise ConnectionError(str(error)) from None
-    except Exception as error:  # http.client's, of an answer that is not HTTP
-        raise ConnectionError(f"{type(error).__name__}: {error}") from None
+        host, _, port = address.rpartition(":")
+        connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=timeout)
+        try:
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            data = answer.read(_LONGEST)
+        finally:
+            connection.close()
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise ConnectionError(str(error) or type(error).__name__) from None
+    if answer.status != 200:
+        text = data[:500].decode(errors="replace")
+        raise ConnectionError(f"{answer.status} {text}")
+    return data
 
 
 def put_route(address: str, row: dict[str, Any], timeout: float) -> None:
     """Registers a rank; ConnectionError says why not."""
-    request = urllib.request.Request(
-        f"http://{address}/route", json.dumps(row).encode(), method="PUT"
-    )
-    request.add_header("Content-Type", "application/json")
-    _call(request, timeout)
+    _call(address, "PUT", "/route", json.dumps(row).encode(), timeout)
 
 
 def get_ranks(address: str, timeout: float) -> list[dict[str, Any]]:
     """All ranks that have registered; ConnectionError says why not."""
-    data = _call(urllib.request.Request(f"http://{address}/ranks"), timeout)
+    data = _call(address, "GET", "/ranks", None, timeout)
     try:
         return [check_registration(row) for row in json.loads(data)["ranks"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import _bindings
 from ..logging import get_logger
 from .bootstrap import get_ranks
 from .frames import GUARD, BadFrames, KVArgsRegisterInfo, TransferInfo, note
@@ -29,6 +30,7 @@ logger = get_logger("nixl.disaggregation")
 
 _ASK_TIMEOUT = 2.0
 _ASK_AGAIN = 0.2
+_ASK_WHETHER_SAME = 5.0  # while rooms are under way
 # A server forgets ranks after 10 s: one that it still names later has registered since.
 _LEASE = 12.0
 _EMPTY = np.empty(0, dtype=np.int32)
@@ -99,6 +101,8 @@ class DecodeRoom:
         self.writers: list[PrefillRank] = []  # those that write
         self.infos: dict[tuple[str, int], TransferInfo] = {}
         self.unsafe: set[tuple[str, int]] = set()  # may still be writing
+        self.watch: Any = _bindings._KvWatch(mgr.inbox, self._late)
+        self.poll = self.watch.poll
         self.started = time.monotonic()
         self.asked = 0.0
         self.latency: float | None = None
@@ -106,13 +110,27 @@ class DecodeRoom:
         self.set(KVPoll.Bootstrapping)
 
     def set(self, status: int) -> None:
-        self.status = status
+        self.watch.status = status
         self.mgr.request_status[self.room] = status
+        if status in FINAL:
+            self.watch.end()
+
+    @property
+    def status(self) -> int:
+        return self.watch.status
+
+    @property
+    def deadline(self) -> float:
+        return self.watch.deadline
+
+    @deadline.setter
+    def deadline(self, when: float) -> None:
+        self.watch.deadline = when
 
     # Called by the scheduler.
 
     def init(self, kv_indices: Any, aux_index: int | None) -> None:
-        indices = as_pages(kv_indices)
+        indices = as_pages(kv_indices).copy()
         layout = self.mgr.layout
         check_range(indices, layout.pages, f"room {self.room}: kv_indices")
         if aux_index is not None and not 0 <= aux_index < layout.aux_slots:
@@ -128,15 +146,8 @@ class DecodeRoom:
             if self.status == KVPoll.WaitingForInput:
                 self._ask()
 
-    def poll(self) -> int:
-        if self.status in FINAL:
-            return self.status
-        self.mgr.update_transfer_status()
-        if self.status not in FINAL and time.monotonic() > self.deadline:
-            self._late()
-        return self.status
-
     def _late(self) -> None:
+        """Called by poll() where the deadline has passed."""
         patience = self.mgr.settings
         if self.status == KVPoll.Bootstrapping:
             group = self.mgr.groups[self.address]
@@ -256,8 +267,11 @@ def _overlap(row: dict[str, Any], layout: Layout) -> bool:
 class DecodePart:
     """Methods of NixlKVManager."""
 
+    inbox: Any
+
     def _init_decode(self: NixlKVManager) -> None:
         self.rooms: dict[int, Any] = {}
+        self.inbox = _bindings._KvInbox(self.agent.agent, self._on_came)
         self.stopping: list[DecodeRoom] = []
         self.groups: dict[str, Group] = {}
         self.transfer_statuses: dict[int, TransferStatus] = {}
@@ -402,15 +416,13 @@ class DecodePart:
 
     def update_transfer_status(self: NixlKVManager) -> None:
         """Takes the notifications that came and counts them for their rooms."""
-        came = self.agent.agent.getNotifs({}, ())
-        if not came:
-            return
+        self.inbox.look()
+
+    def _on_came(self: NixlKVManager, source: str, message: bytes) -> None:
         with self.lock:
-            for source, messages in came.items():
-                for message in messages:
-                    if not self._on_notification(source, message):
-                        self.count(foreign_notifications=1)
-                        self.other_notifications.add(source, message)
+            if not self._on_notification(source, message):
+                self.count(foreign_notifications=1)
+                self.other_notifications.add(source, message)
 
     def _on_notification(self: NixlKVManager, source: str, message: bytes) -> bool:
         words = message.split(b"_")
@@ -458,7 +470,7 @@ class DecodePart:
             rooms = list(self.rooms.values())
             waiting = {r.address for r in rooms if r.status == KVPoll.Bootstrapping}
             for address in {room.address for room in rooms}:
-                patience = _ASK_AGAIN if address in waiting else 2.0
+                patience = _ASK_AGAIN if address in waiting else _ASK_WHETHER_SAME
                 self._ask_group(self.groups[address], patience)
             for rank in {id(r): r for room in rooms for r in room.ranks if room.infos}.values():
                 self._ping(rank)

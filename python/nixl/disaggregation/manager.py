@@ -186,6 +186,8 @@ class NixlKVManager(PrefillPart, DecodePart):
             self.prefill_tick()
             self.pusher.close()
             self._registrar.join(2 * _REGISTER_TIMEOUT)
+        else:
+            self.inbox.end()
         self.helpers.shutdown(wait=False, cancel_futures=True)
         self.control.close()
         self.agent.close()
@@ -279,7 +281,7 @@ class NixlKVManager(PrefillPart, DecodePart):
             final = status == KVPoll.Failed or before is None
             self.request_status[bootstrap_room] = status if final else max(before or 0, status)
             if room is not None:
-                room.status = self.request_status[bootstrap_room]
+                room.set(self.request_status[bootstrap_room])
 
     def count(self, **figures: float) -> None:
         with self.lock:

@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 
 def as_pages(indices: Any, what: str = "kv_indices") -> npt.NDArray[np.int32]:
-    """A copy as int32; TypeError for anything but whole numbers, ValueError for more dimensions or
-    numbers beyond 32 bits."""
+    """As int32, the same array where it is one; TypeError for anything but whole numbers,
+    ValueError for more dimensions or numbers beyond 32 bits."""
     array = indices if isinstance(indices, np.ndarray) else np.asarray(indices)
     if array.ndim != 1:
         raise ValueError(f"{what}: an array of {array.ndim} dimensions, not one")
     if array.dtype == np.int32:
-        return array.copy()
+        return array
     if array.size == 0:
         return np.empty(0, dtype=np.int32)
     if array.dtype.kind not in "iu":

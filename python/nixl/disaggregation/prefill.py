@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import _bindings
 from ..errors import nixlError
 from ..logging import get_logger
 from .frames import BadFrames, KVArgsRegisterInfo, TransferInfo
@@ -70,6 +71,8 @@ class PrefillRoom:
         self.jobs: list[Any] = []
         self.chunks: dict[str, int] = {}  # decode agent -> chunks sent to it
         self.bytes = 0
+        self.watch = _bindings._KvWatch(None, self._look)
+        self.poll = self.watch.poll
         self.started = time.monotonic()
         self.first_send = 0.0
         self.latency: float | None = None
@@ -79,8 +82,22 @@ class PrefillRoom:
         self.set(KVPoll.Bootstrapping)
 
     def set(self, status: int) -> None:
-        self.status = status
+        self.watch.status = status
         self.mgr.request_status[self.room] = status
+        if status in FINAL:
+            self.watch.end()
+
+    @property
+    def status(self) -> int:
+        return self.watch.status
+
+    @property
+    def deadline(self) -> float:
+        return self.watch.deadline
+
+    @deadline.setter
+    def deadline(self, when: float) -> None:
+        self.watch.deadline = when
 
     # Called by the scheduler.
 
@@ -104,10 +121,14 @@ class PrefillRoom:
             chunk = self._cut(indices, layers)
             if not self.first_send:
                 self.first_send = time.monotonic()
-            if self.bootstrapped:
-                self._push(chunk)
-            else:
+            if not self.bootstrapped:
+                chunk.indices = chunk.indices.copy()  # the caller may use its array again
                 self.backlog.append(chunk)
+                return
+            idle = not self.jobs
+            self._push(chunk)
+            if idle and self.status not in FINAL:
+                self._end_or_watch()
 
     def _cut(self, indices: npt.NDArray[np.int32], layers: Any) -> Chunk:
         whole, count = self.mgr.layout.layers, int(indices.size)
@@ -135,42 +156,48 @@ class PrefillRoom:
             self.ended = ends
         return chunk
 
-    def poll(self) -> int:
-        status = self.status
-        if status in FINAL:
-            return status
-        jobs = self.jobs
-        if jobs:
-            state = jobs[0].state
-            if state < _DONE:
-                if time.monotonic() > self.deadline:
-                    self._late("of its transfers ended")
-                return self.status
-            with self.mgr.lock:
-                self._reap()
-        elif time.monotonic() > self.deadline:
+    def _look(self) -> None:
+        """Called by poll() where a job has ended, or the deadline has passed."""
+        with self.mgr.lock:
+            ended = self._reap()
+        if ended or self.status in FINAL or time.monotonic() <= self.deadline:
+            return
+        if self.jobs:
+            self._late("of its transfers ended")
+        else:
             self._late("happened" if self.bootstrapped else "")
-        elif self.ended and self.bootstrapped:
-            with self.mgr.lock:
-                self._reap()
-        return self.status
 
-    def _reap(self) -> None:
-        jobs = self.jobs
-        while jobs and self.status not in FINAL:
-            state = jobs[0].state
+    def _reap(self) -> bool:
+        """Takes what has ended; whether anything has."""
+        before = len(self.jobs)
+        while self.jobs and self.status not in FINAL:
+            state = self.jobs[0].state
             if state < _DONE:
                 break
-            job = jobs.pop(0)
+            job = self.jobs.pop(0)
             if state >= _FAILED:
                 self.fail(job.error)
-                return
+                return True
+        ended = len(self.jobs) < before
+        if ended:
             self.deadline = time.monotonic() + self.mgr.settings.waiting_timeout
-        if self.ended and self.bootstrapped and not jobs and self.status not in FINAL:
-            self.set(KVPoll.Success)
-            self.latency = time.monotonic() - self.first_send
-            self.mgr.count(rooms_succeeded=1, bytes_sent=self.bytes, transfer_seconds=self.latency)
-            self.mgr.rooms.pop(self.room, None)
+        if self.status not in FINAL:
+            self._end_or_watch()
+        return ended
+
+    def _end_or_watch(self) -> None:
+        if self.jobs or not (self.ended and self.bootstrapped):
+            self.watch.watch(self.jobs[0] if self.jobs else None)
+            return
+        self.set(KVPoll.Success)
+        self.latency = time.monotonic() - self.first_send
+        self.mgr.count(
+            rooms_succeeded=1,
+            chunks=sum(self.chunks.values()),
+            bytes_sent=self.bytes,
+            transfer_seconds=self.latency,
+        )
+        self.mgr.rooms.pop(self.room, None)
 
     def _late(self, what: str) -> None:
         patience = self.mgr.settings
@@ -220,6 +247,8 @@ class PrefillRoom:
             if self.status not in FINAL:
                 self._push(chunk)
         self.backlog.clear()
+        if self.status not in FINAL:
+            self._end_or_watch()
 
     def _check_counts(self) -> None:
         if self.expected is None or not self.bootstrapped:
@@ -281,7 +310,6 @@ class PrefillRoom:
             )
             size = pairing.page_bytes // pairing.layers * (last - first) * chunk.indices.size
             self.bytes += size
-            mgr.count(chunks=1)
         elif is_last:  # all pages are there already
             mgr.agent.send_notif(name, f"{self.room}_kv_end_{number}_{info.nonce}")
         if is_last and info.dst_aux_index >= 0:
