@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <deque>
+#include <thread>
 
 #include "engine.h"
 
@@ -15,7 +16,7 @@ namespace {
 
 constexpr uint64_t kBatchBytes = 64 << 20;  // what a cancel may have to wait for, each
 constexpr long kWaitNanoseconds = 100'000'000;
-constexpr auto kSilence = std::chrono::seconds(60);  // then a batch's events count as lost
+constexpr auto kPause = std::chrono::milliseconds(1);  // where cuFile does not wait itself
 
 // A batch of cuFile with its requests.
 struct Batch {
@@ -67,6 +68,7 @@ class BatchEngine final : public Engine {
     void reapLoop();
     Batch* takeFree();
     void giveBack(Batch* batch);
+    void openFiles(Batch& batch);
     bool submit(Batch& batch);
     bool reap(Batch& batch, bool wait);
     void take(Batch& batch, const CuFileEvent& event);
@@ -77,6 +79,7 @@ class BatchEngine final : public Engine {
     PluginServices& services_;
     const EngineOptions options_;
     JobQueue queue_;
+    std::vector<Request> drawn_;          // the submitting thread's
     std::vector<CuFileRequest> entries_;  // the submitting thread's
     std::mutex mutex_;                    // guards what follows
     std::condition_variable changed_;
@@ -112,12 +115,11 @@ void BatchEngine::giveBack(Batch* batch) {
 void BatchEngine::submitLoop() {
     for (;;) {
         Batch* const batch = takeFree();
-        if (!queue_.draw(batch->requests, {options_.batchRequests, kBatchBytes, 1})) {
+        if (drawn_.empty() && !queue_.draw(drawn_, {options_.batchRequests, kBatchBytes, 1})) {
             giveBack(batch);
             break;
         }
-        // A file that cannot be opened fails its own requests.
-        std::erase_if(batch->requests, [](Request& one) { return !one.job->open(one); });
+        openFiles(*batch);
         if (batch->requests.empty() || !submit(*batch) || reap(*batch, false)) {
             giveBack(batch);
             continue;
@@ -149,6 +151,24 @@ void BatchEngine::reapLoop() {
         }
         giveBack(batch);
     }
+}
+
+// Moves to the batch what was drawn, up to where no more files may be open; the rest is for the
+// next one. A file that cannot be opened fails its own requests.
+void BatchEngine::openFiles(Batch& batch) {
+    batch.requests.clear();
+    size_t taken = 0;
+    for (Request& request : drawn_) {
+        const Job::Opened opened = request.job->open(request, batch.requests.empty());
+        if (opened == Job::Opened::LATER) {
+            break;
+        }
+        ++taken;
+        if (opened == Job::Opened::YES) {
+            batch.requests.push_back(request);
+        }
+    }
+    drawn_.erase(drawn_.begin(), drawn_.begin() + static_cast<ptrdiff_t>(taken));
 }
 
 // False where everything of it is over.
@@ -224,7 +244,10 @@ bool BatchEngine::reap(Batch& batch, bool wait) {
     }
     const auto now = std::chrono::steady_clock::now();
     batch.heard = batch.left < before ? now : batch.heard;
-    if (!failed && now - batch.heard < kSilence) {
+    if (!failed && now - batch.heard < std::chrono::duration<double>(options_.batchSeconds)) {
+        if (wait && batch.left == before) {
+            std::this_thread::sleep_for(kPause);
+        }
         return false;
     }
     services_.count("batches_failed", 1);

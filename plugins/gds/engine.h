@@ -23,7 +23,7 @@ struct EngineOptions {
     unsigned threads = 1;        // GDS_MT
     unsigned batches = 1;        // GDS: at most so many at a time
     unsigned batchRequests = 1;  // GDS: requests of one batch
-    uint64_t maxRequest = 0;
+    double batchSeconds = 0;     // GDS: without an event, then they count as lost
 };
 
 // Threads that end when their loop does. The owner calls stop() before its own end.

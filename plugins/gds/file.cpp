@@ -176,15 +176,34 @@ void FileTable::forget(OpenFile* file) {
 }
 
 // REQUIRES: the lock. Takes out what is beyond the capacity, the longest idle first.
-std::vector<FileTable::Closing> FileTable::evict() {
+std::vector<FileTable::Closing> FileTable::evict(size_t capacity) {
     std::vector<Closing> gone;
-    while (open_ * kFdsOfHandle > capacity_ && !idle_.empty()) {
+    while (open_ * kFdsOfHandle > capacity && !idle_.empty()) {
         OpenFile* const victim = idle_.back();
         idle_.pop_back();
         victim->idle.reset();
         gone.push_back(take(*victim));
     }
     return gone;
+}
+
+// Whether one more file may be opened; makes room for it.
+bool FileTable::room(bool wait) {
+    std::vector<Closing> gone;
+    {
+        std::unique_lock lock(mutex_);
+        const auto free = [this] { return pinned_ == 0 || pinned_ * kFdsOfHandle < capacity_; };
+        if (wait) {
+            released_.wait(lock, free);
+        } else if (!free()) {
+            return false;
+        }
+        gone = evict(capacity_ - std::min(capacity_, kFdsOfHandle));
+    }
+    for (const Closing& closing : gone) {
+        close(closing);
+    }
+    return true;
 }
 
 // REQUIRES: file.opening is held
@@ -230,7 +249,7 @@ void* FileTable::pin(OpenFile& file) {
     if (file.handle == nullptr) {
         return nullptr;
     }
-    ++file.pins;
+    pinned_ += file.pins++ == 0 && !file.path.empty() ? 1 : 0;
     if (file.idle) {
         idle_.erase(*file.idle);
         file.idle.reset();
@@ -238,9 +257,12 @@ void* FileTable::pin(OpenFile& file) {
     return file.handle;
 }
 
-Result<void*> FileTable::acquire(OpenFile& file) {
+Result<void*> FileTable::acquire(OpenFile& file, bool wait) {
     if (void* const handle = pin(file)) {
         return handle;
+    }
+    if (!room(wait)) {
+        return nullptr;
     }
     const std::lock_guard opening(file.opening);
     if (void* const handle = pin(file)) {
@@ -266,10 +288,12 @@ void FileTable::release(OpenFile& file) {
         if (--file.pins > 0 || file.path.empty()) {
             return;
         }
+        --pinned_;
         idle_.push_front(&file);
         file.idle = idle_.begin();
-        gone = evict();
+        gone = evict(capacity_);
     }
+    released_.notify_all();
     for (const Closing& closing : gone) {
         close(closing);
     }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <list>
@@ -66,8 +67,9 @@ class FileTable {
     // The entry of that key, made by `make` where there is none.
     std::shared_ptr<OpenFile> share(const std::string& key,
                                     const std::function<std::shared_ptr<OpenFile>()>& make);
-    // Pins the file's handle, which is opened where it is not.
-    Result<void*> acquire(OpenFile& file);
+    // Pins the file's handle, which is opened where it is not. Where as many are pinned as may be
+    // open it waits for one of them, or is null.
+    Result<void*> acquire(OpenFile& file, bool wait);
     void release(OpenFile& file);
     // Takes a descriptor over: of a file that is open already it is closed.
     Status adoptUnlessOpen(OpenFile& file, int fd);
@@ -83,7 +85,8 @@ class FileTable {
     void forget(OpenFile* file);
     Closing take(OpenFile& file);
     void close(const Closing& closing) const;
-    std::vector<Closing> evict();
+    std::vector<Closing> evict(size_t capacity);
+    bool room(bool wait);
 
     const CuFile& library_;
     const size_t capacity_;
@@ -92,6 +95,8 @@ class FileTable {
     std::map<std::string, std::weak_ptr<OpenFile>> files_;
     std::list<OpenFile*> idle_;  // open, by path, not pinned; the latest first
     size_t open_ = 0;
+    size_t pinned_ = 0;  // files by path that are in use
+    std::condition_variable released_;
 };
 
 // One registration.
@@ -108,7 +113,7 @@ class File final : public BackendMemory {
     // Whether the path still names the file that was registered, asked once for each `post`, a
     // number that only grows: 0 or an errno. Of a caller's descriptor always 0.
     int checkName(uint64_t post);
-    Result<void*> acquire() { return table_->acquire(*file_); }
+    Result<void*> acquire(bool wait) { return table_->acquire(*file_, wait); }
     void release() { table_->release(*file_); }
 
     // Why it cannot be used so, or empty.

@@ -26,7 +26,7 @@ size_t fdCapacity(int64_t wanted) {
 class GdsTransfer final : public BackendTransfer {
   public:
     GdsTransfer(const TransferPlan& plan, GdsBackend& backend)
-        : backend_(backend), plan_(plan), job_(plan, backend.maxRequest_) {}
+        : backend_(backend), plan_(plan), job_(backend.info_.name, plan, backend.maxRequest_) {}
 
     Status post(CompletionPtr completion,
                 std::string_view /*notification*/,
@@ -65,11 +65,19 @@ Memory::~Memory() {
     }
 }
 
-Result<std::unique_ptr<Backend>> GdsBackend::create(Kind kind,
-                                                    const Parameters& parameters,
+GdsOptions commonOptions(Kind kind, const Parameters& parameters) {
+    GdsOptions options;
+    options.kind = kind;
+    options.maxRequest = parameters.size("max_request_size");
+    options.driverSeconds = parameters.seconds("driver_timeout");
+    options.fdCache = parameters.integer("fd_cache_size");
+    return options;
+}
+
+Result<std::unique_ptr<Backend>> GdsBackend::create(const GdsOptions& options,
                                                     PluginServices& services) {
-    std::unique_ptr<GdsBackend> backend(new GdsBackend(kind, services));
-    if (Status status = backend->start(kind, parameters); !status.ok()) {
+    std::unique_ptr<GdsBackend> backend(new GdsBackend(options.kind, services));
+    if (Status status = backend->start(options); !status.ok()) {
         return backend->named(status);
     }
     return std::unique_ptr<Backend>(std::move(backend));
@@ -86,31 +94,27 @@ Status GdsBackend::named(const Status& status) const {
             status.descriptorIndex()};
 }
 
-Status GdsBackend::start(Kind kind, const Parameters& parameters) {
-    Result<const CuFileDriver*> driver = openCuFile(parameters.seconds("driver_timeout"));
+Status GdsBackend::start(GdsOptions options) {
+    Result<const CuFileDriver*> driver = openCuFile(options.driverSeconds);
     if (!driver.ok()) {
         return driver.status();
     }
     driver_ = driver.value();
-    files_ = std::make_shared<FileTable>(*driver_->library,
-                                         fdCapacity(parameters.integer("fd_cache_size")));
-    EngineOptions options;
-    maxRequest_ = parameters.size("max_request_size");
-    if (kind == Kind::THREADS) {
-        options.threads = static_cast<unsigned>(parameters.integer("thread_count"));
-        engine_ = makeThreadEngine(*driver_, services_, options);
+    files_ = std::make_shared<FileTable>(*driver_->library, fdCapacity(options.fdCache));
+    maxRequest_ = options.maxRequest;
+    unsigned& limit = options.engine.batchRequests;
+    if (options.kind == Kind::THREADS) {
+        engine_ = makeThreadEngine(*driver_, services_, options.engine);
     } else {
-        options.batches = static_cast<unsigned>(parameters.integer("batch_pool_size"));
-        options.batchRequests = static_cast<unsigned>(parameters.integer("batch_limit"));
-        if (driver_->batchLimit != 0 && options.batchRequests > driver_->batchLimit) {
-            services_.log(LogLevel::INFO,
-                          "GDS: batch_limit " + std::to_string(options.batchRequests) +
-                              ": cuFile takes " + std::to_string(driver_->batchLimit) +
-                              " requests a batch (io_batchsize in cufile.json), "
-                              "which are used");
-            options.batchRequests = driver_->batchLimit;
+        if (driver_->batchLimit != 0 && limit > driver_->batchLimit) {
+            services_.log(LogLevel::INFO, "GDS: batch_limit " + std::to_string(limit) +
+                                              ": cuFile takes " +
+                                              std::to_string(driver_->batchLimit) +
+                                              " requests a batch (io_batchsize in cufile.json), "
+                                              "which are used");
+            limit = driver_->batchLimit;
         }
-        engine_ = makeBatchEngine(*driver_, services_, options);
+        engine_ = makeBatchEngine(*driver_, services_, options.engine);
     }
     services_.log(LogLevel::INFO, info_.name + ": " + driver_->library->path + " " +
                                       driver_->library->version + ", " + driver_->mode);

@@ -19,10 +19,19 @@ namespace nixl::gds {
 
 enum class Kind : uint8_t { BATCHES, THREADS };
 
+struct GdsOptions {
+    Kind kind = Kind::BATCHES;
+    EngineOptions engine;
+    uint64_t maxRequest = 0;
+    double driverSeconds = 0;
+    int64_t fdCache = 0;
+};
+
+GdsOptions commonOptions(Kind kind, const Parameters& parameters);
+
 class GdsBackend final : public Backend, public QuerySupport {
   public:
-    static Result<std::unique_ptr<Backend>> create(Kind kind,
-                                                   const Parameters& parameters,
+    static Result<std::unique_ptr<Backend>> create(const GdsOptions& options,
                                                    PluginServices& services);
     ~GdsBackend() override;
 
@@ -38,7 +47,7 @@ class GdsBackend final : public Backend, public QuerySupport {
   private:
     friend class GdsTransfer;
     GdsBackend(Kind kind, PluginServices& services);
-    Status start(Kind kind, const Parameters& parameters);
+    Status start(GdsOptions options);
     Result<std::unique_ptr<BackendMemory>> registerBuffer(const MemoryRegion& region);
     // The same with the backend's name in front.
     Status named(const Status& status) const;

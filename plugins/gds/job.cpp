@@ -108,18 +108,18 @@ bool Job::draw(std::vector<Request>& out, const DrawLimits& limits) {
     return false;
 }
 
-bool Job::open(Request& request) {
+Job::Opened Job::open(Request& request, bool wait) {
     if (const int error = request.file->checkName(post_); error != 0) {
         fail(request, errnoText(error), error);
-        return false;
+        return Opened::OVER;
     }
-    Result<void*> handle = request.file->acquire();
+    Result<void*> handle = request.file->acquire(wait);
     if (!handle.ok()) {
         fail(request, handle.status().message(), handle.status().systemErrno());
-        return false;
+        return Opened::OVER;
     }
     request.handle = handle.value();
-    return true;
+    return request.handle != nullptr ? Opened::YES : Opened::LATER;
 }
 
 void Job::succeed(Request& request) {
@@ -131,7 +131,7 @@ void Job::fail(Request& request, const std::string& cause, int error) {
     {
         const std::lock_guard lock(mutex_);
         if (failures_.empty() || request.planOffset < failures_.front().planOffset) {
-            firstFailure_ = (plan_.op == OpType::WRITE ? "write " : "read ") +
+            firstFailure_ = name_ + (plan_.op == OpType::WRITE ? ": write " : ": read ") +
                             request.file->label() + ": offset " + std::to_string(request.offset) +
                             " + " + std::to_string(request.size) + " bytes: " + cause;
             firstErrno_ = error;

@@ -50,7 +50,9 @@ struct DrawLimits {
 
 class Job {
   public:
-    Job(const TransferPlan& plan, uint64_t max_request) : plan_(plan), maxRequest_(max_request) {}
+    // `name`: the backend's, which outlives it.
+    Job(const std::string& name, const TransferPlan& plan, uint64_t max_request)
+        : name_(name), plan_(plan), maxRequest_(max_request) {}
 
     // What no post could do.
     static Status check(const TransferPlan& plan);
@@ -62,8 +64,10 @@ class Job {
     // drawn() is due.
     bool draw(std::vector<Request>& out, const DrawLimits& limits);
     void drawn() { unref(); }
-    // Pins the request's file; otherwise the request has failed and is over.
-    bool open(Request& request);
+    // Pins the request's file. OVER: the request has failed; LATER: too many files are open, which
+    // whoever waits does not get.
+    enum class Opened : uint8_t { YES, OVER, LATER };
+    Opened open(Request& request, bool wait);
     void succeed(Request& request);
     void fail(Request& request, const std::string& cause, int error);
     uint64_t bytesDone() const { return bytesDone_.load(std::memory_order_relaxed); }
@@ -73,6 +77,7 @@ class Job {
     void unref();
     void finish();
 
+    const std::string& name_;
     const TransferPlan& plan_;
     const uint64_t maxRequest_;
     CompletionPtr completion_;

@@ -42,7 +42,7 @@ class ThreadEngine final : public Engine {
         std::vector<Request> drawn;
         while (queue_.draw(drawn, {kDrawn, kDrawnBytes, count_})) {
             for (Request& request : drawn) {
-                if (request.job->open(request)) {
+                if (request.job->open(request, true) == Job::Opened::YES) {
                     perform(library_, request);
                 }
             }
