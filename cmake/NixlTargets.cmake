@@ -3,6 +3,7 @@
 #   nixl_module(NAME [LINK lib…])                 one folder of src/, part of libnixl
 #   nixl_plugin(NAME [SOURCES f…] [LINK lib…])    one folder of plugins/, libplugin_name.so
 #     (EXPORTER: a telemetry exporter, libtelemetry_exporter_name.so)
+#   nixl_plugin_part(NAME SOURCES f… [LINK lib…]) code that several plugins hold
 #   nixl_test(NAME SOURCES f… [LINK lib…])        one GoogleTest program
 #   nixl_add_folder(DIR)                          add_subdirectory where the folder exists
 include(GoogleTest)
@@ -190,6 +191,21 @@ function(nixl_plugin name)
       add_dependencies(plugin_${name}_test plugin_${name})
     endif()
   endif()
+endfunction()
+
+# Code that several plugins hold a copy of: LINK plugin_part_NAME of nixl_plugin. As a plugin it
+# includes only <nixl/…>; those that use it include it as "FOLDER/…".
+function(nixl_plugin_part name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;LINK;DEFINITIONS")
+  set(part plugin_part_${name})
+  add_library(${part} OBJECT ${arg_SOURCES})
+  nixl_public_includes(${part} PUBLIC)
+  target_include_directories(${part} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/plugins>)
+  target_compile_definitions(${part} PRIVATE ${arg_DEFINITIONS})
+  target_link_libraries(${part} PUBLIC Threads::Threads ${arg_LINK})
+  nixl_no_global_constructors(${part})
+  nixl_use_pch(${part} core)
+  nixl_use_unity(${part})
 endfunction()
 
 # One line for a plugin that turns itself off, the same everywhere.

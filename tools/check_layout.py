@@ -57,6 +57,8 @@ MAY_INCLUDE = {
     "hicache": {"base"},
     "plugin": set(),  # plugins/<name>/: the public headers only
 }
+# A plugin may hold a copy of another one's files (nixl_plugin_part), included as "NAME/…".
+PLUGIN_PARTS = {"gusli": {"posix"}, "hf3fs": {"posix"}}
 LINE_BUDGET = [("include/", 300), ("_test.", 800), ("test_", 800), ("", 600)]
 FUNCTION_BUDGET = 70
 WIDTH = 100
@@ -124,6 +126,17 @@ def include_errors(relative: pathlib.PurePath, lines: list[str]) -> Iterator[str
             module
         }:
             yield f"{relative}:{number}: '{module}' may not include '{target}'"
+
+
+def part_errors(relative: pathlib.PurePath, lines: list[str], plugins: set[str]) -> Iterator[str]:
+    """Includes of another plugin's files, but for those that are meant to be shared."""
+    if module_of(relative) != "plugin":
+        return
+    own = relative.parts[1]
+    for number, line in enumerate(lines, 1):
+        match = re.match(r'#include "(?:plugins/)?([a-z_0-9]+)/', line)
+        if match and match.group(1) in plugins - {own} - PLUGIN_PARTS.get(own, set()):
+            yield f"{relative}:{number}: plugin '{own}' may not include '{match.group(1)}'"
 
 
 def name_errors(relative: pathlib.PurePath, lines: list[str]) -> Iterator[str]:
@@ -252,7 +265,8 @@ def file_errors(root: pathlib.Path, relative: pathlib.PurePath) -> list[str]:
         sleep_errors,
     ):
         found += check(relative, lines)
-    return found
+    plugins = {folder.name for folder in (root / "plugins").glob("*") if folder.is_dir()}
+    return found + list(part_errors(relative, lines, plugins))
 
 
 def plugin_errors(root: pathlib.Path) -> Iterator[str]:

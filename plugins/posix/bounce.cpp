@@ -13,7 +13,9 @@ BouncePool::~BouncePool() {
         if (bounce->pinned) {
             devices_.unpin(bounce->data);
         }
-        munmap(bounce->data, bytes_);
+        if (memory_ == nullptr) {
+            munmap(bounce->data, bytes_);
+        }
     }
 }
 
@@ -66,11 +68,12 @@ Bounce* BouncePool::take(bool beyond_limit) {
     const std::lock_guard lock(mutex_);
     if (free_.empty()) {
         const bool extra = all_.size() >= limit_;
-        if (extra && !beyond_limit) {
+        if (extra && (!beyond_limit || memory_ != nullptr)) {
             return nullptr;
         }
-        void* data =
-            mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void* data = memory_ != nullptr ? memory_ + all_.size() * bytes_
+                                        : mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
+                                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (data == MAP_FAILED) {
             return nullptr;
         }

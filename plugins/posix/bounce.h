@@ -43,8 +43,9 @@ struct Bounce {
 
 class BouncePool {
   public:
-    BouncePool(Devices& devices, size_t count, size_t bytes)
-        : devices_(devices), bytes_(bytes), limit_(count) {}
+    // `memory`: where they lie, one behind the other; null: anywhere.
+    BouncePool(Devices& devices, size_t count, size_t bytes, void* memory = nullptr)
+        : devices_(devices), bytes_(bytes), limit_(count), memory_(static_cast<char*>(memory)) {}
     ~BouncePool();
     BouncePool(const BouncePool&) = delete;
     BouncePool& operator=(const BouncePool&) = delete;
@@ -59,6 +60,7 @@ class BouncePool {
     Devices& devices_;
     const size_t bytes_;
     const size_t limit_;
+    char* const memory_;
     std::atomic<size_t> inUse_{0};
     std::mutex mutex_;  // guards what follows
     std::vector<std::unique_ptr<Bounce>> all_;

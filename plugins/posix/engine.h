@@ -81,6 +81,7 @@ struct EngineOptions {
     unsigned depth = 128;                     // requests in flight
     uint64_t maxBytesInFlight = 32ULL << 20;  // bounds what cancel has to wait for
     unsigned threads = 4;                     // of the thread pool
+    const char* plugin = "POSIX";             // whose name messages bear
 };
 
 class Engine {

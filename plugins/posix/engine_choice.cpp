@@ -45,11 +45,11 @@ Result<EngineChoice> chooseEngine(const EngineKind* wished,
         }
     }
     if (engine == nullptr) {
-        return Status::backend("POSIX: no engine works here: " + reasons);
+        return Status::backend(std::string(options.plugin) + ": no engine works here: " + reasons);
     }
     std::string note;
     if (!reasons.empty()) {
-        note = "POSIX: " + reasons + "; using " + engine->name();
+        note = std::string(options.plugin) + ": " + reasons + "; using " + engine->name();
     }
     return EngineChoice{std::move(engine), std::move(note), as_wished};
 }

@@ -129,7 +129,7 @@ class SchedulerTest : public testing::Test {
     }
 
     TempFolder folder_;
-    Shared shared_{testkit::devices(), 16, 1, 4096};
+    Shared shared_{"POSIX", testkit::devices(), 16, 1, 4096};
     Scheduler scheduler_{shared_};
     IdleEngine engine_;
     std::array<char, 4096> memory_{};

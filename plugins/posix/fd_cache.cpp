@@ -27,10 +27,27 @@ bool FdCache::evictOne() {
     }
     Entry& victim = *oldest_;
     unlink(victim);
-    close(victim.fd);
+    closeOne(victim.fd);
     victim.fd = -1;
     --open_;
     return true;
+}
+
+int FdCache::openOne(const std::function<int()>& open) const {
+    const int fd = open();
+    const int error = fd >= 0 && opened ? opened(fd) : 0;
+    if (error != 0) {
+        close(fd);
+        return -error;
+    }
+    return fd;
+}
+
+void FdCache::closeOne(int fd) const {
+    if (closing) {
+        closing(fd);
+    }
+    close(fd);
 }
 
 int FdCache::acquire(Entry& entry, const std::function<int()>& open, Use use) {
@@ -39,11 +56,11 @@ int FdCache::acquire(Entry& entry, const std::function<int()>& open, Use use) {
         while (open_ >= capacity_ && evictOne()) {
         }
         lock.unlock();
-        const int fd = open();
+        const int fd = openOne(open);
         lock.lock();
         if (entry.fd >= 0) {  // another thread was faster
             if (fd >= 0) {
-                close(fd);
+                closeOne(fd);
             }
             break;
         }
@@ -79,7 +96,7 @@ void FdCache::release(Entry& entry, Use use) {
         pinned_ -= use == Use::REQUEST ? 1 : 0;
     }
     if (unused >= 0) {
-        close(unused);
+        closeOne(unused);
     }
 }
 
@@ -90,7 +107,7 @@ void FdCache::forget(Entry& entry) {
     const std::lock_guard lock(mutex_);
     if (entry.fd >= 0) {
         unlink(entry);
-        close(entry.fd);
+        closeOne(entry.fd);
         entry.fd = -1;
         --open_;
     }

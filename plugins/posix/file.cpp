@@ -37,25 +37,18 @@ int openRetrying(const char* path, int flags) {
     return fd;
 }
 
-Status refused(const std::string& what, int error) {
-    const auto code = error == ENOENT || error == ENOTDIR                   ? ErrorCode::NOT_FOUND
-                      : error == EACCES || error == EPERM || error == EROFS ? ErrorCode::NOT_ALLOWED
-                                                                            : ErrorCode::BACKEND;
-    return {code, "POSIX: register " + what + ": " + errnoText(error), error};
-}
-
-Status notAFile(const std::string& what, mode_t mode) {
+Status notAFile(const char* plugin, const std::string& what, mode_t mode) {
     const char* kind = S_ISDIR(mode)    ? "a directory"
                        : S_ISFIFO(mode) ? "a pipe"
                        : S_ISSOCK(mode) ? "a socket"
                                         : "not seekable";
-    return Status::invalidParam("POSIX: register " + what + ": it is " + kind +
+    return Status::invalidParam(std::string(plugin) + ": register " + what + ": it is " + kind +
                                 "; a file or block device is needed");
 }
 
 }  // namespace
 
-Result<std::optional<FileSpec>> parseFileSpec(std::string_view metadata) {
+Result<std::optional<FileSpec>> parseFileSpec(std::string_view metadata, const char* plugin) {
     const size_t colon = metadata.find(':');
     const std::string_view flags = metadata.substr(0, colon);
     if (colon == std::string_view::npos) {
@@ -89,31 +82,56 @@ Result<std::optional<FileSpec>> parseFileSpec(std::string_view metadata) {
         if (first != "ro" && first != "rw") {
             return std::optional<FileSpec>();
         }
-        return Status::invalidParam("POSIX: file \"" + text + "\": unknown flag \"" +
-                                    std::string(unknown) + "\"; ro, rw, direct, create are known");
+        return Status::invalidParam(std::string(plugin) + ": file \"" + text +
+                                    "\": unknown flag \"" + std::string(unknown) +
+                                    "\"; ro, rw, direct, create are known");
     }
     if (read_only && (spec.write || spec.create)) {
-        return Status::invalidParam("POSIX: file \"" + text + "\": ro contradicts " +
-                                    (spec.write ? "rw" : "create"));
+        return Status::invalidParam(std::string(plugin) + ": file \"" + text +
+                                    "\": ro contradicts " + (spec.write ? "rw" : "create"));
     }
     spec.path = metadata.substr(colon + 1);
     if (spec.path.empty() || spec.path.find('\0') != std::string::npos) {
-        return Status::invalidParam("POSIX: file \"" + text + "\": the path is empty or has a NUL");
+        return Status::invalidParam(std::string(plugin) + ": file \"" + text +
+                                    "\": the path is empty or has a NUL");
     }
     return std::optional<FileSpec>(std::move(spec));
 }
 
 Result<std::unique_ptr<File>> File::open(const MemoryRegion& region,
                                          std::shared_ptr<FdCache> cache,
-                                         const LogInfo& log) {
-    Result<std::optional<FileSpec>> spec = parseFileSpec(region.metadata);
+                                         const LogInfo& log,
+                                         FileOptions options) {
+    Result<std::optional<FileSpec>> spec = parseFileSpec(region.metadata, options.plugin);
     if (!spec.ok()) {
         return spec.status();
     }
     const std::optional<FileSpec>& path = spec.value();
-    std::unique_ptr<File> file(new File(std::move(cache)));
+    std::unique_ptr<File> file(new File(std::move(cache), options));
     NIXL_RETURN_IF_ERROR(path ? file->initPath(*path, log) : file->initCaller(region, log));
     return file;
+}
+
+Result<std::unique_ptr<File>> File::adopt(OpenedFile opened,
+                                          std::shared_ptr<FdCache> cache,
+                                          const char* plugin) {
+    std::unique_ptr<File> file(new File(std::move(cache), {plugin, true}));
+    file->callerFd_ = opened.fd;
+    file->owner_ = std::move(opened.owner);
+    file->label_ = std::move(opened.label);
+    file->flags_ = fcntl(opened.fd, F_GETFL) & O_ACCMODE;
+    NIXL_RETURN_IF_ERROR(file->inspect(opened.fd, {}));
+    file->direct_ = opened.direct;
+    file->offsetAlign_ = opened.offsetAlign;
+    file->memoryAlign_ = opened.memoryAlign;
+    return file;
+}
+
+Status File::refused(const std::string& what, int error) const {
+    const auto code = error == ENOENT || error == ENOTDIR                   ? ErrorCode::NOT_FOUND
+                      : error == EACCES || error == EPERM || error == EROFS ? ErrorCode::NOT_ALLOWED
+                                                                            : ErrorCode::BACKEND;
+    return {code, std::string(plugin_) + ": register " + what + ": " + errnoText(error), error};
 }
 
 File::~File() {
@@ -123,7 +141,8 @@ File::~File() {
 
 Status File::initCaller(const MemoryRegion& region, const LogInfo& log) {
     if (region.deviceId > INT32_MAX) {
-        return Status::invalidParam("POSIX: register fd " + std::to_string(region.deviceId) +
+        return Status::invalidParam(std::string(plugin_) + ": register fd " +
+                                    std::to_string(region.deviceId) +
                                     ": no file descriptor (the device id of a file is one, unless "
                                     "its metadata names a path as \"rw:/path\")");
     }
@@ -133,15 +152,16 @@ Status File::initCaller(const MemoryRegion& region, const LogInfo& log) {
     const int flags = fcntl(callerFd_, F_GETFL);
     if (flags < 0) {
         return Status(ErrorCode::INVALID_PARAM,
-                      "POSIX: register " + label_ + ": " + errnoText(errno) +
+                      std::string(plugin_) + ": register " + label_ + ": " + errnoText(errno) +
                           (region.metadata.empty() ? "" : " (its metadata is no \"rw:/path\")"),
                       errno);
     }
     flags_ = flags & O_ACCMODE;
     append_ = (flags & O_APPEND) != 0;
-    direct_ = (flags & O_DIRECT) != 0;
+    direct_ = (flags & O_DIRECT) != 0 && !exact_;
     if ((flags & O_PATH) != 0) {
-        return Status::invalidParam("POSIX: register " + label_ + ": opened with O_PATH");
+        return Status::invalidParam(std::string(plugin_) + ": register " + label_ +
+                                    ": opened with O_PATH");
     }
     return inspect(callerFd_, log);
 }
@@ -150,7 +170,7 @@ Status File::initPath(const FileSpec& spec, const LogInfo& log) {
     path_ = spec.path;
     label_ = spec.path;
     flags_ = spec.write ? O_RDWR : O_RDONLY;
-    direct_ = spec.direct;
+    direct_ = spec.direct && !exact_;
     const int create = spec.create ? O_CREAT : 0;
     const auto open = [&] {
         int fd = openRetrying(path_.c_str(), flags_ | create | (direct_ ? O_DIRECT : 0));
@@ -158,7 +178,8 @@ Status File::initPath(const FileSpec& spec, const LogInfo& log) {
             direct_ = false;
             fd = openRetrying(path_.c_str(), flags_ | create);
             if (fd >= 0) {
-                log("POSIX: " + label_ + ": its file system refuses O_DIRECT, going buffered");
+                log(std::string(plugin_) + ": " + label_ +
+                    ": its file system refuses O_DIRECT, going buffered");
             }
         }
         return fd;
@@ -183,12 +204,17 @@ Status File::inspect(int fd, const LogInfo& log) {
     const bool seekable = S_ISREG(info.st_mode) || S_ISBLK(info.st_mode) ||
                           (S_ISCHR(info.st_mode) && lseek(fd, 0, SEEK_CUR) >= 0);
     if (!seekable) {
-        return notAFile(label_, info.st_mode);
+        return notAFile(plugin_, label_, info.st_mode);
     }
-    if (direct_) {
+    if (exact_) {
+        direct_ = true;
+        offsetAlign_ = 1;
+        memoryAlign_ = 1;
+    } else if (direct_) {
         readAlignment(fd);
         if (!direct(1)) {
-            log("POSIX: " + label_ + ": O_DIRECT is not supported for it, going buffered");
+            log(std::string(plugin_) + ": " + label_ +
+                ": O_DIRECT is not supported for it, going buffered");
         }
     }
     return {};
@@ -250,16 +276,21 @@ int File::hold() {
 }
 
 int File::acquire(bool twin) {
-    return twin && direct_ ? cache_->acquire(twin_, [this] { return openTwin(); })
-                           : cache_->acquire(main_, [this] { return openMain(); });
+    if (uses(twin)) {
+        return exact_ ? -ENOTSUP : cache_->acquire(twin_, [this] { return openTwin(); });
+    }
+    return owner_ != nullptr ? callerFd_ : cache_->acquire(main_, [this] { return openMain(); });
 }
 
 int File::acquireOpen(bool twin) {
-    return cache_->acquire(twin && direct_ ? twin_ : main_, [] { return -EAGAIN; });
+    return owner_ != nullptr ? callerFd_
+                             : cache_->acquire(uses(twin) ? twin_ : main_, [] { return -EAGAIN; });
 }
 
 void File::release(bool twin) {
-    cache_->release(twin && direct_ ? twin_ : main_);
+    if (owner_ == nullptr) {
+        cache_->release(uses(twin) ? twin_ : main_);
+    }
 }
 
 void File::refuseDirect(uint64_t epoch) {
@@ -291,7 +322,7 @@ int File::openMain() {
         const int fd = fcntl(callerFd_, F_DUPFD_CLOEXEC, 0);
         return checked(fd < 0 ? -errno : fd);
     }
-    return openChecked(path_.c_str(), flags_ | (direct_ ? O_DIRECT : 0));
+    return openChecked(path_.c_str(), flags_ | openDirect());
 }
 
 int File::openTwin() {
@@ -320,7 +351,7 @@ Status File::checkIdentity() const {
 
 Status File::changedHands() const {
     return {ErrorCode::BACKEND,
-            "POSIX: " + label_ +
+            std::string(plugin_) + ": " + label_ +
                 " was closed and now belongs to another file than the one that "
                 "was registered; register the number anew, or deregister a file before closing it",
             EBADF};

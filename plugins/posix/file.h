@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <unistd.h>
@@ -35,7 +36,8 @@ struct FileSpec {
 };
 
 // nullopt: a label only. An error: begins with ro or rw, but cannot be understood.
-Result<std::optional<FileSpec>> parseFileSpec(std::string_view metadata);
+Result<std::optional<FileSpec>> parseFileSpec(std::string_view metadata,
+                                              const char* plugin = "POSIX");
 
 class File;
 
@@ -53,6 +55,10 @@ class FdCache {
     };
 
     explicit FdCache(size_t capacity) : capacity_(capacity), process_(getpid()) {}
+    // What else is to be done with each descriptor after opening (0 or an errno, then it is closed)
+    // and before closing it. Set before the first use.
+    std::function<int(int)> opened;
+    std::function<void(int)> closing;
 
     // REQUEST: given back when one I/O ends; HOLD: at the end of a transfer, so that nobody who is
     // short of descriptors may wait for it.
@@ -69,6 +75,8 @@ class FdCache {
     void unlink(Entry& entry);
     void linkNewest(Entry& entry);
     bool evictOne();
+    int openOne(const std::function<int()>& open) const;
+    void closeOne(int fd) const;
 
     const size_t capacity_;
     const pid_t process_;  // a forked child leaves everything alone
@@ -81,12 +89,33 @@ class FdCache {
 
 using LogInfo = std::function<void(const std::string&)>;
 
+// A descriptor that another plugin has opened, and what it takes.
+struct OpenedFile {
+    int fd = -1;
+    std::shared_ptr<void> owner;  // keeps it open
+    std::string label;
+    bool direct = false;       // opened with O_DIRECT
+    uint32_t offsetAlign = 1;  // the owner lets nothing else through
+    uint32_t memoryAlign = 1;
+};
+
+// How a plugin takes files.
+struct FileOptions {
+    const char* plugin = "POSIX";  // whose name messages bear
+    // All I/O goes through the queue as it is, with any offset and memory.
+    bool exact = false;
+};
+
 // One registered file.
 class File final : public BackendMemory {
   public:
     static Result<std::unique_ptr<File>> open(const MemoryRegion& region,
                                               std::shared_ptr<FdCache> cache,
-                                              const LogInfo& log);
+                                              const LogInfo& log,
+                                              FileOptions options = {});
+    static Result<std::unique_ptr<File>> adopt(OpenedFile opened,
+                                               std::shared_ptr<FdCache> cache,
+                                               const char* plugin);
     ~File() override;
     File(const File&) = delete;
     File& operator=(const File&) = delete;
@@ -122,9 +151,15 @@ class File final : public BackendMemory {
     uint32_t offsetAlign() const { return offsetAlign_; }
     uint32_t memoryAlign() const { return memoryAlign_; }
 
-    bool callerOwned() const { return path_.empty(); }
+    // The same for what can be moved with O_DIRECT at all; other bytes go through the page cache.
+    uint32_t directUnit() const { return exact_ || offsetAlign_ > kPage ? offsetAlign_ : kPage; }
+
+    bool callerOwned() const { return path_.empty() && owner_ == nullptr; }
+    // Its descriptor is open without being asked for: the caller's or another plugin's.
+    bool staysOpen() const { return path_.empty(); }
     int callerFd() const { return callerFd_; }
     bool append() const { return append_; }
+    bool writable() const { return flags_ != O_RDONLY; }
     bool sameRegularFile(const File& other) const {
         return regular_ && other.regular_ && device_ == other.device_ && inode_ == other.inode_;
     }
@@ -138,7 +173,12 @@ class File final : public BackendMemory {
     std::atomic<bool> noNowaitWrite{false};
 
   private:
-    explicit File(std::shared_ptr<FdCache> cache) : cache_(std::move(cache)) {}
+    // Bytes through the page cache and bytes with O_DIRECT never share a page: a page written back
+    // late would undo direct writes next to it.
+    static constexpr uint32_t kPage = 4096;
+
+    File(std::shared_ptr<FdCache> cache, FileOptions options)
+        : cache_(std::move(cache)), plugin_(options.plugin), exact_(options.exact) {}
     Status initCaller(const MemoryRegion& region, const LogInfo& log);
     Status initPath(const FileSpec& spec, const LogInfo& log);
     Status inspect(int fd, const LogInfo& log);
@@ -146,9 +186,15 @@ class File final : public BackendMemory {
     int openMain();
     int openTwin();
     int openChecked(const char* path, int flags) const;
+    bool uses(bool twin) const { return twin && direct_; }
+    int openDirect() const { return direct_ && !exact_ ? O_DIRECT : 0; }
+    Status refused(const std::string& what, int error) const;
     int checked(int fd) const;
 
     const std::shared_ptr<FdCache> cache_;
+    const char* const plugin_;
+    const bool exact_;
+    std::shared_ptr<void> owner_;
     std::string path_;
     std::string label_;
     int callerFd_ = -1;

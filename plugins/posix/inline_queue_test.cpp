@@ -127,7 +127,7 @@ class InlineQueueTest : public testing::Test {
 
     TempFolder folder_;
     Kernel kernel_;
-    Shared shared_{testkit::devices(), 16, 1, 4096};
+    Shared shared_{"POSIX", testkit::devices(), 16, 1, 4096};
     Scheduler scheduler_{shared_};
     IdleEngine engine_;
     InlineQueue queue_{scheduler_};

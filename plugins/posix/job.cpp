@@ -13,9 +13,12 @@ namespace {
 
 constexpr size_t kMaxFailures = 1 << 20;  // of one post; the rest is summed up in the last
 
-std::string failureText(const IoRequest& request, int error, const std::string& detail) {
+std::string failureText(const char* plugin,
+                        const IoRequest& request,
+                        int error,
+                        const std::string& detail) {
     const uint64_t done = request.done - request.unitStart;
-    std::string text = "POSIX: ";
+    std::string text = std::string(plugin) + ": ";
     text += request.op == IoOp::WRITE ? "write " : "read ";
     text += request.file->label() + " at " + std::to_string(request.offset - done) + ": " +
             std::to_string(done) + " of " + std::to_string(request.unitSize) + " bytes, ";
@@ -108,7 +111,7 @@ bool isLight(const TransferPlan& plan, const Shared& shared) {
     for (const PlanRegion& region : plan.remoteRegions) {
         const File& file = *static_cast<const File*>(region.memory);
         align = std::max(align, file.memoryAlign());
-        if (!file.callerOwned()) {
+        if (!file.staysOpen()) {
             return false;
         }
     }
@@ -258,7 +261,7 @@ void Job::start(CompletionPtr completion) {
         usesQueue_ = usesRoute(plan_, Route::QUEUE, epoch_);
         usesPool_ = usesRoute(plan_, Route::POOL, epoch_);
     }
-    // Direct writes first: see kPage in request_builder.cpp.
+    // Direct writes first: see kPage in file.h.
     const bool later = usesQueue_ && usesPool_ && plan_.op == OpType::WRITE;
     poolLater_ = later;
     const bool queue = usesQueue_;
@@ -304,7 +307,7 @@ void Job::fail(const IoRequest& request, int error, const std::string& detail) {
                                  request.done - request.unitStart, error};
     const std::lock_guard lock(mutex_);
     if (firstFailure_.empty() || failure.planOffset < failures_.front().planOffset) {
-        firstFailure_ = failureText(request, error, detail);
+        firstFailure_ = failureText(shared_.plugin, request, error, detail);
         firstErrno_ = error;
         failures_.insert(failures_.begin(), failure);
         return;

@@ -21,10 +21,18 @@ class Scheduler;
 
 // What all jobs of a backend share.
 struct Shared {
-    Shared(Devices& gpus, size_t fd_capacity, size_t bounce_count, size_t bounce_bytes)
-        : devices(gpus),
+    Shared(const char* plugin_name,
+           Devices& gpus,
+           size_t fd_capacity,
+           size_t bounce_count,
+           size_t bounce_bytes,
+           void* bounce_memory = nullptr)
+        : plugin(plugin_name),
+          devices(gpus),
           files(std::make_shared<FdCache>(fd_capacity)),
-          bounces(gpus, bounce_count, bounce_bytes) {}
+          bounces(gpus, bounce_count, bounce_bytes, bounce_memory) {}
+
+    const char* const plugin;  // whose name messages bear; static text
 
     Devices& devices;
     const std::shared_ptr<FdCache> files;

@@ -13,8 +13,6 @@ namespace nixl::posix {
 
 namespace {
 
-constexpr double kStopSeconds = 5;  // for the kernel to give requests in flight back
-
 const ParameterSpec kParameters[] = {
     {"use_aio", ParameterType::BOOL, "false", "O_DIRECT files by Linux AIO"},
     {"use_uring", ParameterType::BOOL, "false", "O_DIRECT files by io_uring"},
@@ -39,14 +37,6 @@ const ParameterSpec kParameters[] = {
 };
 
 const MemType kMemoryTypes[] = {MemType::DRAM, MemType::FILE};
-
-unsigned poolSize(int64_t wanted) {
-    if (wanted > 0) {
-        return static_cast<unsigned>(wanted);
-    }
-    const long processors = sysconf(_SC_NPROCESSORS_ONLN);
-    return static_cast<unsigned>(std::clamp(2 * processors, 4L, 16L));
-}
 
 size_t fdCacheSize(int64_t wanted) {
     if (wanted > 0) {
@@ -120,72 +110,22 @@ Status PosixBackend::start(const Parameters& parameters) {
     inlineBytes_ = parameters.size("inline_size");
     registerBuffers_ = parameters.flag("register_buffers");
     machinery_ = std::make_unique<Machinery>(
-        services_.devices(), fdCacheSize(parameters.integer("fd_cache_size")),
+        "POSIX", services_.devices(), fdCacheSize(parameters.integer("fd_cache_size")),
         static_cast<size_t>(parameters.integer("bounce_buffers")), merge);
     if (services_.devices().likely()) {
         info_.memoryTypes.push_back(MemType::VRAM);
     }
-    machinery_->shared.log = [this](const std::string& text) {
-        services_.log(LogLevel::INFO, text);
-    };
-    const std::optional<EngineKind>& kind = wished.value();
-    return startEngines(parameters, kind ? &*kind : nullptr);
-}
-
-Status PosixBackend::startEngines(const Parameters& parameters, const EngineKind* wished) {
     EngineOptions options;
     options.depth = static_cast<unsigned>(parameters.integer("queue_depth"));
     options.maxBytesInFlight = parameters.size("max_in_flight");
     options.threads = poolSize(parameters.integer("pool_size"));
-    Machinery& all = *machinery_;
-    EngineOrReason pool = makeThreadEngine(options, all.poolScheduler);
-    if (pool.engine == nullptr) {
-        return Status::backend("POSIX: " + pool.reason);
-    }
-    all.pool = std::move(pool.engine);
-    all.poolScheduler.setEngine(all.pool.get());
-    all.shared.pool = &all.poolScheduler;
-    all.shared.queue = &all.poolScheduler;
-    Result<EngineChoice> choice = chooseEngine(wished, options, all.queueScheduler);
-    if (!choice.ok()) {
-        return choice.status();
-    }
-    all.queue = std::move(choice.value().engine);
-    all.queueScheduler.setEngine(all.queue.get());
-    all.shared.queue = &all.queueScheduler;
-    queueLimits_.vectored = all.queue->vectored();
-    all.shared.small = all.queue->inlineQueue() != nullptr ? &all.small : nullptr;
-    if (!choice.value().note.empty()) {
-        services_.log(choice.value().asWished ? LogLevel::INFO : LogLevel::WARN,
-                      choice.value().note);
-    }
+    NIXL_RETURN_IF_ERROR(machinery_->start(options, wished.value(), services_));
+    queueLimits_.vectored = machinery_->queue->vectored();
     return {};
 }
 
 PosixBackend::~PosixBackend() {
-    if (machinery_ == nullptr) {
-        return;
-    }
-    if (getpid() != process_) {  // forked: the threads are the parent's, nothing can be ended
-        [[maybe_unused]] const Machinery* left = machinery_.release();
-        return;
-    }
-    Machinery& all = *machinery_;
-    all.shared.closing = true;
-    bool stopped = all.small.stop(kStopSeconds);
-    for (Engine* engine : {all.queue.get(), all.pool.get()}) {
-        if (engine != nullptr) {
-            (engine == all.queue.get() ? all.queueScheduler : all.poolScheduler).wake();
-            stopped = engine->stop(kStopSeconds) && stopped;
-        }
-    }
-    if (!stopped) {
-        services_.log(LogLevel::WARN,
-                      "POSIX: the kernel still holds requests (a hung disk?); leaving them to it");
-        all.shared.log = [](const std::string&) {};
-        // what the kernel still uses must stay
-        [[maybe_unused]] const Machinery* left = machinery_.release();
-    }
+    Machinery::stop(std::move(machinery_), services_);
 }
 
 const char* PosixBackend::engineName() const {

@@ -6,32 +6,12 @@
 
 #include <memory>
 
-#include <unistd.h>
-
 #include "nixl/plugin.h"
 
-#include "engine_choice.h"
 #include "file.h"
-#include "inline_queue.h"
-#include "job.h"
+#include "machinery.h"
 
 namespace nixl::posix {
-
-// Everything that requests in flight may touch; outlives the backend when the kernel does not
-// give them back.
-struct Machinery {
-    Machinery(Devices& devices, size_t fd_capacity, size_t bounce_count, size_t bounce_bytes)
-        : shared(devices, fd_capacity, bounce_count, bounce_bytes),
-          queueScheduler(shared),
-          poolScheduler(shared) {}
-
-    Shared shared;
-    Scheduler queueScheduler;
-    Scheduler poolScheduler;
-    InlineQueue small{queueScheduler};
-    std::unique_ptr<Engine> queue;  // null where threads do everything
-    std::unique_ptr<Engine> pool;
-};
 
 class PosixBackend final : public Backend, public QuerySupport {
   public:
@@ -56,7 +36,6 @@ class PosixBackend final : public Backend, public QuerySupport {
   private:
     explicit PosixBackend(PluginServices& services) : services_(services) {}
     Status start(const Parameters& parameters);
-    Status startEngines(const Parameters& parameters, const EngineKind* wished);
     Result<std::unique_ptr<BackendMemory>> registerVram(const MemoryRegion& region);
     std::unique_ptr<BackendMemory> registerDram(const MemoryRegion& region);
 
@@ -67,7 +46,6 @@ class PosixBackend final : public Backend, public QuerySupport {
     BuildLimits poolLimits_;
     uint64_t inlineBytes_ = 0;
     bool registerBuffers_ = false;
-    const pid_t process_ = getpid();
 };
 
 extern const PluginTable kPluginTable;  // what the plugin exports

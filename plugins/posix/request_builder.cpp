@@ -10,15 +10,8 @@ namespace nixl::posix {
 
 namespace {
 
-// Bytes through the page cache and bytes with O_DIRECT never share a page: a page written back
-// late would undo direct writes next to it.
-constexpr uint64_t kPage = 4096;
 // Engines without vectors gather smaller pieces than this in a bounce buffer.
 constexpr uint64_t kGatherBelow = 64 << 10;
-
-uint64_t granularity(const File& file) {
-    return std::max<uint64_t>(kPage, file.offsetAlign());
-}
 
 }  // namespace
 
@@ -70,7 +63,7 @@ RequestBuilder::Head RequestBuilder::head() const {
     if (!target.direct(epoch_)) {
         return {false, gpu, left_.size};
     }
-    const uint64_t unit = granularity(target);
+    const uint64_t unit = target.directUnit();
     const uint64_t begin = left_.remote;
     const uint64_t end = begin + left_.size;
     const uint64_t first = (begin + unit - 1) / unit * unit;
@@ -83,7 +76,7 @@ RequestBuilder::Head RequestBuilder::head() const {
     }
     const bool aligned = left_.local % target.memoryAlign() == 0;
     const bool gather = !limits_.vectored && left_.size < kGatherBelow;
-    return {true, gpu || gather || !aligned || cannotPin(), last - begin};
+    return {true, gpu || gather || !aligned || mustStage() || cannotPin(), last - begin};
 }
 
 // Passes over bytes of the other route; false at the end of the plan.
@@ -228,7 +221,7 @@ bool usesRoute(const TransferPlan& plan, Route route, uint64_t epoch) {
         if (!file.direct(epoch)) {
             return route == Route::POOL;
         }
-        const uint64_t unit = granularity(file);
+        const uint64_t unit = file.directUnit();
         const uint64_t stride = run.count > 1 ? run.remoteStride : 0;
         const bool aligned = (run.remote | run.size | stride) % unit == 0;
         return route == Route::QUEUE ? run.size >= unit : !aligned;

@@ -30,6 +30,7 @@ class Memory final : public BackendMemory {
     const pid_t process = getpid();
     std::vector<int> fixedBuffers;
     std::atomic<bool> cannotPin{false};  // the kernel refuses O_DIRECT with it: EFAULT
+    bool staged = false;                 // the queue cannot reach it: copied always
 };
 
 struct BuildLimits {
@@ -84,6 +85,10 @@ class RequestBuilder {
     bool cannotPin() const {
         const Memory* const registered = device() < 0 ? memory() : nullptr;
         return registered != nullptr && registered->cannotPin.load(std::memory_order_relaxed);
+    }
+    bool mustStage() const {
+        const Memory* const registered = device() < 0 ? memory() : nullptr;
+        return registered != nullptr && registered->staged;
     }
     void drop(uint64_t bytes);
     File& file() const {

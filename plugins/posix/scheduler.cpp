@@ -163,9 +163,9 @@ void Scheduler::prepareBounce(const IoRequest& request) {
         bounce.registrationTried = true;
         bounce.fixedBuffer = engine_->registerBuffer(bounce.data, shared_.bounces.bytes());
         if (bounce.fixedBuffer == -ENOMEM && !shared_.toldMemlock.exchange(true)) {
-            shared_.log(
-                "POSIX: registering buffers: Cannot allocate memory; going without (the "
-                "limit is RLIMIT_MEMLOCK, ulimit -l)");
+            shared_.log(std::string(shared_.plugin) +
+                        ": registering buffers: Cannot allocate memory; going without (the "
+                        "limit is RLIMIT_MEMLOCK, ulimit -l)");
         }
     }
     if (!bounce.pinTried && request.device >= 0) {
@@ -289,7 +289,7 @@ void Scheduler::finish(IoRequest& request) {
     if (request.refused && request.done > 0 && file.direct(UINT64_MAX - 1)) {
         file.refuseDirect(++shared_.epoch);
         ++shared_.refusals;
-        shared_.log("POSIX: " + file.label() +
+        shared_.log(std::string(shared_.plugin) + ": " + file.label() +
                     ": O_DIRECT was refused (Invalid argument), going "
                     "buffered");
     }

@@ -35,6 +35,14 @@ def test_clean_tree(tree: pathlib.Path) -> None:
     assert complaints(tree) == "layout ok\n"
 
 
+def test_a_plugin_holds_no_other_ones_files_unless_they_are_shared(tree: pathlib.Path) -> None:
+    for plugin in ("posix", "x", "gusli"):
+        write(tree, f"plugins/{plugin}/b.cpp", '// B.\n#include "posix/a.h"\n')
+    text = complaints(tree)
+    assert "plugins/x/b.cpp:2: plugin 'x' may not include 'posix'" in text
+    assert text.count("may not include") == 1
+
+
 LONG_FUNCTION = "// Long.\nint f() {\n" + "    g();\n" * 80 + "}\n"
 LONG_METHOD = "// Long.\nclass A {\n    void f(int a,\n           int b) {\n" + (
     "        g();\n" * 80 + "    }\n};\n"
