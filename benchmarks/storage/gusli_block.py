@@ -3,7 +3,8 @@
     python benchmarks/storage/gusli_block.py --device_path /dev/nvme1n1 --device_id 11 \\
         --config_file gusli.conf --buffer_sizes 4KB,64KB,1MB
 
-GUSLI finds the device by the number that its configuration gives it. It reads by default: WRITE
+GUSLI finds the device by the number that its configuration gives it; without a configuration that
+is --device_id. It reads by default: WRITE
 destroys what is on the device and wants --overwrite as well.
 """
 
@@ -24,17 +25,24 @@ from utils.errors import Refused  # noqa: E402
 from utils.storage import StorageBenchmark, read_plain, write_plain  # noqa: E402
 
 
+def one_device(options: argparse.Namespace) -> str:
+    """A list of devices that holds --device_path alone."""
+    kind = "F" if os.path.isfile(options.device_path) else "K"
+    path = os.path.abspath(options.device_path)
+    return f"version=1\n{options.device_id} {kind} W D {path} sec=0x3\n"
+
+
 class GusliBlock(StorageBenchmark):
     kind = "BLOCK"
 
     def __init__(self, options: argparse.Namespace, settings: Settings) -> None:
-        parameters = {"config_file": options.config_file} if options.config_file else {}
-        super().__init__(options, settings, "GUSLI", parameters)
+        if not os.path.exists(options.device_path):
+            raise Refused(f"--device_path {options.device_path}: there is nothing")
+        devices = options.config_file or one_device(options)
+        super().__init__(options, settings, "GUSLI", {"config_file": devices})
         if settings.operation == "WRITE" and not options.overwrite:
             raise Refused(f"--operation WRITE destroys what is on {options.device_path}: say "
                           "--overwrite as well")  # fmt: skip
-        if not os.path.exists(options.device_path):
-            raise Refused(f"--device_path {options.device_path}: there is nothing")
 
     def place_name(self) -> str:
         return f"{self.options.device_path}, id {self.options.device_id}"
@@ -63,7 +71,7 @@ def main() -> int:
     add("--device_path", required=True, help="the device, to compare bytes by plain reads")
     add("--device_id", type=at_least(0), default=11, help="its number in the configuration")
     add("--device_offset", type=offset, default=0, help="where on it to begin")
-    add("--config_file", help="GUSLI's list of devices")
+    add("--config_file", help="GUSLI's list of devices (default: --device_path alone)")
     add("--overwrite", action="store_true", help="allow --operation WRITE")
     add_memory(parser, "DRAM")
     return main_of(GusliBlock, parser)()

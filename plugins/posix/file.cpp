@@ -220,24 +220,31 @@ Status File::inspect(int fd, const LogInfo& log) {
     return {};
 }
 
-void File::readAlignment(int fd) {
+DirectAlign directAlign(int fd) {
     alignas(8) unsigned char data[256] = {};
+    DirectAlign found;
     if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH, kStatxDioAlign, data) == 0) {
         uint32_t mask = 0;
         std::memcpy(&mask, data, sizeof(mask));
         if ((mask & kStatxDioAlign) != 0) {
-            std::memcpy(&memoryAlign_, data + kDioMemAlignAt, sizeof(memoryAlign_));
-            std::memcpy(&offsetAlign_, data + kDioOffsetAlignAt, sizeof(offsetAlign_));
-            if (memoryAlign_ == 0 || offsetAlign_ == 0) {
-                refuseDirect(1);  // the descriptor itself stays O_DIRECT: the twin is used
-            }
-            return;
+            std::memcpy(&found.memory, data + kDioMemAlignAt, sizeof(found.memory));
+            std::memcpy(&found.offset, data + kDioOffsetAlignAt, sizeof(found.offset));
+            return found.memory == 0 ? DirectAlign{0, 0} : found;
         }
     }
     int sector = 0;
     if (ioctl(fd, BLKSSZGET, &sector) == 0 && sector > 0) {
-        offsetAlign_ = static_cast<uint32_t>(sector);
-        memoryAlign_ = static_cast<uint32_t>(sector);
+        found = {static_cast<uint32_t>(sector), static_cast<uint32_t>(sector)};
+    }
+    return found;
+}
+
+void File::readAlignment(int fd) {
+    const DirectAlign align = directAlign(fd);
+    offsetAlign_ = align.offset;
+    memoryAlign_ = align.memory;
+    if (align.offset == 0) {
+        refuseDirect(1);  // the descriptor itself stays O_DIRECT: the twin is used
     }
 }
 
@@ -260,7 +267,7 @@ int File::checkName() const {
 }
 
 int File::checkName(uint64_t post) {
-    if (callerOwned() || nameChecked_.load(std::memory_order_relaxed) == post) {
+    if (staysOpen() || nameChecked_.load(std::memory_order_relaxed) == post) {
         return 0;
     }
     const int error = checkName();

@@ -87,6 +87,13 @@ class FdCache {
     size_t open_ = 0;
 };
 
+// Of what O_DIRECT offsets and lengths, and addresses, are multiples; 0: it is not supported.
+struct DirectAlign {
+    uint32_t offset = 4096;
+    uint32_t memory = 4096;
+};
+DirectAlign directAlign(int fd);
+
 using LogInfo = std::function<void(const std::string&)>;
 
 // A descriptor that another plugin has opened, and what it takes.
@@ -158,6 +165,7 @@ class File final : public BackendMemory {
     // Its descriptor is open without being asked for: the caller's or another plugin's.
     bool staysOpen() const { return path_.empty(); }
     int callerFd() const { return callerFd_; }
+    const void* owner() const { return owner_.get(); }  // of an adopted one
     bool append() const { return append_; }
     bool writable() const { return flags_ != O_RDONLY; }
     bool sameRegularFile(const File& other) const {

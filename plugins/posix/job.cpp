@@ -5,12 +5,15 @@
 #include <cerrno>
 #include <cstring>
 
+#include <sched.h>
+
 #include "inline_queue.h"
 
 namespace nixl::posix {
 
 namespace {
 
+constexpr auto kPatience = std::chrono::microseconds(8);  // of a caller who polls
 constexpr size_t kMaxFailures = 1 << 20;  // of one post; the rest is summed up in the last
 
 std::string failureText(const char* plugin,
@@ -244,7 +247,21 @@ bool Job::light() const {
            std::none_of(plan_.localRegions.begin(), plan_.localRegions.end(), cannot_pin);
 }
 
+// A caller who polls may be holding the very processor that an engine thread waits for: at once
+// where that thread was last seen here, else after some time.
+void Job::help() const {
+    if (light() && shared_.small->busy()) {
+        shared_.small->progress();
+        return;
+    }
+    if ((buffered() && shared_.pool->engine()->lookoutCpu() == sched_getcpu()) ||
+        std::chrono::steady_clock::now() - posted_ > kPatience) {
+        sched_yield();
+    }
+}
+
 void Job::start(CompletionPtr completion) {
+    posted_ = std::chrono::steady_clock::now();
     canceled_ = false;
     dropped_ = false;
     failures_.clear();

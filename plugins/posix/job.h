@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <deque>
 #include <functional>
 #include <mutex>
@@ -114,6 +115,8 @@ class Job {
     bool buffered() const { return !usesQueue_; }
     // Whether its O_DIRECT I/O is so little that whoever posts may submit it.
     bool light() const;
+    // What a caller who waits for the post can do for it.
+    void help() const;
     uint64_t epoch() const { return epoch_; }
     const Shared& sharedState() const { return shared_; }
 
@@ -130,6 +133,7 @@ class Job {
     bool light_ = false;
     uint64_t refusalsSeen_ = 0;
     uint64_t epoch_ = 0;
+    std::chrono::steady_clock::time_point posted_;
     CompletionPtr completion_;
     std::atomic<bool> canceled_{false};
     std::atomic<bool> dropped_{false};

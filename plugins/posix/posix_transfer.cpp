@@ -4,17 +4,13 @@
 #include <algorithm>
 #include <cerrno>
 
-#include <sched.h>
 #include <sys/uio.h>
-
-#include "inline_queue.h"
 
 namespace nixl::posix {
 
 namespace {
 
 constexpr uint64_t kInlineSegments = 8;
-constexpr auto kPatience = std::chrono::microseconds(8);  // of a caller who polls
 
 }  // namespace
 
@@ -79,23 +75,8 @@ Status PosixTransfer::post(CompletionPtr completion,
         }
     }
     NIXL_RETURN_IF_ERROR(job_.holdFiles());
-    posted_ = std::chrono::steady_clock::now();
     job_.start(std::move(completion));
     return {};
-}
-
-// A caller who polls may be holding the very processor that an engine thread waits for: at once
-// where that thread was last seen here, else after some time.
-void PosixTransfer::help() {
-    if (job_.light() && job_.sharedState().small->busy()) {
-        job_.sharedState().small->progress();
-        return;
-    }
-    const Engine& pool = *job_.sharedState().pool->engine();
-    if ((job_.buffered() && pool.lookoutCpu() == sched_getcpu()) ||
-        std::chrono::steady_clock::now() - posted_ > kPatience) {
-        sched_yield();
-    }
 }
 
 // Moves everything at once where the kernel can do so without waiting (RWF_NOWAIT). What was

@@ -3,7 +3,6 @@
 // Threads: as BackendTransfer.
 #pragma once
 
-#include <chrono>
 #include <vector>
 
 #include "job.h"
@@ -25,7 +24,7 @@ class PosixTransfer final : public BackendTransfer {
                 std::string_view notification,
                 bool has_notification) override;
     void cancel() override { job_.cancel(); }
-    void help() override;
+    void help() override { job_.help(); }
     TransferDescription describe() const override;
 
   private:
@@ -34,7 +33,6 @@ class PosixTransfer final : public BackendTransfer {
 
     const TransferPlan& plan_;
     Job job_;
-    std::chrono::steady_clock::time_point posted_;
     bool small_ = false;              // worth trying inside post
     std::vector<const File*> paths_;  // of a small one, the files registered by path
 };

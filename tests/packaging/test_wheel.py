@@ -88,17 +88,18 @@ def test_nothing_of_the_systems_is_bundled(binaries: list[pathlib.Path]) -> None
 def test_core_and_posix_need_only_libc_and_libstdcxx(site: pathlib.Path) -> None:
     lib = site / "nixl" / "lib"
     assert set(elf.dynamic(lib / CORE, "NEEDED")) <= CXX_RUNTIME
-    for name in ("posix", "ucx"):
+    for name in ("posix", "ucx", "gusli", "hf3fs"):
         for plugin in plugins_named(site, name):
             assert set(elf.dynamic(plugin, "NEEDED")) <= CXX_RUNTIME | {CORE}
     (module,) = (site / "nixl").glob("_bindings*.so")
     assert set(elf.dynamic(module, "NEEDED")) <= CXX_RUNTIME | {CORE}
 
 
-def test_posix_plugin_is_there(site: pathlib.Path) -> None:
-    if not (ROOT / "plugins" / "posix").is_dir():
-        pytest.skip("no plugins/posix in this tree")
-    assert plugins_named(site, "posix")
+@pytest.mark.parametrize("name", ["posix", "gusli", "hf3fs"])
+def test_storage_plugin_is_there(site: pathlib.Path, name: str) -> None:
+    if not (ROOT / "plugins" / name).is_dir():
+        pytest.skip(f"no plugins/{name} in this tree")
+    assert plugins_named(site, name)
 
 
 def test_obj_plugin_is_there_and_leaves_libraries_to_the_system(site: pathlib.Path) -> None:
