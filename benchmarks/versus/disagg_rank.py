@@ -129,29 +129,36 @@ class Scheduler:
     def __init__(self) -> None:
         self.inside = 0.0
 
+    def begin(self) -> None:
+        self._start = time.perf_counter()
+
+    def end(self) -> None:
+        self.inside += time.perf_counter() - self._start
+
     def until(self, ends: dict[int, Any], state: int) -> float:
         """When the last one got there."""
         left, limit = dict(ends), time.monotonic() + PATIENCE
-        while True:
-            for room, end in list(left.items()):
-                start = time.perf_counter()
-                now = end.poll()
-                self.inside += time.perf_counter() - start
+        while left:
+            self.begin()  # all rooms in a row: a clock for each would cost more than a poll
+            states = [end.poll() for end in left.values()]
+            self.end()
+            for (room, end), now in zip(list(left.items()), states, strict=True):
                 if now == state or (now == 4 and state != 4):
                     del left[room]
                 elif now == 0:
                     end.failure_exception()
                     raise SystemExit(f"room {room} failed")
             if not left:
-                return time.monotonic()
+                break
             if time.monotonic() > limit:
                 raise SystemExit(f"rooms {list(left)} are not in state {state}")
             time.sleep(PAUSE)
+        return time.monotonic()
 
     def send(self, sender: Any, pages: Any) -> None:
-        start = time.perf_counter()
+        self.begin()
         sender.send(pages)
-        self.inside += time.perf_counter() - start
+        self.end()
 
 
 def pages_of(wish: dict[str, Any], pages: int, salt: int) -> Any:
@@ -177,7 +184,7 @@ def do_round(side: Any, role: str, cache: Cache, wish: dict[str, Any], pages: in
         ends = {r: side.sender(r, each, r % AUX_SLOTS) for r in rooms}
         print(json.dumps({"ready": True}), flush=True)
         scheduler.until(ends, 2)
-        scheduler.inside = 0.0
+        scheduler = Scheduler()
         out["sent"] = time.monotonic()
         for room, end in ends.items():
             scheduler.send(end, here[share[room]])

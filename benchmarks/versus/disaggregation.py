@@ -10,7 +10,7 @@ both look at their rooms every 0.2 ms. Figures are medians of the rounds, and of
 
     time     from the first send to the last Success at the decode rank
     CPU      seconds of both processes, per GB
-    calls    time inside send and poll at the prefill rank
+    calls    time inside send and poll of both schedulers
 
 Every page is checked at its place after each round. Who is not measured is stopped. --hosts puts
 the ranks into two network namespaces (needs root). The interpreter that runs this needs torch,
@@ -109,7 +109,7 @@ class Column:
         return {
             "time": got["ended"] - sent["sent"],
             "cpu": (sent["cpu"] + got["cpu"]) / (size / 1e9),
-            "calls": sent["inside"],
+            "calls": sent["inside"] + got["inside"],
         }
 
     def end(self) -> None:

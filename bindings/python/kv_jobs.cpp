@@ -12,6 +12,8 @@
 #include <thread>
 
 #include <nanobind/stl/shared_ptr.h>
+#include <pthread.h>
+#include <sched.h>
 
 #include "indices.h"
 #include "module.h"
@@ -49,9 +51,12 @@ class KvJob {
         if (seen != JobState::POSTED) {
             return seen;
         }
-        const std::lock_guard lock(mutex_);
-        settle();
-        return state_.load(std::memory_order_relaxed);
+        // Who polls does not wait for whoever is at it.
+        const std::unique_lock lock(mutex_, std::try_to_lock);
+        if (lock.owns_lock()) {
+            settle();
+        }
+        return state_.load(std::memory_order_acquire);
     }
 
     std::string error() {
@@ -131,6 +136,9 @@ class KvJob {
     }
 
     void settle() {
+        if (state_.load(std::memory_order_relaxed) != JobState::POSTED) {
+            return;
+        }
         Agent* agent = agent_->ifOpen();
         if (agent == nullptr) {
             finish(JobState::FAILED, "the agent was closed");
@@ -205,19 +213,24 @@ class KvPusher {
     }
 
     void close() {
+        std::thread thread;
         {
             const std::lock_guard lock(mutex_);
             closed_ = true;
+            thread.swap(thread_);
             wake_.notify_one();
         }
-        if (thread_.joinable()) {
-            thread_.join();
+        if (thread.joinable()) {
+            thread.join();
         }
-        for (const std::shared_ptr<KvJob>& job : queue_) {
+        std::deque<std::shared_ptr<KvJob>> left;
+        {
+            const std::lock_guard lock(mutex_);
+            left.swap(queue_);
+        }
+        for (const std::shared_ptr<KvJob>& job : left) {
             job->cancel();
         }
-        queue_.clear();
-        under_way_.clear();
     }
 
     const std::shared_ptr<LiveAgent>& agent() const { return agent_; }
@@ -236,6 +249,9 @@ class KvPusher {
     }
 
     void run() {
+        // A batch thread takes no processor from who wakes it: the scheduler, inside send().
+        const sched_param none{};
+        pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
         std::unique_lock lock(mutex_);
         while (true) {
             wake_.wait(lock, [&] { return closed_ || !queue_.empty(); });
@@ -247,23 +263,23 @@ class KvPusher {
             lock.unlock();
             makeRoom();
             job->post();
-            under_way_.push_back(job);
+            underWay_.push_back(job);
             lock.lock();
         }
     }
 
     // Waits while as many are under way as the window allows.
     void makeRoom() {
-        while (true) {
-            std::erase_if(under_way_, [](const std::shared_ptr<KvJob>& job) {
+        while (underWay_.size() >= window_) {
+            std::erase_if(underWay_, [](const std::shared_ptr<KvJob>& job) {
                 return job->state() != JobState::POSTED;
             });
             Agent* agent = agent_->ifOpen();
-            if (under_way_.size() < window_ || agent == nullptr || stopped()) {
+            if (underWay_.size() < window_ || agent == nullptr || stopped()) {
                 return;
             }
             std::vector<HandleId> ids;
-            for (const std::shared_ptr<KvJob>& job : under_way_) {
+            for (const std::shared_ptr<KvJob>& job : underWay_) {
                 if (const HandleId id = job->posted(); id != 0) {
                     ids.push_back(id);
                 }
@@ -289,7 +305,7 @@ class KvPusher {
     std::condition_variable wake_;
     std::deque<std::shared_ptr<KvJob>> queue_;
     bool closed_ = false;
-    std::vector<std::shared_ptr<KvJob>> under_way_;  // the thread's own
+    std::vector<std::shared_ptr<KvJob>> underWay_;  // the thread's own
     std::thread thread_;
 };
 
@@ -313,18 +329,28 @@ class KvInbox {
         }
         const std::vector<Notification> came = agent_->get().takeNotifications();
         for (const Notification& one : came) {
-            if (const nb::object taken = taken_; taken.is_valid()) {
+            if (const nb::object taken = call(); taken.is_valid()) {
                 taken(one.from, toBytes(one.message));
             }
         }
     }
-    void end() { taken_.reset(); }
+    void end() {
+        nb::object taken;  // goes after the lock
+        const std::lock_guard lock(mutex_);
+        std::swap(taken, taken_);
+    }
 
   private:
     static constexpr double kPause = 150e-6;
 
+    nb::object call() {
+        const std::lock_guard lock(mutex_);
+        return taken_;
+    }
+
     const std::shared_ptr<LiveAgent> agent_;
-    nb::object taken_;
+    std::mutex mutex_;
+    nb::object taken_;  // guarded by mutex_
     std::atomic<double> looked_{0};
 };
 
