@@ -100,6 +100,10 @@ void StandinGpus::fail(const char* call, int after, int error) {
     symbol<void (*)(const char*, int, int)>("cudaStandinFail")(call, after, error);
 }
 
+void StandinGpus::failOnce(const char* call, int after, int error) {
+    symbol<void (*)(const char*, int, int)>("cudaStandinFailOnce")(call, after, error);
+}
+
 void StandinGpus::hold(bool hold) {
     symbol<void (*)(int)>("cudaStandinHold")(hold ? 1 : 0);
 }

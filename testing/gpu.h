@@ -37,6 +37,7 @@ class StandinGpus {
 
     // See the end of standins/cuda_driver.c.
     void fail(const char* call, int after, int error);
+    void failOnce(const char* call, int after, int error);
     void hold(bool hold);
     uint64_t copies() { return figure(0); }
     uint64_t bytes() { return figure(1); }

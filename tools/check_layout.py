@@ -27,7 +27,7 @@ MAY_INCLUDE = {
     "backend": {"base", "memory"},
     "session": {"base", "memory"},
     "lanes": {"base"},  # the choice among lanes, which come through nixl/lane.h
-    "lanes/local": {"base", "memory", "session"},
+    "lanes/local": {"base", "device", "memory", "session"},
     "lanes/host": {"base", "memory", "session"},
     "lanes/stream": {"base", "memory", "session"},
     "connect": {"base", "session"},

@@ -164,6 +164,7 @@ NB_MODULE(_bindings, module) {
     nixl::python::bindHandles(module);
     nixl::python::bindMemory(module);
     nixl::python::bindKvJobs(module);
+    nixl::python::bindDevice(module);
     module.attr("NIXL_INIT_AGENT") = "";
     module.attr("DEFAULT_COMM_PORT") = 8888;
     // Transfers that a GPU starts itself: see prep_mem_view.

@@ -227,6 +227,7 @@ void bindDescriptors(nb::module_& module);
 void bindTransfers(nb::module_& module);
 void bindHandles(nb::module_& module);  // after the agent, which they name
 void bindAgent(nb::module_& module);
+void bindDevice(nb::module_& module);
 void bindMemory(nb::module_& module);
 void bindKvJobs(nb::module_& module);
 // Parts of the class nixlAgent.

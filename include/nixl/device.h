@@ -133,6 +133,9 @@ class NIXL_API Devices {
     ~Devices() = default;
 };
 
+// Those of this process; the same object for all.
+NIXL_API Devices& devices();
+
 // A GPU's context for the calling thread until the end of the scope.
 class DeviceScope {
   public:

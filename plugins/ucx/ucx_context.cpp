@@ -81,6 +81,10 @@ Result<UcxContext::Mapped> UcxContext::map(const MemoryRegion& region) {
     params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH;
     params.address = reinterpret_cast<void*>(region.address);
     params.length = region.size;
+    if (region.type == MemType::VRAM) {
+        params.field_mask |= UCP_MEM_MAP_PARAM_FIELD_MEMORY_TYPE;
+        params.memory_type = UCS_MEMORY_TYPE_CUDA;
+    }
     Mapped mapped;
     ucs_status_t status = ucx_.memMap(handle_, &params, &mapped.handle);
     if (status != UCS_OK) {

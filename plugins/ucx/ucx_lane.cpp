@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <optional>
 
 #include "ucx_machine.h"
 #include "ucx_workers.h"
@@ -128,6 +129,7 @@ class UcxLane final : public Lane, public RemoteSupport {
     const char* name() const override { return "ucx"; }
 
     Status start(bool asked) override {
+        asked_ = asked;
         const bool rdma = haveRdmaDevices();
         if (!asked && !rdma) {
             if (!ucxInstalled()) {
@@ -149,16 +151,24 @@ class UcxLane final : public Lane, public RemoteSupport {
     }
 
     Result<std::unique_ptr<BackendMemory>> registerMemory(const MemoryRegion& region) override {
-        if (region.type == MemType::VRAM) {
-            NIXL_RETURN_IF_ERROR(open());
+        const bool gpu = region.type == MemType::VRAM;
+        if (gpu) {
+            if (Status status = open(); !status.ok()) {
+                return unmapped(status);
+            }
         }
         const std::shared_ptr<UcxWorkers> workers = this->workers();
         if (workers == nullptr) {
             return std::unique_ptr<BackendMemory>();
         }
+        // The library looks for the GPU of the thread that calls. Without a driver it knows better.
+        std::optional<DeviceScope> scope;
+        if (gpu) {
+            scope.emplace(services_.devices(), static_cast<int>(region.deviceId));
+        }
         Result<UcxContext::Mapped> mapped = workers->context().map(region);
         if (!mapped.ok()) {
-            return mapped.status();
+            return gpu ? unmapped(mapped.status()) : mapped.status();
         }
         return std::unique_ptr<BackendMemory>(
             std::make_unique<UcxMemory>(workers, std::move(mapped).value()));
@@ -221,6 +231,15 @@ class UcxLane final : public Lane, public RemoteSupport {
     }
 
   private:
+    // The other lanes move GPU memory too.
+    Result<std::unique_ptr<BackendMemory>> unmapped(const Status& why) {
+        if (asked_) {
+            return why;
+        }
+        logOnce(services_, LogLevel::INFO, "GPU memory goes by the other lanes: " + why.message());
+        return std::unique_ptr<BackendMemory>();
+    }
+
     Status open() {
         const std::lock_guard lock(mutex_);
         if (workers_ != nullptr) {
@@ -246,6 +265,7 @@ class UcxLane final : public Lane, public RemoteSupport {
 
     PluginServices& services_;
     const UcxOptions options_;
+    bool asked_ = false;
     std::mutex mutex_;
     std::shared_ptr<UcxWorkers> workers_;  // guarded by mutex_
 };

@@ -9,12 +9,12 @@ import mmap
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from . import _bindings as nixlBind
 from .errors import nixlInvalidParamError
 
-__all__ = ["Buffer", "alloc", "alloc_tensor"]
+__all__ = ["Buffer", "DeviceBuffer", "alloc", "alloc_tensor"]
 
 # fcntl names these from Python 3.9 or 3.10 on, depending on the C library it was built with.
 _F_ADD_SEALS = getattr(fcntl, "F_ADD_SEALS", 1033)
@@ -42,6 +42,80 @@ class Buffer(mmap.mmap):
         return f"<nixl.Buffer of {len(self)} bytes>" if not self.closed else "<nixl.Buffer, closed>"
 
 
+class DeviceBuffer:
+    """GPU memory that other processes of this host can map; CuPy, Numba and torch take it as it is
+    (``torch.as_tensor(buffer, device="cuda")``). Freed with the last reference to it, or by
+    ``close()`` and at the end of a ``with``: deregister it first."""
+
+    def __init__(self, memory: nixlBind._deviceMemory, nbytes: int) -> None:
+        self._memory = memory
+        self._nbytes = nbytes
+
+    @property
+    def address(self) -> int:
+        """Where it starts, an address of the GPU."""
+        return self._memory.address
+
+    @property
+    def nbytes(self) -> int:
+        """How long it is."""
+        return self._nbytes
+
+    def __len__(self) -> int:
+        return self._nbytes
+
+    @property
+    def device(self) -> str:
+        """The GPU that holds it: "cuda:0"."""
+        return f"cuda:{self._memory.device}"
+
+    @property
+    def closed(self) -> bool:
+        """Whether the memory has been freed."""
+        return self._memory.freed
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": (self._nbytes,),
+            "typestr": "|u1",
+            "data": (self.address, False),
+            "strides": None,
+            "stream": None,
+            "version": 3,
+        }
+
+    def close(self) -> None:
+        """Frees the memory. Nothing may use it any more."""
+        self._memory.free()
+
+    def __enter__(self) -> DeviceBuffer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<nixl.DeviceBuffer, closed>"
+        return f"<nixl.DeviceBuffer of {self._nbytes} bytes on {self.device}>"
+
+
+def _device_number(device: Any) -> int | None:
+    """The number of a GPU from "cuda:1", "cuda", 1 or a torch.device; None: host memory."""
+    text = str(device).lower()
+    if text == "cpu":
+        return None
+    name, _, number = text.rpartition(":") if ":" in text else (text, "", "")
+    if text.isdecimal() and not isinstance(device, bool):
+        name, number = "cuda", text
+    if name != "cuda" or not (number or "0").isdecimal():
+        raise nixlInvalidParamError(
+            f'device={device!r}: must be "cpu", "cuda" or "cuda:N" (N counts from 0)'
+        )
+    return int(number or "0")
+
+
 def _available() -> int:
     """Bytes of memory the system, and a control group around us, still have. Allocating more
     would not fail but wake the out-of-memory killer."""
@@ -57,16 +131,27 @@ def _available() -> int:
     return left
 
 
-def alloc(nbytes: int) -> Buffer:
-    """Allocates ``nbytes`` of zeroed shareable memory. Freed with the last reference to it.
+@overload
+def alloc(nbytes: int) -> Buffer: ...
+@overload
+def alloc(nbytes: int, device: None) -> Buffer: ...
+@overload
+def alloc(nbytes: int, device: Any) -> Any: ...
+def alloc(nbytes: int, device: Any = None) -> Any:
+    """Allocates ``nbytes`` of shareable memory. Freed with the last reference to it.
 
-    Raises OSError (ENOSPC) when there is not that much memory.
+    Host memory, zeroed; with ``device="cuda:0"`` memory of that GPU (a DeviceBuffer), whose content
+    is not set. Raises OSError (ENOSPC) when there is not that much host memory, nixlError when the
+    GPU has not, and nixlNotSupportedError where there is no such GPU.
     """
     if isinstance(nbytes, bool) or not hasattr(nbytes, "__index__"):
         raise TypeError(f"nbytes must be an integer, not {type(nbytes).__name__}")
     size = nbytes.__index__()
     if size <= 0:
         raise nixlInvalidParamError(f"nbytes={size}: must be at least 1")
+    number = None if device is None else _device_number(device)
+    if number is not None:
+        return DeviceBuffer(nixlBind._deviceAlloc(size, number), size)
     if size > _available():
         raise OSError(errno.ENOSPC, f"nixl.alloc: {size} bytes, of {_available()} available")
     descriptor = os.memfd_create("nixl", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

@@ -151,7 +151,9 @@ def range_of(source: Any, where: str = "") -> Range:
         return _array_range(source, interface, where, nixlBind.DRAM_SEG, 0)
     interface = getattr(source, "__cuda_array_interface__", None)
     if interface is not None:
-        device = getattr(getattr(source, "device", None), "id", 0)
+        device = nixlBind._deviceOf(interface["data"][0])
+        if device < 0:
+            device = getattr(getattr(source, "device", None), "id", 0)
         return _array_range(source, interface, where, nixlBind.VRAM_SEG, device)
     if isinstance(source, (str, bytes)):
         raise TypeError(f"{where}{type(source).__name__} cannot be registered: it is immutable")

@@ -3,6 +3,7 @@
 
 #include "agent/agent_impl.h"
 #include "base/log.h"
+#include "device/devices.h"
 
 namespace nixl::detail {
 namespace {
@@ -33,6 +34,29 @@ Status checkEntries(const RegistrationList& list) {
         if (memory::isMemory(list.type()) && entry.address == 0 && entry.size != 0) {
             return Status::invalidParam(
                 place(i, list.type()) + ": a null address cannot be registered", index);
+        }
+    }
+    return {};
+}
+
+std::string whyNoDevices(MemType type) {
+    const Status status = type == MemType::VRAM ? device::devices().available() : Status();
+    return status.ok() ? std::string() : " (" + status.message() + ")";
+}
+
+// GPU memory is what the driver says it is. Where there is no driver the backends say what they
+// can.
+Status checkDevices(const RegistrationList& list) {
+    Devices& devices = device::devices();
+    if (list.type() != MemType::VRAM || !devices.likely() || !devices.available().ok()) {
+        return {};
+    }
+    for (size_t i = 0; i < list.entries.size(); ++i) {
+        const RegistrationList::Entry& entry = list.entries[i];
+        const Status status = devices.check(entry.address, entry.size, entry.deviceId);
+        if (!status.ok()) {
+            return {status.code(), "descriptor " + std::to_string(i) + ": " + status.message(), 0,
+                    static_cast<int64_t>(i)};
         }
     }
     return {};
@@ -83,6 +107,7 @@ Status AgentImpl::registerAt(const RegistrationList& list,
 
 Status AgentImpl::registerMemory(const RegistrationList& list, const Names& backends) {
     NIXL_RETURN_IF_ERROR(checkEntries(list));
+    NIXL_RETURN_IF_ERROR(checkDevices(list));
     Result<LoadedList> chosen = choose(backends);
     if (!chosen.ok()) {
         return chosen.status();
@@ -115,11 +140,11 @@ Status AgentImpl::registerMemory(const RegistrationList& list, const Names& back
         first = first.ok() ? std::move(status) : std::move(first);
     }
     if (taken == 0) {
-        return !first.ok()
-                   ? first
-                   : Status::notSupported("no backend of agent \"" + self().name + "\" takes " +
-                                          memTypeName(list.type()) + " memory; it has " +
-                                          (names.empty() ? "none" : names));
+        return !first.ok() ? first
+                           : Status::notSupported(
+                                 "no backend of agent \"" + self().name + "\" takes " +
+                                 memTypeName(list.type()) + " memory; it has " +
+                                 (names.empty() ? "none" : names) + whyNoDevices(list.type()));
     }
     std::erase_if(additions, [&](const auto& one) { return isNothing(list.type(), *one.entry); });
     shared_->regions().add(list.type(), std::move(additions));

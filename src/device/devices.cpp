@@ -9,6 +9,14 @@
 
 #include "device/cuda_devices.h"
 
+namespace nixl {
+
+Devices& devices() {
+    return device::devices();
+}
+
+}  // namespace nixl
+
 namespace nixl::device {
 
 namespace {

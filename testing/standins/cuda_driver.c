@@ -46,6 +46,7 @@ uint64_t handles_opened;
 static char fail_call[48];
 static int fail_after;
 static int fail_error;
+static int fail_once;
 static int contexts[MAX_DEVICES];
 static _Thread_local void* current[16];
 static _Thread_local int depth;
@@ -57,6 +58,9 @@ int failing(const char* call) {
     if (fail_after > 0) {
         --fail_after;
         return OK;
+    }
+    if (fail_once) {
+        fail_call[0] = '\0';
     }
     return fail_error;
 }
@@ -498,6 +502,7 @@ API void cudaStandinFail(const char* call, int after, int error) {
     snprintf(fail_call, sizeof fail_call, "%s", call != NULL ? call : "");
     fail_after = after;
     fail_error = error;
+    fail_once = 0;
     if (call == NULL) {
         for (struct Stream* one = streams; one != NULL; one = one->next) {
             one->error = OK;
@@ -529,4 +534,9 @@ API uint64_t cudaStandinFigure(int which) {
 }
 API int cudaStandinCurrent(void) {
     return currentDevice();
+}
+/* The same, for one call only. */
+API void cudaStandinFailOnce(const char* call, int after, int error) {
+    cudaStandinFail(call, after, error);
+    fail_once = 1;
 }

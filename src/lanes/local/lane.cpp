@@ -11,6 +11,8 @@
 #include "base/copy_pool.h"
 #include "base/mutex.h"
 #include "base/threads.h"
+#include "device/plan_copy.h"
+#include "lanes/local/device_transfer.h"
 #include "session/target_access.h"
 
 namespace nixl::peer {
@@ -22,11 +24,6 @@ constexpr double kBytesPerMicrosecond = 8'000;
 constexpr double kMicrosecondsPerSegment = 0.02;
 // A chunk is what a caller who polls copies at a time, and what a cancel waits for.
 constexpr double kMicrosecondsPerChunk = 100;
-
-bool isDram(std::span<const PlanRegion> regions) {
-    return std::all_of(regions.begin(), regions.end(),
-                       [](const PlanRegion& region) { return region.type == MemType::DRAM; });
-}
 
 // The bytes [begin, end) of the plan, counted over its segments in order.
 void copyRange(const TransferPlan& plan, uint64_t begin, uint64_t end) {
@@ -137,7 +134,7 @@ class LocalTransfer final : public BackendTransfer {
                                         "\" of this process has been destroyed");
         }
         if (!plan_.peer.self) {
-            NIXL_RETURN_IF_ERROR(pinTarget(*operation));
+            NIXL_RETURN_IF_ERROR(pinTarget(*operation->target, plan_, operation->pins));
         }
         operation->notify = has_notification;
         if (has_notification) {
@@ -195,19 +192,6 @@ class LocalTransfer final : public BackendTransfer {
         Identity from;
         std::atomic<uint64_t> copied{0};
     };
-
-    Status pinTarget(PostOperation& operation) {
-        operation.pins.clear();  // of a post that was refused
-        operation.pins.reserve(plan_.remoteRegions.size());
-        for (const PlanRegion& region : plan_.remoteRegions) {
-            Result<RegionPin> pin = operation.target->pin(region.id, region.generation);
-            if (!pin.ok()) {
-                return pin.status();
-            }
-            operation.pins.push_back(std::move(pin).value());
-        }
-        return {};
-    }
 
     std::shared_ptr<base::ChunkedJob> current() {
         const MutexLock lock(mutex_);
@@ -290,8 +274,17 @@ class LocalLane final : public Lane {
     const char* name() const override { return "local"; }
 
     LaneOffer offer(const TransferPlan& plan) override {
-        if (!isDram(plan.localRegions) || !isDram(plan.remoteRegions)) {
-            return {0, "local copies host memory only"};
+        const auto known = [](const PlanRegion& region) {
+            return region.type == MemType::DRAM || region.type == MemType::VRAM;
+        };
+        if (!std::all_of(plan.localRegions.begin(), plan.localRegions.end(), known) ||
+            !std::all_of(plan.remoteRegions.begin(), plan.remoteRegions.end(), known)) {
+            return {0, "local copies host and GPU memory only"};
+        }
+        if (device::touchesDevices(plan)) {
+            if (const Status status = services_.devices().available(); !status.ok()) {
+                return {0, status.message()};
+            }
         }
         if (findLocalAgent(plan.peer.incarnation) == nullptr) {
             return {0, "the agents live in different processes"};
@@ -300,6 +293,10 @@ class LocalLane final : public Lane {
     }
 
     Result<std::unique_ptr<BackendTransfer>> prepare(const TransferPlan& plan) override {
+        if (device::touchesDevices(plan)) {
+            return makeDeviceTransfer(self_, plan, findLocalAgent(plan.peer.incarnation),
+                                      services_);
+        }
         return std::unique_ptr<BackendTransfer>(std::make_unique<LocalTransfer>(
             self_, plan, findLocalAgent(plan.peer.incarnation), services_, budget_));
     }
@@ -311,6 +308,19 @@ class LocalLane final : public Lane {
 };
 
 }  // namespace
+
+Status pinTarget(TargetAccess& target, const TransferPlan& plan, std::vector<RegionPin>& pins) {
+    pins.clear();  // of a post that was refused
+    pins.reserve(plan.remoteRegions.size());
+    for (const PlanRegion& region : plan.remoteRegions) {
+        Result<RegionPin> pin = target.pin(region.id, region.generation);
+        if (!pin.ok()) {
+            return pin.status();
+        }
+        pins.push_back(std::move(pin).value());
+    }
+    return {};
+}
 
 std::unique_ptr<Lane> makeLocalLane(const Identity& self,
                                     PluginServices& services,

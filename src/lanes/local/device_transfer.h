@@ -1,0 +1,23 @@
+// Lane `local` where memory of GPUs takes part: copies of the driver, on streams. Threads: as
+// nixl/backend.h.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "nixl/backend.h"
+#include "nixl/services.h"
+
+#include "session/target_access.h"
+
+namespace nixl::peer {
+
+// Pins all remote regions of a plan at their owner, so that none is deregistered meanwhile.
+Status pinTarget(TargetAccess& target, const TransferPlan& plan, std::vector<RegionPin>& pins);
+
+std::unique_ptr<BackendTransfer> makeDeviceTransfer(const Identity& self,
+                                                    const TransferPlan& plan,
+                                                    std::weak_ptr<TargetAccess> target,
+                                                    PluginServices& services);
+
+}  // namespace nixl::peer
