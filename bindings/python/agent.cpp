@@ -92,6 +92,7 @@ void bindConfig(nb::module_& module) {
     NIXL_CONFIG_FIELD(type, "busyPollMicroseconds", busyPollMicroseconds);
     NIXL_CONFIG_FIELD(type, "socketDir", socketDir);
     NIXL_CONFIG_FIELD(type, "raiseOnError", raiseOnError);
+    NIXL_CONFIG_FIELD(type, "dumpOnSigusr2", dumpOnSigusr2);
     NIXL_CONFIG_FIELD(type, "metadataStore", metadataStore);
     NIXL_CONFIG_FIELD(type, "etcd", etcd);
     type.def_prop_rw(

@@ -233,6 +233,12 @@ void bindAgentMetadata(nb::class_<RawAgent>& agent) {
     bindNotifications(agent);
     bindExchange(agent);
     agent.def("_stats", [](RawAgent& self) { return self.get().stats(); })
+        .def("_telemetry",
+             [](RawAgent& self) {
+                 Agent& live = self.get();
+                 const GilRelease release;
+                 return live.telemetryJson();
+             })
         .def("_dumpState", [](RawAgent& self) {
             Agent& live = self.get();
             const GilRelease release;

@@ -303,7 +303,7 @@ const PluginTable kTable = {
     .parameters = kParameters,
     .parameterCount = std::size(kParameters),
     .createBackend = createShelf,
-    .createExporter = nullptr,
+    .exporter = nullptr,
 };
 
 }  // namespace

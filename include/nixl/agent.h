@@ -21,6 +21,7 @@
 #include "nixl/descriptor.h"
 #include "nixl/error.h"
 #include "nixl/metadata_store.h"
+#include "nixl/telemetry.h"
 #include "nixl/transfer.h"
 
 namespace nixl {
@@ -36,16 +37,17 @@ struct AgentConfig {
     bool enableListenThread = false;  // others fetch and send metadata at listenPort
     uint16_t listenPort = 8888;       // 0: chosen by the system, see Agent::listenPort()
     std::string listenHost;           // name or address; empty: all addresses
-    bool captureTelemetry = false;
-    unsigned numThreads = 0;      // passed to network backends; 0: their default
-    std::optional<bool> useEtcd;  // empty: when NIXL_ETCD_ENDPOINTS is set
-    std::string authKey;          // ≥ 16 bytes, shared by all agents
-    std::string authKeyFile;      // mode 0600
+    bool captureTelemetry = false;    // for exporters and `nixl top`; see docs/telemetry.md
+    unsigned numThreads = 0;          // passed to network backends; 0: their default
+    std::optional<bool> useEtcd;      // empty: when NIXL_ETCD_ENDPOINTS is set
+    std::string authKey;              // ≥ 16 bytes, shared by all agents
+    std::string authKeyFile;          // mode 0600
     std::chrono::milliseconds peerTimeout{10'000};
     std::chrono::milliseconds xferTimeout{0};  // 0: none
     std::string lanes;                         // "host,stream"; empty: NIXL_LANES, else all
     unsigned busyPollMicroseconds = 0;
     std::string socketDir;
+    bool dumpOnSigusr2 = false;             // or NIXL_DUMP_ON_SIGUSR2: dumpState() on the signal
     bool raiseOnError = true;               // Python: whether check_xfer_state raises
     std::string metadataStore;              // a directory, where there is no other central store
     std::shared_ptr<FrameworkStore> store;  // the framework's own, as the central store
@@ -242,8 +244,12 @@ class NIXL_API Agent {
     bool checkRemoteMetadata(const std::string& peer, const DescriptorList* list = nullptr);
     void connect(const std::string& peer, const std::vector<std::string>& backends = {});
 
+    // Counters, and what is counted of transfers; docs/telemetry.md. telemetryJson() is the same as
+    // one line of JSON.
     std::map<std::string, uint64_t> stats() const;
-    std::string dumpState() const;  // for people
+    AgentTelemetry telemetry() const;
+    std::string telemetryJson() const;
+    std::string dumpState() const;  // all it holds, for people; safe while transfers run
 
     const std::shared_ptr<detail::AgentImpl>& impl() const noexcept { return impl_; }
 

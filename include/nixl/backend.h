@@ -201,6 +201,8 @@ class NIXL_API BackendTransfer {
     // Advances a pending post without blocking; callers who poll or wait call it.
     virtual void help() {}
     virtual TransferDescription describe() const { return {}; }
+    // The name of the lane it takes, for counting; valid as long as the backend. Empty: none.
+    virtual std::string_view lane() const { return {}; }
     // How many bytes of the last post have been moved, where the backend can tell; any thread.
     virtual std::optional<uint64_t> bytesDone() const { return std::nullopt; }
     // What one post would take, where the backend can tell.

@@ -11,6 +11,7 @@
 
 #include "nixl/backend.h"
 #include "nixl/error.h"
+#include "nixl/exporter.h"
 #include "nixl/services.h"
 
 namespace nixl {
@@ -78,8 +79,8 @@ struct PluginTable {
     // Never throws. What it needs of the core beyond the call it keeps by reference to `services`.
     Result<std::unique_ptr<Backend>> (*createBackend)(const Parameters& parameters,
                                                       PluginServices& services);
-    // Telemetry exporters only (nixl/telemetry.h), else null.
-    void* createExporter;
+    // Telemetry exporters only, else null.
+    const nixl_exporter* exporter;
 };
 
 using PluginEntry = const PluginTable* (*)();

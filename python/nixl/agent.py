@@ -7,6 +7,7 @@ Thin by design: what takes time, and every rule, is in the C++ library. Methods 
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import time
 import weakref
@@ -469,9 +470,13 @@ class nixl_agent(NotificationCalls, MetadataCalls):
         """Clears fileno() without taking anything."""
         self.agent._drain()
 
-    def stats(self) -> dict[str, int]:
-        """Counters of the agent and its backends."""
-        return self.agent._stats()
+    def stats(self) -> dict[str, Any]:
+        """What the agent has counted: its counters and those of its backends by name, and
+        "transfers" (a dict for each backend, lane, peer and operation), "registered" (regions and
+        bytes by memory type), "pending" (the oldest transfers in progress), "endpoint" (where the
+        Prometheus exporter is read). docs/telemetry.md has all."""
+        told = json.loads(self.agent._telemetry())
+        return {**told.pop("counters"), **told}
 
     def dump_state(self) -> str:
         """Everything the agent holds, as text for people."""

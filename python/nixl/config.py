@@ -73,8 +73,9 @@ class nixl_agent_config:
         enable_listen_thread: (also ``enable_listen``) whether others may fetch and send metadata
             at listen_port (0: the system chooses, see the agent's listen_port) of listen_host
             (a name or address; empty: all addresses).
-        capture_telemetry: keep counters and events for exporters; the figures of a finished
-            transfer are always there.
+        capture_telemetry: show what is counted to exporters and ``nixl top``, as
+            NIXL_TELEMETRY_ENABLE does; the counters and the figures of a finished transfer are
+            there without it.
         num_threads: worker threads of network backends; 0 is their own default.
         backends: created with the agent; an unknown one is a warning.
         sync_mode: accepted for compatibility; the agent is thread-safe in every mode.
@@ -93,6 +94,8 @@ class nixl_agent_config:
         metadata_store: a central store for metadata: a directory, or an object of the framework
             with set, get, check and delete (torch's TCPStore, a Redis client, a dict).
         socket_dir: directory for sockets that containers of one host share.
+        dump_on_sigusr2: write dump_state() to standard error when the process gets SIGUSR2
+            (also NIXL_DUMP_ON_SIGUSR2).
         strict_descriptors: whether get_reg_descs and get_xfer_descs raise for what does not fit;
             else they log the reason and return None, as existing code expects.
     """
@@ -122,6 +125,7 @@ class nixl_agent_config:
         etcd: Mapping[str, Any] | None = None,
         socket_dir: str | os.PathLike[str] = "",
         strict_descriptors: bool = False,
+        dump_on_sigusr2: bool = False,
     ) -> None:
         if sync_mode is not None and not isinstance(sync_mode, nixl_thread_sync_t):
             raise TypeError(
@@ -158,6 +162,7 @@ class nixl_agent_config:
         self.etcd = {str(key): str(value) for key, value in _mapping(etcd, "etcd").items()}
         self.socket_dir = os.fspath(socket_dir)
         self.strict_descriptors = bool(strict_descriptors)
+        self.dump_on_sigusr2 = bool(dump_on_sigusr2)
 
     def __repr__(self) -> str:
         hidden: dict[str, Any] = {"auth_key": "***" if self.auth_key else ""}
@@ -194,6 +199,7 @@ class nixl_agent_config:
         raw.lanes = self.lanes
         raw.busyPollMicroseconds = self.busy_poll_us
         raw.raiseOnError = self.raise_on_error
+        raw.dumpOnSigusr2 = self.dump_on_sigusr2
         if isinstance(self._store, FrameworkStore):
             raw.store = self._store
         else:

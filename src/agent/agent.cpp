@@ -5,6 +5,7 @@
 
 #include "agent/use.h"
 #include "backend/plugins.h"
+#include "telemetry/json.h"
 
 namespace nixl {
 
@@ -421,6 +422,12 @@ void Agent::connect(const std::string& peer, const std::vector<std::string>& bac
 
 std::map<std::string, uint64_t> Agent::stats() const {
     return Use(impl_)->stats();
+}
+AgentTelemetry Agent::telemetry() const {
+    return Use(impl_)->telemetry();
+}
+std::string Agent::telemetryJson() const {
+    return telemetry::toJson(telemetry());
 }
 std::string Agent::dumpState() const {
     return Use(impl_)->dumpState();

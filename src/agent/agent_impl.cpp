@@ -8,8 +8,6 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-#include "agent/services.h"
-#include "backend/names.h"
 #include "base/fork.h"
 #include "base/log.h"
 #include "base/utf8.h"
@@ -25,6 +23,7 @@ namespace {
 
 constexpr auto kEndLimit = std::chrono::milliseconds(900);
 constexpr auto kGentleRest = std::chrono::milliseconds(600);    // of it, after connections end
+constexpr auto kTelemetryLimit = std::chrono::milliseconds(900);  // for the last word of exporters
 constexpr auto kCallLimit = std::chrono::milliseconds(50);      // at least, for calls to leave
 constexpr auto kReleaseLimit = std::chrono::milliseconds(100);  // decisions: cancel is bounded
 
@@ -44,19 +43,6 @@ void keepForEver(std::vector<std::shared_ptr<void>> things) {
         kept = new std::vector<std::shared_ptr<void>>();
     }
     std::move(things.begin(), things.end(), std::back_inserter(*kept));
-}
-
-// Whether figures of transfers are told: unless NIXL_TELEMETRY_ENABLE says no.
-Result<bool> wantsFigures(const std::string& name) {
-    const char* const word = std::getenv("NIXL_TELEMETRY_ENABLE");
-    if (word == nullptr || *word == '\0') {
-        return true;
-    }
-    if (const std::optional<bool> wanted = backend::readFlag(word)) {
-        return *wanted;
-    }
-    return Status::invalidParam("agent \"" + name + "\": NIXL_TELEMETRY_ENABLE=\"" + word + "\" " +
-                                backend::kFlagMust);
 }
 
 }  // namespace
@@ -90,11 +76,7 @@ Result<std::shared_ptr<AgentImpl>> AgentImpl::create(std::string name, AgentConf
 
 Status AgentImpl::start() {
     base::loadLogLevel();
-    Result<bool> figures = wantsFigures(self().name);
-    if (!figures.ok()) {
-        return figures.status();
-    }
-    figures_ = figures.value();
+    NIXL_RETURN_IF_ERROR(readTelemetrySettings());
     Result<std::unique_ptr<base::EpollReactor>> reactor =
         base::EpollReactor::create(std::chrono::microseconds(config_.busyPollMicroseconds));
     if (!reactor.ok()) {
@@ -119,6 +101,7 @@ Status AgentImpl::start() {
     NIXL_RETURN_IF_ERROR(createConfigured());
     NIXL_RETURN_IF_ERROR(startExchange());
     NIXL_RETURN_IF_ERROR(startCentral());
+    startTelemetry();
     if (base::logs(LogLevel::DEBUG)) {
         base::log(LogLevel::DEBUG, "Initialized NIXL agent: " + self().name);
     }
@@ -172,6 +155,10 @@ void AgentImpl::shutDown() {
     // In a forked child threads, sockets and locks are the parent's: touch nothing.
     if (forked() || ended_.exchange(true)) {
         return;
+    }
+    if (publisher_ != nullptr) {
+        publisher_->stop(kTelemetryLimit);
+        telemetryOver_.store(true);
     }
     peer::leaveLocalAgent(self().incarnation);
     shared_->close();
@@ -407,68 +394,6 @@ void AgentImpl::endLate(const std::vector<HandleId>& ids,
                                 std::to_string(config_.xferTimeout.count()) + " ms)"));
         }
     }
-}
-
-std::map<std::string, uint64_t> AgentImpl::stats() const {
-    std::map<std::string, uint64_t> out;
-    out["posts"] = shared_->posts.load();
-    out["bytes"] = shared_->bytes.load();
-    out["failures"] = shared_->failures.load();
-    out["late_ends"] = shared_->lateEnds.load();
-    out["regions"] = shared_->regions().size();
-    out["wait_spins"] = shared_->busyPoll.spins();
-    out["wait_sleeps"] = shared_->busyPoll.sleeps();
-    out["reactor_spins"] = reactor_->busyPoll().spins();
-    out["reactor_sleeps"] = reactor_->busyPoll().sleeps();
-    if (const peer::Engine* const sessions = engine(); sessions != nullptr) {
-        out.merge(sessions->stats());
-    }
-    if (const exchange_tcp::TcpExchange* const direct = exchange(); direct != nullptr) {
-        out.merge(direct->stats());
-    }
-    if (central_ != nullptr) {
-        out.merge(central_->stats());
-    }
-    for (const Loaded& loaded : loadedBackends()) {
-        const auto* const services =
-            static_cast<const agent::BackendServices*>(loaded->services.get());
-        for (const auto& [name, value] : services->counters()) {
-            out[loaded->name + "." + name] = value;
-        }
-    }
-    return out;
-}
-
-std::string AgentImpl::dumpState() {
-    std::string out = "agent " + self().name + " (process " + std::to_string(getpid()) + ")\n";
-    if (listenPort_ != 0) {
-        out += "  listens on port " + std::to_string(listenPort_) + "\n";
-    }
-    if (central_ != nullptr) {
-        out += "  metadata in " + central_->describe() + "\n";
-    }
-    for (const Loaded& loaded : loadedBackends()) {
-        out += "  backend " + loaded->name + "\n";
-    }
-    for (const std::string& name : peerNames()) {
-        out += "  peer " + name + "\n";
-    }
-    out += "  regions " + std::to_string(shared_->regions().size()) + "\n";
-    static constexpr const char* kWords[] = {"not posted", "pending", "done", "failed", "canceled"};
-    for (const HandleId id : transfers_.ids()) {
-        if (TransferRef held = transfers_.find(id); held) {
-            const TransferExplanation how = held->explain();
-            out += "  transfer " + std::to_string(id) + " with " + held->peerName() + " by " +
-                   how.backend + " " + how.lane + ": " + kWords[held->word()] + ", " +
-                   std::to_string(how.bytes) + " bytes in " + std::to_string(how.segments) +
-                   " segments\n";
-        }
-    }
-    MutexLock lock(parkedMutex_);
-    if (!parked_.empty()) {
-        out += "  parked transfers " + std::to_string(parked_.size()) + "\n";
-    }
-    return out;
 }
 
 }  // namespace nixl::detail

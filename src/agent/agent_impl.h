@@ -30,6 +30,7 @@
 #include "exchange/local_agent.h"
 #include "exchange_tcp/tcp_exchange.h"
 #include "peer/engine.h"
+#include "telemetry/publisher.h"
 
 namespace nixl::agent {
 
@@ -172,13 +173,18 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     Status sendNotification(const std::string& name, std::string_view message);
     std::vector<Notification> takeNotifications();
 
+    // What it counts and holds (watching.cpp).
     std::map<std::string, uint64_t> stats() const;
+    AgentTelemetry telemetry();
     std::string dumpState();
 
   private:
     AgentImpl(AgentConfig config, std::shared_ptr<agent::AgentShared> shared);
     Status start();
     Status createConfigured();
+    Status readTelemetrySettings();
+    void startTelemetry();
+    std::vector<PendingTransfer> pendingTransfers(size_t most);
     void dropParts() NIXL_REQUIRES(backendsMutex_);
     void warnOfUnknownParams() const;
     Result<std::vector<std::unique_ptr<Lane>>> projectLanes(PluginServices& services,
@@ -276,10 +282,15 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     const AgentConfig config_;
     const std::shared_ptr<agent::AgentShared> shared_;
     const uint64_t forkEpoch_;
-    bool figures_ = true;  // whether transfers tell theirs; set at the start
+    bool figures_ = true;     // whether transfers tell theirs; set at the start
+    bool publishes_ = false;  // whether exporters and `nixl top` are told; set at the start
+    std::chrono::milliseconds telemetryInterval_{0};
+    std::atomic<bool> telemetryOver_{false};
+    const std::chrono::steady_clock::time_point created_ = std::chrono::steady_clock::now();
     std::atomic<bool> ended_{false};
     agent::CallGate gate_;
 
+    std::unique_ptr<telemetry::Publisher> publisher_;  // set at the start; null: none
     std::unique_ptr<base::EpollReactor> reactor_;
     std::unique_ptr<base::ThreadPool> pool_;
     std::unique_ptr<agent::ProgressThread> progress_;

@@ -19,6 +19,7 @@
 #include "base/mutex.h"
 #include "memory/region_table.h"
 #include "session/target_access.h"
+#include "telemetry/series.h"
 
 namespace nixl::agent {
 
@@ -34,6 +35,7 @@ class AgentShared final : public peer::TargetAccess, public peer::NetworkAccess 
     const peer::Key& grant() const noexcept { return grant_; }
     memory::RegionTable& regions() noexcept { return regions_; }
     Signal& signal() noexcept { return signal_; }
+    telemetry::SeriesTable& series() noexcept { return series_; }
 
     // peer::TargetAccess
     const std::string& agentName() const override { return self_.name; }
@@ -82,8 +84,6 @@ class AgentShared final : public peer::TargetAccess, public peer::NetworkAccess 
     // Set before the first session; not called once close() and Engine::stop() have returned.
     std::function<void(const peer::Identity&, const Status&)> onPeerLost;
     // Counters of agent.stats().
-    std::atomic<uint64_t> posts{0};
-    std::atomic<uint64_t> bytes{0};
     std::atomic<uint64_t> failures{0};
     std::atomic<uint64_t> lateEnds{0};
     // Of the calls that wait.
@@ -114,6 +114,7 @@ class AgentShared final : public peer::TargetAccess, public peer::NetworkAccess 
     const peer::Key grant_;
     memory::RegionTable regions_;
     Signal signal_;
+    telemetry::SeriesTable series_;
     std::atomic<bool> closed_{false};
     mutable Mutex mutex_;
     std::deque<Queued> queue_ NIXL_GUARDED_BY(mutex_);

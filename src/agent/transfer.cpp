@@ -44,6 +44,7 @@ uint64_t TransferState::begin() {
     started = Clock::now();
     busy.store(true, std::memory_order_release);
     word.store(PENDING, std::memory_order_release);
+    series->posted();
     return ++number;
 }
 
@@ -69,9 +70,14 @@ bool TransferState::conclude(uint64_t post,
         if (end != DONE && status.ok()) {
             status = Status(ErrorCode::UNKNOWN, "the backend gave no reason");
         }
+        series->ended(end == DONE       ? telemetry::End::DONE
+                      : end == CANCELED ? telemetry::End::CANCELED
+                                        : telemetry::End::FAILED,
+                      bytes, ended - started);
         error = std::move(status);
         segmentFailures = std::move(failures);
         if (end != DONE) {
+            series->error(error.code());
             agent->failures.fetch_add(1, std::memory_order_relaxed);
         }
         word.store(end, std::memory_order_seq_cst);
@@ -226,6 +232,23 @@ void Transfer::unpinAll() noexcept {
     }
 }
 
+telemetry::Series& Transfer::series() {
+    if (state_->series == nullptr) {
+        const std::string_view peer =
+            parts_.backend->storage() ? std::string_view() : plan_.peer.name;
+        state_->series =
+            state_->agent->series().find(parts_.backend->name, inner_->lane(), peer, plan_.op);
+        state_->bytes = plan_.bytes;
+    }
+    return *state_->series;
+}
+
+Status Transfer::refused(Status why) {
+    const MutexLock lock(state_->mutex);
+    series().error(why.code());
+    return why;
+}
+
 Status Transfer::post(std::optional<std::string_view> notification) {
     MutexLock lock(mutex_);
     if (word() == TransferState::PENDING || busy()) {
@@ -233,10 +256,12 @@ Status Transfer::post(std::optional<std::string_view> notification) {
                 "transfer with agent \"" + peerName() + "\" is still in progress"};
     }
     if (parts_.remote->peer && parts_.remote->peer->gone.load(std::memory_order_acquire)) {
-        return Status::disconnected("agent \"" + peerName() +
-                                    "\" was removed or restarted since this was prepared");
+        return refused(Status::disconnected("agent \"" + peerName() +
+                                            "\" was removed or restarted since this was prepared"));
     }
-    NIXL_RETURN_IF_ERROR(pinAll());
+    if (Status pinned = pinAll(); !pinned.ok()) {
+        return refused(std::move(pinned));
+    }
     if (!notification.has_value() && parts_.notification.has_value()) {
         notification = *parts_.notification;
     } else if (notification.has_value() && parts_.notification.has_value()) {
@@ -249,6 +274,7 @@ Status Transfer::post(std::optional<std::string_view> notification) {
     Clock::time_point start;
     {
         MutexLock state_lock(state_->mutex);
+        series();
         number = state_->begin();
         start = state_->started;
     }
@@ -271,8 +297,6 @@ Status Transfer::post(std::optional<std::string_view> notification) {
         state_->conclude(number, TransferState::FAILED, status, {});
         return status;
     }
-    state_->agent->posts.fetch_add(1, std::memory_order_relaxed);
-    state_->agent->bytes.fetch_add(plan_.bytes, std::memory_order_relaxed);
     MutexLock state_lock(state_->mutex);
     state_->postDuration = spent;
     state_->inlinePost = word() != TransferState::PENDING;
@@ -386,6 +410,52 @@ TransferProgress Transfer::howFar() const {
     }
     MutexLock lock(mutex_);
     out.bytesDone = std::min(inner_->bytesDone().value_or(0), plan_.bytes);
+    return out;
+}
+
+Transfer::View Transfer::view(Clock::time_point now) const {
+    View out;
+    out.peer = parts_.backend->storage() ? std::string() : peerName();
+    out.op = plan_.op;
+    out.bytes = plan_.bytes;
+    MutexLock lock(state_->mutex);
+    out.word = word();
+    // Of a transfer that was never posted the lane is not asked.
+    out.lane = state_->series != nullptr ? std::string_view(state_->series->lane) : "";
+    if (out.word == TransferState::PENDING) {
+        out.age = now - state_->started;
+    } else if (out.word != TransferState::UNPOSTED) {
+        out.age = now - state_->ended;
+        out.took = state_->ended - state_->started;
+    }
+    out.age = std::max(out.age, std::chrono::nanoseconds(0));  // `now` may be before it
+    return out;
+}
+
+std::string Transfer::line(Clock::time_point now) const {
+    static constexpr const char* kWords[] = {"not posted", "pending", "done", "failed", "canceled"};
+    const View seen = view(now);
+    const auto ms = [](std::chrono::nanoseconds time) {
+        const auto us = std::chrono::duration_cast<std::chrono::microseconds>(time).count();
+        const std::string rest = std::to_string(us % 1000);
+        return std::to_string(us / 1000) + "." + std::string(3 - rest.size(), '0') + rest + " ms";
+    };
+    std::string out = std::string(opName(plan_.op)) + " with " + peerName() + " by " +
+                      parts_.backend->name + (seen.lane.empty() ? "" : " ") +
+                      std::string(seen.lane) + ": " + kWords[seen.word];
+    if (seen.word == TransferState::PENDING) {
+        out += " for " + ms(seen.age) + ", " + std::to_string(howFar().bytesDone) + " of " +
+               std::to_string(plan_.bytes) + " bytes done";
+    } else {
+        if (seen.word != TransferState::UNPOSTED) {
+            out += " in " + ms(seen.took) + ", " + ms(seen.age) + " ago";
+        }
+        out += ", " + std::to_string(plan_.bytes) + " bytes";
+    }
+    out += " in " + std::to_string(plan_.segments) + " segments";
+    if (seen.word == TransferState::FAILED || seen.word == TransferState::CANCELED) {
+        out += ": " + error().message();
+    }
     return out;
 }
 

@@ -19,6 +19,7 @@
 #include "base/mutex.h"
 #include "base/recycler.h"
 #include "memory/plan.h"
+#include "telemetry/series.h"
 
 namespace nixl::agent {
 
@@ -56,6 +57,8 @@ struct TransferState {
 
     mutable Mutex mutex;
     uint64_t number NIXL_GUARDED_BY(mutex) = 0;  // of the last post
+    telemetry::SeriesPtr series NIXL_GUARDED_BY(mutex);  // set before the first post
+    uint64_t bytes NIXL_GUARDED_BY(mutex) = 0;           // of one post
     Status error NIXL_GUARDED_BY(mutex);
     Status cancelReason NIXL_GUARDED_BY(mutex);  // replaces CANCELED, for deadlines
     std::vector<SegmentFailure> segmentFailures NIXL_GUARDED_BY(mutex);
@@ -107,12 +110,27 @@ class Transfer {
     TransferCost estimate() const;
     const std::string& backendName() const noexcept { return parts_.backend->name; }
     std::string peerName() const { return std::string(plan_.peer.name); }
+    // For those who watch; the age is that of the post, or how long ago it ended.
+    struct View {
+        uint32_t word = TransferState::UNPOSTED;
+        std::string_view lane;
+        std::string peer;
+        OpType op = OpType::READ;
+        uint64_t bytes = 0;
+        std::chrono::nanoseconds age{0};
+        std::chrono::nanoseconds took{0};
+    };
+    View view(std::chrono::steady_clock::time_point now) const;
+    std::string line(std::chrono::steady_clock::time_point now) const;
 
   private:
     friend class PostCompletion;
     Transfer(Parts parts, const std::shared_ptr<AgentShared>& agent);
     Status pinAll();
     void unpinAll() noexcept;
+    // Counts posts; made when first needed.
+    telemetry::Series& series() NIXL_REQUIRES(mutex_) NIXL_REQUIRES(state_->mutex);
+    Status refused(Status why) NIXL_REQUIRES(mutex_);
 
     Parts parts_;
     std::vector<uint32_t> usedLocal_;  // indices of own regions that the plan touches

@@ -94,7 +94,7 @@ class TwoEnds : public ::testing::Test {
                                        .parameters = nullptr,
                                        .parameterCount = 0,
                                        .createBackend = createStubborn,
-                                       .createExporter = nullptr};
+                                       .exporter = nullptr};
         const Status added = backend::PluginRegistry::instance().add(table);
         ASSERT_TRUE(added.ok()) << added.message();
     }

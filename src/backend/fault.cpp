@@ -246,6 +246,7 @@ class FaultyTransfer final : public BackendTransfer {
         }
     }
     TransferDescription describe() const override { return whole_->describe(); }
+    std::string_view lane() const override { return whole_->lane(); }
     std::optional<uint64_t> bytesDone() const override {
         const auto post = current_.get();
         return post.transfer ? post.transfer->bytesDone() : std::nullopt;

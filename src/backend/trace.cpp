@@ -123,6 +123,7 @@ class TracedTransfer final : public BackendTransfer {
     }
     void help() override { inner_->help(); }
     TransferDescription describe() const override { return inner_->describe(); }
+    std::string_view lane() const override { return inner_->lane(); }
     std::optional<uint64_t> bytesDone() const override { return inner_->bytesDone(); }
     std::optional<TransferCost> estimateCost() const override { return inner_->estimateCost(); }
 

@@ -10,8 +10,8 @@ namespace {
 // Adds to a lane's own account why it was taken and the others were not.
 class ChosenTransfer final : public BackendTransfer {
   public:
-    ChosenTransfer(std::unique_ptr<BackendTransfer> inner, std::string choice)
-        : inner_(std::move(inner)), choice_(std::move(choice)) {}
+    ChosenTransfer(std::unique_ptr<BackendTransfer> inner, const char* lane, std::string choice)
+        : inner_(std::move(inner)), lane_(lane), choice_(std::move(choice)) {}
 
     Status post(CompletionPtr completion,
                 std::string_view notification,
@@ -27,10 +27,13 @@ class ChosenTransfer final : public BackendTransfer {
         }
         return description;
     }
+    std::string_view lane() const override { return lane_; }
+    std::optional<uint64_t> bytesDone() const override { return inner_->bytesDone(); }
     std::optional<TransferCost> estimateCost() const override { return inner_->estimateCost(); }
 
   private:
     std::unique_ptr<BackendTransfer> inner_;
+    const char* const lane_;
     std::string choice_;
 };
 
@@ -90,8 +93,8 @@ class LaneBackend final : public Backend {
         if (!transfer.ok()) {
             return transfer.status();
         }
-        return std::unique_ptr<BackendTransfer>(
-            std::make_unique<ChosenTransfer>(std::move(transfer).value(), std::move(others)));
+        return std::unique_ptr<BackendTransfer>(std::make_unique<ChosenTransfer>(
+            std::move(transfer).value(), best->name(), std::move(others)));
     }
 
   private:

@@ -130,6 +130,9 @@ Region* RegionTable::enter(MemType type, const RegistrationList::Entry& entry) {
     }
     byId_[id - 1] = region;
     ++count_;
+    Total& total = totals_[type];
+    ++total.regions;
+    total.bytes += entry.size;
     touch(id);
     return region;
 }
@@ -148,6 +151,9 @@ void RegionTable::leave(Region* region) {
     }
     device.tree.erase(region);
     --count_;
+    Total& total = totals_[region->type];
+    --total.regions;
+    total.bytes -= region->size;
     eraseIfUnused(key);
 }
 
@@ -458,6 +464,11 @@ RegionPtr RegionTable::byId(uint64_t id) const {
     return id == 0 || id > byId_.size() ? RegionPtr() : RegionPtr(byId_[id - 1]);
 }
 
+std::map<MemType, RegionTable::Total> RegionTable::totals() const {
+    ReadLock lock(mutex_);
+    return totals_;
+}
+
 size_t RegionTable::size() const {
     ReadLock lock(mutex_);
     return count_;
@@ -482,6 +493,7 @@ void RegionTable::clear() {
     byId_.clear();
     freeIds_.clear();
     count_ = 0;
+    totals_.clear();
 }
 
 }  // namespace nixl::memory

@@ -82,6 +82,11 @@ class RegionTable {
         }
     }
     size_t size() const;
+    struct Total {
+        uint64_t regions = 0;
+        uint64_t bytes = 0;
+    };
+    std::map<MemType, Total> totals() const;
 
     // Grows with every region that comes, goes or changes hands. Never 0.
     uint64_t version() const noexcept { return version_.load(std::memory_order_acquire); }
@@ -135,6 +140,7 @@ class RegionTable {
 
     mutable SharedMutex mutex_;
     std::map<Key, Device> devices_ NIXL_GUARDED_BY(mutex_);
+    std::map<MemType, Total> totals_ NIXL_GUARDED_BY(mutex_);
     // Replaced, with posted transfers that still used them when last looked at.
     std::vector<RegionPtr> leaving_ NIXL_GUARDED_BY(mutex_);
     // Dense by id (ids start at 1 and grow); slots of regions that left are null.
