@@ -58,6 +58,7 @@ GROUPS = {
             "libucx-dev",
             "nlohmann-json3-dev",
             "pkg-config",
+            "prometheus-cpp-dev",
         ),
         pip="dev",
     ),
@@ -65,7 +66,7 @@ GROUPS = {
     "python": Group(
         "for the tests in Python",
         apt=("fio", "iproute2", "valgrind"),
-        optional=("chromium-headless-shell", "etcd-server", "python3-torch"),
+        optional=("chromium-headless-shell", "etcd-server", "prometheus", "python3-torch"),
     ),
     "clients": Group("for the tests with programs of others", pip="clients"),
     "clang": Group("for the sanitizers", apt=("clang", "libclang-rt-14-dev", "llvm")),
