@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -268,6 +269,54 @@ def table_of(row: type[Row], results: list[dict]) -> list[list[str]]:
     return lines
 
 
+def verdict(metric: Metric, target: Target, figures: dict[str, Figure]) -> dict[str, Any]:
+    """A target for a program to read; reached is None where it could not be told."""
+    told = judge(metric, target, figures["ours"], figures["published"], figures["limit"])
+    reached = {"yes": True, "NO": False}.get(told.rsplit(": ", 1)[1])
+    return {"target": target.text, "of": target.of, "reached": reached, "told": told}
+
+
+def record_of(row: type[Row], results: list[dict]) -> dict[str, Any]:
+    """What is kept of a row: medians and spreads of each side, ratios, and what was reached."""
+    kept: dict[str, Any] = {}
+    for metric in row.metrics:
+        figures = {
+            name: Figure(results, side, key, metric.higher)
+            for name, side, key in (
+                ("ours", "ours", metric.name),
+                ("published", "peer", metric.name),
+                ("mooncake", "mooncake", metric.name),
+                ("limit", "ours", f"limit:{metric.name}"),
+            )
+        }
+        ours = figures["ours"]
+        entry: dict[str, Any] = {"unit": metric.unit, "rounds": len(results)}
+        for name, figure in figures.items():
+            if figure:
+                low, high = figure.spread
+                entry[name] = {"median": figure.median, "spread": [low, high]}
+                if name != "ours" and ours:
+                    entry[name]["ours_over_it"] = ours.over(figure)
+        entry["targets"] = [verdict(metric, target, figures) for target in metric.targets]
+        kept[metric.name] = entry
+    return {"title": row.title, "metrics": kept}
+
+
+def keep(folder: pathlib.Path, everything: dict[str, dict[str, Any]]) -> pathlib.Path:
+    """Writes the rows into the file of this machine; rows that were not run stay as they were."""
+    about = machine.record()
+    words = f"{about['processor']} {len(os.sched_getaffinity(0))} cores"
+    path = folder / (re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-") + ".json")
+    rows_before = json.loads(path.read_text())["rows"] if path.exists() else {}
+    today = time.strftime("%Y-%m-%d")
+    fresh = {name: {"date": today, **row} for name, row in everything.items()}
+    about.pop("host", None)  # a name of somebody's network
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"machine": about, "rows": rows_before | fresh}, indent=1, sort_keys=True)
+    path.write_text(text + "\n")
+    return path
+
+
 HEAD = ["what", "ours", "published", "ours / published", "Mooncake", "limit", "target"]
 
 
@@ -358,6 +407,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scratch", help="folder for files, on the file system to measure")
     parser.add_argument("--json", help="write all samples there")
+    parser.add_argument("--keep", help="folder of files by machine in which the rows are kept")
     parser.add_argument("--urgent", action="store_true", help="go before other work (root)")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--list", action="store_true", help="name the rows and end")
@@ -383,6 +433,7 @@ def main(words: list[str] | None = None) -> int:
     os.environ["NIXL_YARDSTICK"] = compile_yardstick()
     print(machine.facts(), flush=True)
     everything: dict[str, list[dict]] = {}
+    kept: dict[str, dict[str, Any]] = {}
     lines: list[list[str]] = []
     failed = 0
     with tempfile.TemporaryDirectory(dir=options.scratch, prefix="nixl-versus-") as scratch:
@@ -397,6 +448,7 @@ def main(words: list[str] | None = None) -> int:
                 failed += 1
                 continue
             everything[row.name] = results
+            kept[row.name] = record_of(row, results)
             fresh = table_of(row, results)
             lines += fresh
             if not options.markdown:
@@ -405,6 +457,11 @@ def main(words: list[str] | None = None) -> int:
         print(show(lines, True))
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps(everything))
+    if options.keep and kept and not options.quick:
+        print(f"kept in {keep(pathlib.Path(options.keep), kept)}")
+    targets = [t for row in kept.values() for m in row["metrics"].values() for t in m["targets"]]
+    counts = [sum(t["reached"] is state for t in targets) for state in (True, False, None)]
+    print("targets: {} reached, {} not, {} could not be told".format(*counts))
     print(machine.load())
     return 1 if failed else 0
 

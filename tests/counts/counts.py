@@ -1,8 +1,9 @@
 """Instructions of the paths that callers run most often, counted by valgrind's callgrind.
 
-    NIXL_BUILD_DIR=build/release python tests/counts/counts.py [--write]
+    NIXL_BUILD_DIR=build/release python tests/counts/counts.py [--write | --check]
 
-prints what a call takes beside the baseline; --write makes it the baseline. A count does not depend
+prints what a call takes beside the baseline; --write makes it the baseline, --check (`./dev bench
+check`) fails where a path takes over 5 % more. A count does not depend
 on the load or the speed of the machine; it does on the processor's architecture and the compiler,
 so that the baseline has a part for each.
 """
@@ -20,6 +21,7 @@ import sys
 import tempfile
 
 PATHS = ("prepare", "index", "post", "poll")
+MORE = 1.05
 CALLS = 200  # of hot_paths.cpp
 BASELINE = pathlib.Path(__file__).with_name("baseline.json")
 # The C library chooses its copying loops by the processor: the simplest, which all have.
@@ -77,13 +79,23 @@ def main() -> int:
     known, here = baseline(), kind()
     now = {path: count(path) for path in PATHS}
     print(f"{here}: instructions of a call")
+    grown = []
     for path, instructions in now.items():
         before = known.get(here, {}).get(path)
+        if before and instructions > before * MORE:
+            grown.append(path)
         change = f"{instructions / before - 1:+.1%}" if before else "new"
         print(f"  {path:8s} {instructions:8d}  {change}")
     if "--write" in sys.argv[1:]:
         BASELINE.write_text(json.dumps(known | {here: now}, indent=2) + "\n")
-    return 0
+        return 0
+    if "--check" not in sys.argv[1:]:
+        return 0
+    if here not in known:
+        sys.exit(f"counts: no baseline for {here}: --write makes one")
+    if grown:
+        print(f"over {MORE - 1:.0%} more than the baseline: {', '.join(grown)}")
+    return 1 if grown else 0
 
 
 if __name__ == "__main__":

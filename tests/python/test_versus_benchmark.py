@@ -236,3 +236,22 @@ def test_table_judges_by_the_rounds_own_ratios() -> None:
 def test_names_of_rows_are_unique() -> None:
     names = [row.name for row in rows.ALL]
     assert len(names) == len(set(names))
+
+
+def test_rows_are_kept_by_machine_with_what_was_reached(tmp_path: pathlib.Path) -> None:
+    class Kept(Row):
+        name = "kept"
+        title = "a row"
+        metrics = (
+            Metric("time", "us", (at_most("peer", 0.5), at_most("value", 3), at_most("limit", 2))),
+        )
+
+    results = [{"ours": {"time": [4.0]}, "peer": {"time": [10.0]}} for _ in range(3)]
+    path = bench_versus.keep(tmp_path, {"kept": bench_versus.record_of(Kept, results)})
+    kept = json.loads(path.read_text())
+    assert "host" not in kept["machine"] and kept["machine"]["processor"]
+    (metric,) = kept["rows"]["kept"]["metrics"].values()
+    assert metric["ours"]["median"] == 4 and metric["published"]["ours_over_it"] == 0.4
+    assert [target["reached"] for target in metric["targets"]] == [True, False, None]
+    assert bench_versus.keep(tmp_path, {"other": {"title": "another"}}) == path
+    assert set(json.loads(path.read_text())["rows"]) == {"kept", "other"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import subprocess
 
@@ -17,6 +18,8 @@ GUIDE = (
     "multi_node/all_reduce.py",
 )
 VERSUS = "versus/bench_versus.py"
+BASELINES = ROOT / "benchmarks" / "baselines"
+OTHERS = {"peer": "peer", "mooncake": "mooncake"}  # option → folder of .cache
 
 
 def find(tree: pathlib.Path) -> dict[str, list[str]]:
@@ -45,7 +48,41 @@ def choose(words: list[str], found: dict[str, list[str]], rows: dict[str, str]) 
     return wanted
 
 
+def run_versus(words: list[str], rest: list[str]) -> int:
+    """Rows beside the published package and the limits; makes the others' environments where they
+    are not there, and keeps what was measured in benchmarks/baselines."""
+    builds.build("bench")
+    env = venv_env(PYTHONPATH=builds.python_path("bench"))
+    rows = versus_rows(env)
+    chosen = [f"^{name}$" for name in rows if not words or any(word in name for word in words)]
+    if not chosen:
+        raise Failure(f"bench versus: no row matches {words}; there are: {' '.join(rows)}")
+    extra = [] if "--quick" in rest else ["--keep", str(BASELINES)]
+    if "--no-peer" not in rest:
+        extra += [
+            f"--install-{name}"
+            for name, folder in OTHERS.items()
+            if f"--{name}" not in rest
+            and not os.environ.get(f"NIXL_{name.upper()}")
+            and not (ROOT / ".cache" / folder / "bin" / "python").exists()
+        ]
+    script = str(ROOT / "benchmarks" / VERSUS)
+    return subprocess.run([str(VENV_PYTHON), script, *chosen, *extra, *rest], env=env).returncode
+
+
+def run_check(rest: list[str]) -> int:
+    """Instructions of the core's hot paths beside their baseline: 1 where one grew by over 5 %."""
+    tree = builds.build("release")
+    script = str(ROOT / "tests" / "counts" / "counts.py")
+    env = venv_env(NIXL_BUILD_DIR=str(tree))
+    return subprocess.run([str(VENV_PYTHON), script, "--check", *rest], env=env).returncode
+
+
 def run_benchmarks(words: list[str], only_list: bool, rest: list[str]) -> int:
+    if words[:1] == ["versus"] and not only_list:
+        return run_versus(words[1:], rest)
+    if words == ["check"]:
+        return run_check(rest)
     tree = builds.build("bench")
     found = find(tree)
     env = venv_env(PYTHONPATH=builds.python_path("bench"))
