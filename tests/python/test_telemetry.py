@@ -322,7 +322,7 @@ def test_a_handler_of_the_program_stays(make_agent, monkeypatch, capfd):
 
 def nixl(*words: str, status: int = 0, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "nixl", *words],
+        [sys.executable, "-m", "nixl.command", *words],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
