@@ -24,6 +24,7 @@ struct Batch {
     std::vector<Request> requests;
     std::vector<bool> ended;  // the event has come
     size_t left = 0;
+    int device = -1;  // of all its requests
     std::chrono::steady_clock::time_point heard;
 };
 
@@ -68,12 +69,12 @@ class BatchEngine final : public Engine {
     void reapLoop();
     Batch* takeFree();
     void giveBack(Batch* batch);
+    bool launch(Batch& batch);
     void openFiles(Batch& batch);
     bool submit(Batch& batch);
     bool reap(Batch& batch, bool wait);
     void take(Batch& batch, const CuFileEvent& event);
     void oneByOne(Batch& batch);
-    void end(Batch& batch);
 
     const CuFile& library_;
     PluginServices& services_;
@@ -119,8 +120,7 @@ void BatchEngine::submitLoop() {
             giveBack(batch);
             break;
         }
-        openFiles(*batch);
-        if (batch->requests.empty() || !submit(*batch) || reap(*batch, false)) {
+        if (!launch(*batch)) {
             giveBack(batch);
             continue;
         }
@@ -147,7 +147,10 @@ void BatchEngine::reapLoop() {
             batch = flying_.front();
             flying_.pop_front();
         }
-        while (!reap(*batch, true)) {
+        {
+            const GpuScope gpu(services_, batch->device);  // was there when it was submitted
+            while (!reap(*batch, true)) {
+            }
         }
         giveBack(batch);
     }
@@ -169,6 +172,23 @@ void BatchEngine::openFiles(Batch& batch) {
         }
     }
     drawn_.erase(drawn_.begin(), drawn_.begin() + static_cast<ptrdiff_t>(taken));
+}
+
+// Submits the next requests; false where everything of them is over already.
+bool BatchEngine::launch(Batch& batch) {
+    openFiles(batch);
+    if (batch.requests.empty()) {
+        return false;
+    }
+    batch.device = batch.requests.front().device;
+    const GpuScope gpu(services_, batch.device);
+    if (!gpu.status().ok()) {
+        for (Request& request : batch.requests) {
+            request.job->fail(request, gpu.status().message(), 0);
+        }
+        return false;
+    }
+    return submit(batch) && !reap(batch, false);
 }
 
 // False where everything of it is over.

@@ -46,6 +46,7 @@ struct CuFileRequest {
     void* cookie = nullptr;
 };
 
+inline constexpr int kCuFileRegistered = 5023;  // by somebody else already: as good
 inline constexpr int kCuFileComplete = 0x10;
 
 struct CuFileEvent {

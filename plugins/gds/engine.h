@@ -8,11 +8,13 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include <pthread.h>
 
+#include "nixl/device.h"
 #include "nixl/services.h"
 
 #include "job.h"
@@ -42,6 +44,20 @@ class Threads {
     std::condition_variable ended_;
     unsigned running_ = 0;
     std::vector<pthread_t> threads_;
+};
+
+// The context of the requests' GPU for the calling thread; host memory needs none.
+class GpuScope {
+  public:
+    GpuScope(PluginServices& services, int device) {
+        if (device >= 0) {
+            scope_.emplace(services.devices(), device);
+        }
+    }
+    Status status() const { return scope_ ? scope_->status() : Status(); }
+
+  private:
+    std::optional<DeviceScope> scope_;
 };
 
 class Engine {

@@ -61,6 +61,7 @@ class GdsTransfer final : public BackendTransfer {
 
 Memory::~Memory() {
     if (registered != nullptr) {
+        const GpuScope gpu(*services, device);
         (void)library->bufDeregister(registered);
     }
 }
@@ -107,7 +108,7 @@ Status GdsBackend::start(GdsOptions options) {
         engine_ = makeThreadEngine(*driver_, services_, options.engine);
     } else {
         if (driver_->batchLimit != 0 && limit > driver_->batchLimit) {
-            services_.log(LogLevel::INFO, "GDS: batch_limit " + std::to_string(limit) +
+            services_.log(LogLevel::INFO, "batch_limit " + std::to_string(limit) +
                                               ": cuFile takes " +
                                               std::to_string(driver_->batchLimit) +
                                               " requests a batch (io_batchsize in cufile.json), "
@@ -116,8 +117,8 @@ Status GdsBackend::start(GdsOptions options) {
         }
         engine_ = makeBatchEngine(*driver_, services_, options.engine);
     }
-    services_.log(LogLevel::INFO, info_.name + ": " + driver_->library->path + " " +
-                                      driver_->library->version + ", " + driver_->mode);
+    services_.log(LogLevel::INFO,
+                  driver_->library->path + " " + driver_->library->version + ", " + driver_->mode);
     const std::string why = engine_->start();
     return why.empty() ? Status() : Status::backend(why);
 }
@@ -132,20 +133,41 @@ GdsBackend::~GdsBackend() {
         return;
     }
     if (!engine_->stop(kStopSeconds)) {
-        services_.log(LogLevel::WARN, info_.name +
-                                          ": cuFile still holds requests (a hung disk?); leaving "
-                                          "them to it");
+        services_.log(LogLevel::WARN,
+                      "cuFile still holds requests (a hung disk?); leaving "
+                      "them to it");
         // What its threads still use must stay.
         [[maybe_unused]] const Engine* left = engine_.release();
         [[maybe_unused]] auto* files = new std::shared_ptr<FileTable>(std::move(files_));
     }
 }
 
+// cuFile moves memory of a GPU that is not registered too, through its own buffers.
 Result<std::unique_ptr<BackendMemory>> GdsBackend::registerBuffer(const MemoryRegion& region) {
     auto memory = std::make_unique<Memory>();
+    if (region.type == MemType::DRAM) {
+        return std::unique_ptr<BackendMemory>(std::move(memory));
+    }
+    const Status status = services_.devices().check(region.address, region.size, region.deviceId);
+    if (!status.ok()) {
+        return named(status);
+    }
     memory->library = driver_->library;
-    if (region.type == MemType::VRAM) {
-        return named(Status::notSupported("GPU memory is not supported yet"));
+    memory->services = &services_;
+    memory->device = static_cast<int>(region.deviceId);
+    const GpuScope gpu(services_, memory->device);
+    if (!gpu.status().ok()) {
+        return named(gpu.status());
+    }
+    const auto* const address = reinterpret_cast<const void*>(region.address);
+    const CuFileError error = driver_->library->bufRegister(address, region.size, 0);
+    if (error.code == 0) {
+        memory->registered = address;
+    } else if (error.code != kCuFileRegistered && !toldUnregistered_.exchange(true)) {
+        services_.log(LogLevel::INFO, "registering " + std::to_string(region.size) +
+                                          " bytes of GPU " + std::to_string(region.deviceId) +
+                                          " with cuFile: " + cuFileText(error) +
+                                          "; they go through cuFile's own buffers");
     }
     return std::unique_ptr<BackendMemory>(std::move(memory));
 }
@@ -158,10 +180,8 @@ Result<std::unique_ptr<BackendMemory>> GdsBackend::registerMemory(const MemoryRe
         return named(Status::notSupported(std::string(memTypeName(region.type)) +
                                           " is not supported; DRAM, VRAM and FILE are"));
     }
-    Result<std::unique_ptr<File>> file =
-        File::open(region, files_, [this](const std::string& text) {
-            services_.log(LogLevel::INFO, info_.name + ": " + text);
-        });
+    Result<std::unique_ptr<File>> file = File::open(
+        region, files_, [this](const std::string& text) { services_.log(LogLevel::INFO, text); });
     if (!file.ok()) {
         return named(file.status());
     }

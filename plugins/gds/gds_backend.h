@@ -59,6 +59,7 @@ class GdsBackend final : public Backend, public QuerySupport {
     std::unique_ptr<Engine> engine_;
     uint64_t maxRequest_ = 0;
     std::atomic<uint64_t> posts_{0};
+    std::atomic<bool> toldUnregistered_{false};
     const pid_t process_ = getpid();
 };
 

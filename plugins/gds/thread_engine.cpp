@@ -10,8 +10,8 @@ constexpr uint64_t kDrawnBytes = 256 << 10;
 
 class ThreadEngine final : public Engine {
   public:
-    ThreadEngine(const CuFileDriver& driver, const EngineOptions& options)
-        : library_(*driver.library), count_(options.threads) {}
+    ThreadEngine(const CuFileDriver& driver, PluginServices& services, const EngineOptions& options)
+        : library_(*driver.library), services_(services), count_(options.threads) {}
 
     std::string start() override {
         for (unsigned i = 0; i < count_; ++i) {
@@ -41,8 +41,14 @@ class ThreadEngine final : public Engine {
     void run() {
         std::vector<Request> drawn;
         while (queue_.draw(drawn, {kDrawn, kDrawnBytes, count_})) {
+            if (drawn.empty()) {
+                continue;
+            }
+            const GpuScope gpu(services_, drawn.front().device);
             for (Request& request : drawn) {
-                if (request.job->open(request, true) == Job::Opened::YES) {
+                if (!gpu.status().ok()) {
+                    request.job->fail(request, gpu.status().message(), 0);
+                } else if (request.job->open(request, true) == Job::Opened::YES) {
                     perform(library_, request);
                 }
             }
@@ -50,6 +56,7 @@ class ThreadEngine final : public Engine {
     }
 
     const CuFile& library_;
+    PluginServices& services_;
     const unsigned count_;
     JobQueue queue_;
     Threads threads_;
@@ -58,9 +65,9 @@ class ThreadEngine final : public Engine {
 }  // namespace
 
 std::unique_ptr<Engine> makeThreadEngine(const CuFileDriver& driver,
-                                         PluginServices& /*services*/,
+                                         PluginServices& services,
                                          const EngineOptions& options) {
-    return std::make_unique<ThreadEngine>(driver, options);
+    return std::make_unique<ThreadEngine>(driver, services, options);
 }
 
 }  // namespace nixl::gds

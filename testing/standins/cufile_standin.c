@@ -14,6 +14,7 @@
 //
 // NIXL_STANDIN_LOG names a file that gets one line for each call. Tests only; thread-safe.
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -131,13 +132,22 @@ Error cuFileDriverGetProperties(Properties* properties) {
 }
 
 Error cuFileHandleRegister(void** handle, Descriptor* descriptor) {
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", descriptor->of.fd);
     File* file = malloc(sizeof(*file));
-    file->fd = descriptor->of.fd;
+    // As the real one does: without O_DIRECT, for what is not aligned.
+    const int flags = fcntl(descriptor->of.fd, F_GETFL) & O_ACCMODE;
+    file->fd = open(path, flags | O_CLOEXEC);
+    if (file->fd < 0) {
+        free(file);
+        return (Error){5027, 0};
+    }
     *handle = file;
     return (Error){0, 0};
 }
 
 void cuFileHandleDeregister(void* handle) {
+    close(((File*)handle)->fd);
     free(handle);
 }
 

@@ -46,6 +46,71 @@ def move(agent, op, local, remote, seconds=60):
     return move.handle.wait(seconds)
 """
 
+# GPU memory by the CUDA driver, or its stand-in.
+GPU_PRELUDE = """
+driver = ctypes.CDLL(os.environ.get("NIXL_CUDA_LIBRARY") or "libcuda.so.1")
+def cuda(call, *arguments):
+    result = getattr(driver, call)(*arguments)
+    assert result == 0, f"{call}: error {result}"
+cuda("cuInit", 0)
+context = ctypes.c_void_p()
+cuda("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
+cuda("cuCtxPushCurrent_v2", context)
+
+class Gpu:
+    def __init__(self, size):
+        address = ctypes.c_uint64()
+        cuda("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
+        self.address, self.size = address.value, size
+    def copy(self, to, source, size):
+        cuda("cuMemcpy", ctypes.c_uint64(to), ctypes.c_uint64(source), ctypes.c_size_t(size))
+    def set(self, data):
+        source = ctypes.create_string_buffer(data, len(data))
+        self.copy(self.address, ctypes.addressof(source), len(data))
+    def get(self):
+        target = ctypes.create_string_buffer(self.size)
+        self.copy(ctypes.addressof(target), self.address, self.size)
+        return target.raw
+"""
+
+# Round trips of GPU memory, aligned and not, beside host memory in one transfer.
+GPU_ROUND_TRIP = (
+    GPU_PRELUDE
+    + """
+agent = make(sys.argv[1], max_request_size=1 << 20)
+path = sys.argv[2] + "/f"
+size = int(sys.argv[3])
+data = os.urandom(size)
+gpu, back, host, host_back = Gpu(size), Gpu(size), Memory(size), Memory(size)
+gpu.set(data)
+back.set(bytes(size))
+host.set(data[::-1])
+for one in (gpu, back):
+    one.held = agent.register_memory([(one.address, size, 0, "")], "VRAM")
+for one in (host, host_back):
+    one.held = agent.register_memory([(one.address, size, 0, "")], "DRAM")
+file = agent.register_memory([(0, 4 * size, 5, "rw,create:" + path)], "FILE")
+def sides(memory, kind, pieces, shift):
+    near = agent.get_xfer_descs([(memory.address + at, n, 0) for at, n in pieces], kind)
+    far = agent.get_xfer_descs([(shift + at, n, 5) for at, n in pieces], "FILE")
+    return near, far
+for shift, step in ((0, size), (13, 99_991), (4096, 1 << 16)):
+    pieces = [(at, min(step, size - at)) for at in range(0, size, step)][::-1]
+    assert move(agent, "WRITE", *sides(gpu, "VRAM", pieces, shift)) == "DONE"
+    assert open(path, "rb").read()[shift : shift + size] == data, shift
+    back.set(bytes(size))
+    assert move(agent, "READ", *sides(back, "VRAM", pieces, shift)) == "DONE"
+    print("explain", agent.explain(move.handle))
+    assert back.get() == data, shift
+    assert move(agent, "WRITE", *sides(host, "DRAM", pieces, shift)) == "DONE"
+    assert move(agent, "READ", *sides(host_back, "DRAM", pieces, shift)) == "DONE"
+    assert host_back.get() == data[::-1], shift
+for one in (gpu, back):
+    agent.deregister_memory(one.held)
+print("round trip done")
+"""
+)
+
 
 def compiled(folder: pathlib.Path, name: str) -> str:
     library = folder / f"lib{name}.so"
