@@ -59,7 +59,7 @@ class Worker:
     def __init__(
         self, side: str, python: str, row: type[Row], scratch: str, cable: hosts.Cable | None
     ) -> None:
-        env = dict(os.environ)
+        env = dict(os.environ) | row.environment()
         prefix = []
         if cable is not None:
             env |= cable.environment()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rows_base import Metric, Row, Target
 from rows_etcd import ETCD_ROWS
 from rows_exchange import EXCHANGE_ROWS
+from rows_gds import GDS_ROWS
 from rows_hosts import HOST_ROWS
 from rows_memory import MEMORY_ROWS
 from rows_network import PAIR_ROWS
@@ -25,6 +26,7 @@ ALL: list[type[Row]] = [
     *ETCD_ROWS,
     *POSIX_ROWS,
     *POSIX_SIZE_ROWS,
+    *GDS_ROWS,
 ]
 
 

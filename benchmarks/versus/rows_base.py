@@ -48,6 +48,11 @@ class Row:
     sides: tuple[str, ...] = ("ours", "peer")  # "mooncake": also beside Mooncake's engine
     most_rounds = 1000  # of rows whose rounds take long
 
+    @classmethod
+    def environment(cls) -> dict[str, str]:
+        """What its processes need from their start."""
+        return {}
+
     def __init__(self, side: str, scratch: str) -> None:
         self.side = side
         self.scratch = scratch

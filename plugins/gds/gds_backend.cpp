@@ -2,8 +2,8 @@
 #include "gds_backend.h"
 
 #include <algorithm>
+#include <chrono>
 
-#include <sched.h>
 #include <sys/resource.h>
 
 namespace nixl::gds {
@@ -11,6 +11,9 @@ namespace nixl::gds {
 namespace {
 
 constexpr double kStopSeconds = 5;  // for the system to give requests under way back
+
+constexpr auto kBusyPoll = std::chrono::microseconds(10);
+constexpr unsigned kBusyPolls = 8;
 
 size_t fdCapacity(int64_t wanted) {
     if (wanted > 0) {
@@ -36,8 +39,16 @@ class GdsTransfer final : public BackendTransfer {
         return {};
     }
     void cancel() override { job_.cancel(); }
-    // A caller who polls may be holding the very processor that a thread waits for.
-    void help() override { sched_yield(); }
+    // A caller who does nothing but poll holds a processor, or half of one, that the threads could
+    // use: he sleeps for a moment now and then.
+    void help() override {
+        const auto now = std::chrono::steady_clock::now();
+        polls_ = now - lastPoll_ < kBusyPoll ? polls_ + 1 : 0;
+        if (polls_ >= kBusyPolls) {
+            job_.nap();
+        }
+        lastPoll_ = polls_ >= kBusyPolls ? std::chrono::steady_clock::now() : now;
+    }
     std::optional<uint64_t> bytesDone() const override { return job_.bytesDone(); }
 
     TransferDescription describe() const override {
@@ -57,6 +68,8 @@ class GdsTransfer final : public BackendTransfer {
     GdsBackend& backend_;
     const TransferPlan& plan_;
     Job job_;
+    std::chrono::steady_clock::time_point lastPoll_;
+    unsigned polls_ = 0;  // one right after the other
 };
 
 Memory::~Memory() {

@@ -6,11 +6,16 @@
 #include <chrono>
 #include <utility>
 
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 namespace nixl::gds {
 
 namespace {
 
 constexpr size_t kMaxFailures = 10'000;
+constexpr long kNapNanoseconds = 100'000;
 constexpr auto kSpin = std::chrono::microseconds(30);
 constexpr int kLooks = 32;  // at the counter of pushes between two looks at the clock
 
@@ -67,6 +72,12 @@ void Job::start(CompletionPtr completion, uint64_t post) {
     dropped_ = false;
     bytesDone_ = 0;
     refs_ = 1;
+    running_ = 1;
+}
+
+void Job::nap() {
+    const timespec most{0, kNapNanoseconds};
+    syscall(SYS_futex, &running_, FUTEX_WAIT_PRIVATE, 1, &most, nullptr, 0);
 }
 
 bool Job::draw(std::vector<Request>& out, const DrawLimits& limits) {
@@ -171,6 +182,8 @@ void Job::finish() {
     failures_.clear();
     std::string text = std::move(firstFailure_);
     const int error = firstErrno_;
+    running_ = 0;
+    syscall(SYS_futex, &running_, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
     if (dropped_.load()) {
         completion->cancel();
         return;

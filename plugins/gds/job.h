@@ -70,6 +70,8 @@ class Job {
     Opened open(Request& request, bool wait);
     void succeed(Request& request);
     void fail(Request& request, const std::string& cause, int error);
+    // Sleeps until the end of the post, at most for a moment; at once where it has ended.
+    void nap();
     uint64_t bytesDone() const { return bytesDone_.load(std::memory_order_relaxed); }
 
   private:
@@ -90,7 +92,8 @@ class Job {
     std::atomic<bool> dropped_{false};
     std::atomic<uint64_t> refs_{0};  // requests under way, and one while there is more to draw
     std::atomic<uint64_t> bytesDone_{0};
-    std::mutex mutex_;  // guards what follows
+    std::atomic<uint32_t> running_{0};  // what naps sleep on
+    std::mutex mutex_;                  // guards what follows
     std::vector<SegmentFailure> failures_;
     std::string firstFailure_;
     int firstErrno_ = 0;
