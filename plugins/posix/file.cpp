@@ -412,7 +412,8 @@ std::map<std::string, std::string> attributesOf(const struct stat& info) {
 
 // The metadata is a path, with or without a "rw:" in front; without one the device id is a
 // descriptor.
-Result<std::optional<std::map<std::string, std::string>>> queryFile(const MemoryRegion& region) {
+Result<std::optional<std::map<std::string, std::string>>> queryFile(const MemoryRegion& region,
+                                                                    const char* plugin) {
     using Answer = std::optional<std::map<std::string, std::string>>;
     struct stat info {};
     if (region.metadata.empty()) {
@@ -421,7 +422,7 @@ Result<std::optional<std::map<std::string, std::string>>> queryFile(const Memory
         }
         return Answer(attributesOf(info));
     }
-    Result<std::optional<FileSpec>> spec = parseFileSpec(region.metadata);
+    Result<std::optional<FileSpec>> spec = parseFileSpec(region.metadata, plugin);
     if (!spec.ok()) {
         return spec.status();
     }
@@ -433,7 +434,8 @@ Result<std::optional<std::map<std::string, std::string>>> queryFile(const Memory
     if (errno == ENOENT || errno == ENOTDIR) {
         return Answer();
     }
-    return Status::backend("POSIX: query \"" + path + "\": " + errnoText(errno), errno);
+    return Status::backend(std::string(plugin) + ": query \"" + path + "\": " + errnoText(errno),
+                           errno);
 }
 
 }  // namespace nixl::posix

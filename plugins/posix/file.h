@@ -238,11 +238,14 @@ class FileHolds {
 };
 
 // What query() tells of one region: nullopt where there is no such file.
-Result<std::optional<std::map<std::string, std::string>>> queryFile(const MemoryRegion& region);
+Result<std::optional<std::map<std::string, std::string>>> queryFile(const MemoryRegion& region,
+                                                                    const char* plugin = "POSIX");
 std::map<std::string, std::string> attributesOf(const struct ::stat& info);
 // At most `limit` regular files whose path begins with `prefix`, in all folders below it.
-Result<std::vector<StorageEntry>> listFiles(std::string_view prefix, size_t limit);
+Result<std::vector<StorageEntry>> listFiles(std::string_view prefix,
+                                            size_t limit,
+                                            const char* plugin = "POSIX");
 // Removes a regular file; `name` is a path, with or without a "rw:" in front.
-Status removeFile(std::string_view name);
+Status removeFile(std::string_view name, const char* plugin = "POSIX");
 
 }  // namespace nixl::posix

@@ -17,11 +17,12 @@ namespace nixl::posix {
 
 namespace {
 
-Status failed(const char* what, const std::string& path, int error) {
+Status failed(const char* plugin, const char* what, const std::string& path, int error) {
     const auto code = error == ENOENT || error == ENOTDIR                   ? ErrorCode::NOT_FOUND
                       : error == EACCES || error == EPERM || error == EROFS ? ErrorCode::NOT_ALLOWED
                                                                             : ErrorCode::BACKEND;
-    return {code, std::string("POSIX: ") + what + " \"" + path + "\": " + errnoText(error), error};
+    return {code, std::string(plugin) + ": " + what + " \"" + path + "\": " + errnoText(error),
+            error};
 }
 
 struct CloseFolder {
@@ -30,10 +31,11 @@ struct CloseFolder {
 
 // Entries of one folder by name; symbolic links are not followed. A folder that went meanwhile
 // has none.
-Status readFolder(const std::string& folder, std::vector<std::string>& names) {
+Status readFolder(const char* plugin, const std::string& folder, std::vector<std::string>& names) {
     const std::unique_ptr<DIR, CloseFolder> open(opendir(folder.c_str()));
     if (open == nullptr) {
-        return errno == ENOENT || errno == ENOTDIR ? Status() : failed("list", folder, errno);
+        return errno == ENOENT || errno == ENOTDIR ? Status()
+                                                   : failed(plugin, "list", folder, errno);
     }
     while (const dirent* const entry = readdir(open.get())) {  // NOLINT(concurrency-mt-unsafe)
         const std::string_view name = entry->d_name;
@@ -47,9 +49,11 @@ Status readFolder(const std::string& folder, std::vector<std::string>& names) {
 
 }  // namespace
 
-Result<std::vector<StorageEntry>> listFiles(std::string_view prefix, size_t limit) {
+Result<std::vector<StorageEntry>> listFiles(std::string_view prefix,
+                                            size_t limit,
+                                            const char* plugin) {
     if (prefix.empty() || prefix.front() != '/') {
-        return Status::invalidParam("POSIX: list \"" + std::string(prefix) +
+        return Status::invalidParam(std::string(plugin) + ": list \"" + std::string(prefix) +
                                     "\": the prefix must be a path from the root on");
     }
     std::vector<StorageEntry> found;
@@ -59,7 +63,7 @@ Result<std::vector<StorageEntry>> listFiles(std::string_view prefix, size_t limi
         const std::string folder = std::move(folders.back());
         folders.pop_back();
         std::vector<std::string> names;
-        NIXL_RETURN_IF_ERROR(readFolder(folder, names));
+        NIXL_RETURN_IF_ERROR(readFolder(plugin, folder, names));
         std::vector<std::string> below;
         for (const std::string& name : names) {
             std::string path = folder + name;
@@ -78,8 +82,8 @@ Result<std::vector<StorageEntry>> listFiles(std::string_view prefix, size_t limi
     return found;
 }
 
-Status removeFile(std::string_view name) {
-    Result<std::optional<FileSpec>> spec = parseFileSpec(name);
+Status removeFile(std::string_view name, const char* plugin) {
+    Result<std::optional<FileSpec>> spec = parseFileSpec(name, plugin);
     if (!spec.ok()) {
         return spec.status();
     }
@@ -87,12 +91,13 @@ Status removeFile(std::string_view name) {
     const std::string path = parsed ? parsed->path : std::string(name);
     struct stat info {};
     if (lstat(path.c_str(), &info) < 0) {
-        return failed("remove", path, errno);
+        return failed(plugin, "remove", path, errno);
     }
     if (!S_ISREG(info.st_mode)) {
-        return Status::notAllowed("POSIX: remove \"" + path + "\": not a regular file");
+        return Status::notAllowed(std::string(plugin) + ": remove \"" + path +
+                                  "\": not a regular file");
     }
-    return unlink(path.c_str()) < 0 ? failed("remove", path, errno) : Status();
+    return unlink(path.c_str()) < 0 ? failed(plugin, "remove", path, errno) : Status();
 }
 
 }  // namespace nixl::posix

@@ -8,12 +8,7 @@
 
 namespace nixl::posix {
 
-namespace {
-
-// Engines without vectors gather smaller pieces than this in a bounce buffer.
-constexpr uint64_t kGatherBelow = 64 << 10;
-
-}  // namespace
+namespace {}  // namespace
 
 Memory::~Memory() {
     if (getpid() != process) {
@@ -75,7 +70,7 @@ RequestBuilder::Head RequestBuilder::head() const {
         return {false, gpu, first - begin};
     }
     const bool aligned = left_.local % target.memoryAlign() == 0;
-    const bool gather = !limits_.vectored && left_.size < kGatherBelow;
+    const bool gather = !limits_.vectored && left_.size < limits_.gatherBelow;
     return {true, gpu || gather || !aligned || mustStage() || cannotPin(), last - begin};
 }
 

@@ -21,7 +21,7 @@ namespace nixl::posix {
 inline constexpr uint64_t kFixedChunk = 1ULL << 30;  // the kernel's limit for one buffer
 
 // Registered memory. `fixedBuffers[i]` is the index of the i-th GiB of it, where registered.
-class Memory final : public BackendMemory {
+class Memory : public BackendMemory {
   public:
     ~Memory() override;
     uint64_t address = 0;
@@ -36,6 +36,7 @@ class Memory final : public BackendMemory {
 struct BuildLimits {
     uint64_t mergeBytes = 1 << 20;  // of one request; a multiple of 4096
     bool vectored = true;
+    uint64_t gatherBelow = 64 << 10;  // without vectors smaller pieces are gathered in a buffer
 };
 
 // Which bytes a builder gives; the rest is another builder's.

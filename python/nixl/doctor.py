@@ -36,6 +36,8 @@ LIBRARIES = [
     ("OpenSSL (OBJ)", "crypto", "libcrypto.so.3", "Debian: libssl3"),
     ("3FS client", "hf3fs_api_shared", "libhf3fs_api_shared.so", "the 3FS client package"),
 ]
+# The variable that names a library to the plugin instead of the system.
+NAMED_BY = {"libhf3fs_api_shared.so": "NIXL_HF3FS_LIBRARY"}
 INFINIBAND = pathlib.Path("/sys/class/infiniband")
 YAMA = pathlib.Path("/proc/sys/kernel/yama/ptrace_scope")
 URING_DISABLED = pathlib.Path("/proc/sys/kernel/io_uring_disabled")
@@ -119,11 +121,13 @@ def plugins() -> bool:
 def libraries() -> None:
     """Libraries that plugins open where they exist."""
     for what, short, soname, package in LIBRARIES:
-        found = loads(soname, short)
+        found = loads(os.environ.get(NAMED_BY.get(soname, "")) or soname, short)
         if found:
             say("ok", what, found)
         else:
-            say("note", what, f"absent; where it is wanted, install {package}")
+            variable = NAMED_BY.get(soname)
+            named = f", or set {variable} to its path" if variable else ""
+            say("note", what, f"absent; where it is wanted, install {package}{named}")
 
 
 def ucx_modules() -> list[str]:
