@@ -29,9 +29,9 @@ MAY_INCLUDE = {
     "lanes": {"base"},  # the choice among lanes, which come through nixl/lane.h
     "lanes/local": {"base", "device", "memory", "session"},
     "lanes/host": {"base", "memory", "session"},
-    "lanes/stream": {"base", "memory", "session"},
+    "lanes/stream": {"base", "device", "memory", "session"},
     "connect": {"base", "session"},
-    "peer": {"base", "memory", "session", "connect", "lanes/host", "lanes/stream"},
+    "peer": {"base", "device", "memory", "session", "connect", "lanes/host", "lanes/stream"},
     "metadata": {"base", "memory", "session"},
     "exchange": {"base", "memory", "metadata", "session"},
     "exchange_tcp": {"base", "memory", "metadata", "session", "connect", "exchange"},

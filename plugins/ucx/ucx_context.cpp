@@ -76,12 +76,28 @@ Status UcxContext::open() {
     return status == UCS_OK ? Status() : Status::backend(text("starting", status));
 }
 
+// A library without its CUDA modules would take such memory for the host's, and touch it.
+Status UcxContext::takesGpus() const {
+    ucp_context_attr_t attributes{};
+    attributes.field_mask = UCP_ATTR_FIELD_MEMORY_TYPES;
+    const ucs_status_t status = ucx_.contextQuery(handle_, &attributes);
+    if (status != UCS_OK) {
+        return Status::backend(text("asking for its memory types", status));
+    }
+    return (attributes.memory_types & UCS_BIT(UCS_MEMORY_TYPE_CUDA)) != 0
+               ? Status()
+               : Status::notSupported("UCX " + ucx_.version + " (" + ucx_.path +
+                                      ") cannot take GPU memory: it has no CUDA modules, or they "
+                                      "find no GPU");
+}
+
 Result<UcxContext::Mapped> UcxContext::map(const MemoryRegion& region) {
     ucp_mem_map_params_t params{};
     params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH;
     params.address = reinterpret_cast<void*>(region.address);
     params.length = region.size;
     if (region.type == MemType::VRAM) {
+        NIXL_RETURN_IF_ERROR(takesGpus());
         params.field_mask |= UCP_MEM_MAP_PARAM_FIELD_MEMORY_TYPE;
         params.memory_type = UCS_MEMORY_TYPE_CUDA;
     }

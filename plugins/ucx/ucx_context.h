@@ -43,6 +43,7 @@ class UcxContext {
   private:
     UcxContext(const UcxLibrary& ucx, const UcxOptions& options) : ucx_(ucx), options_(options) {}
     Status open();
+    Status takesGpus() const;
     // Whether the caller or the environment sets UCX_`name`.
     bool given(const std::string& name) const;
 

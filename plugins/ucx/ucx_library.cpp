@@ -55,6 +55,7 @@ std::string loadAll(void* handle, UcxLibrary& ucx) {
     load(handle, "ucp_ep_flush_nbx", ucx.epFlushNbx, missing);
     load(handle, "ucp_ep_rkey_unpack", ucx.epRkeyUnpack, missing);
     load(handle, "ucp_rkey_destroy", ucx.rkeyDestroy, missing);
+    load(handle, "ucp_context_query", ucx.contextQuery, missing);
     load(handle, "ucp_mem_map", ucx.memMap, missing);
     load(handle, "ucp_mem_unmap", ucx.memUnmap, missing);
     load(handle, "ucp_rkey_pack", ucx.rkeyPack, missing);

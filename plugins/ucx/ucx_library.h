@@ -34,6 +34,7 @@ struct UcxLibrary {
     decltype(&ucp_ep_flush_nbx) epFlushNbx = nullptr;
     decltype(&ucp_ep_rkey_unpack) epRkeyUnpack = nullptr;
     decltype(&ucp_rkey_destroy) rkeyDestroy = nullptr;
+    decltype(&ucp_context_query) contextQuery = nullptr;
     decltype(&ucp_mem_map) memMap = nullptr;
     decltype(&ucp_mem_unmap) memUnmap = nullptr;
     decltype(&ucp_rkey_pack) rkeyPack = nullptr;

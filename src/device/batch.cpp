@@ -13,8 +13,6 @@ namespace {
 
 // An end that comes soon is waited for without going to sleep, which costs as much.
 constexpr std::chrono::microseconds kSpin{30};
-// A copy from or to ordinary memory lasts as long as the call: in pieces it can be interrupted.
-constexpr uint64_t kPiece = 64 << 20;
 
 class Batch final : public DeviceBatch, public std::enable_shared_from_this<Batch> {
   public:
@@ -31,12 +29,8 @@ class Batch final : public DeviceBatch, public std::enable_shared_from_this<Batc
     void start(std::span<const DeviceCopy> copies) {
         for (; started_ < copies.size(); ++started_) {
             const DeviceCopy& one = copies[started_];
-            int result = 0;
-            for (uint64_t done = 0; done < one.size && result == 0; done += kPiece) {
-                result = cuda_.copy(one.to + done, one.from + done,
-                                    std::min(kPiece, one.size - done), lane_.stream);
-            }
-            if (result != 0) {
+            if (const int result = cuda_.copy(one.to, one.from, one.size, lane_.stream);
+                result != 0) {
                 refused_ = cuda_.failure("cuMemcpyAsync", result);
                 break;
             }

@@ -149,15 +149,17 @@ Result<DeviceRange> CudaDevices::find(uint64_t address) {
         return range;
     }
     range.device = static_cast<int>(static_cast<uint32_t>(ordinal));
-    // A reserved range may be mapped in pieces only. Older drivers cannot tell.
+    // A reserved range may be mapped in pieces only, and a mapped page may hold more than one
+    // allocation. Older drivers tell nothing of pages.
     uint64_t base = 0;
     uint64_t size = 0;
     int piece[] = {kMappingBase, kMappingSize};
     void* of_piece[] = {&base, &size};
     if (cuda.attributes(std::size(piece), piece, of_piece, address) == 0 && size != 0 &&
         base <= address && address - base < size) {
-        range.base = base;
-        range.size = size;
+        const uint64_t end = std::min(base + size, range.base + range.size);
+        range.base = std::max(base, range.base);
+        range.size = end - range.base;
     }
     return range;
 }

@@ -8,11 +8,13 @@ namespace nixl::device {
 
 namespace {
 
-constexpr uint64_t kBatchBytes = 64 << 20;
+constexpr uint64_t kHostBatchBytes = 64 << 20;  // what a cancel waits for
+constexpr uint64_t kBatchBytes = 1 << 30;
 constexpr size_t kBatchCopies = 1024;
 constexpr unsigned kBatchesAtOnce = 2;  // of one GPU
 constexpr uint64_t kSmallBytes = 64 << 10;
 constexpr uint64_t kSmallSegments = 8;
+constexpr uint64_t kFewSegments = 64;
 constexpr unsigned kMaxRefusals = 16;  // copies that failed alone; then the rest fails with them
 
 }  // namespace
@@ -27,6 +29,13 @@ std::vector<RemotePlace> placesOf(std::span<const PlanRegion> regions) {
     return places;
 }
 
+// Whether it touches nothing else.
+static bool gpusOnly(const TransferPlan& plan) {
+    const auto vram = [](const PlanRegion& region) { return region.type == MemType::VRAM; };
+    return std::all_of(plan.localRegions.begin(), plan.localRegions.end(), vram) &&
+           std::all_of(plan.remoteRegions.begin(), plan.remoteRegions.end(), vram);
+}
+
 bool touchesDevices(const TransferPlan& plan) {
     const auto vram = [](const PlanRegion& region) { return region.type == MemType::VRAM; };
     return std::any_of(plan.localRegions.begin(), plan.localRegions.end(), vram) ||
@@ -34,7 +43,9 @@ bool touchesDevices(const TransferPlan& plan) {
 }
 
 bool PlanCopy::isSmall(const TransferPlan& plan) {
-    return plan.bytes <= kSmallBytes && plan.segments <= kSmallSegments;
+    // Starting a copy between GPUs takes microseconds, however long it is.
+    return gpusOnly(plan) ? plan.segments <= kFewSegments
+                          : plan.bytes <= kSmallBytes && plan.segments <= kSmallSegments;
 }
 
 std::shared_ptr<PlanCopy> PlanCopy::create(Devices& devices,
@@ -55,6 +66,7 @@ PlanCopy::PlanCopy(Devices& devices,
       pool_(pool),
       plan_(plan),
       places_(std::move(places)),
+      gpusOnly_(gpusOnly(plan)),
       ended_(std::move(ended)) {
     for (const PlanRun& run : plan.runs) {
         const int device = deviceOf(run);
@@ -141,9 +153,9 @@ void PlanCopy::feed(size_t index) {
 // The next copies of a track; false where it is at its end.
 bool PlanCopy::cut(Track& track, Batch& batch) const {
     const bool read = plan_.op == OpType::READ;
+    const uint64_t limit = gpusOnly_ ? kBatchBytes : kHostBatchBytes;
     uint64_t bytes = 0;
-    while (track.run < plan_.runs.size() && bytes < kBatchBytes &&
-           batch.copies.size() < kBatchCopies) {
+    while (track.run < plan_.runs.size() && bytes < limit && batch.copies.size() < kBatchCopies) {
         const PlanRun& run = plan_.runs[track.run];
         if (deviceOf(run) != track.device) {
             ++track.run;
@@ -152,7 +164,7 @@ bool PlanCopy::cut(Track& track, Batch& batch) const {
         const bool dense = run.localStride == run.size && run.remoteStride == run.size;
         const uint64_t begin = track.step * run.size + track.inner;  // in bytes of the run
         const uint64_t left = dense ? run.count * run.size - begin : run.size - track.inner;
-        const uint64_t size = std::min(left, kBatchBytes - bytes);
+        const uint64_t size = std::min(left, limit - bytes);
         const uint64_t local = run.local + track.step * run.localStride + track.inner;
         const uint64_t remote = run.remote + track.step * run.remoteStride + track.inner +
                                 places_[run.remoteRegion].offset;

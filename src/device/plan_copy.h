@@ -90,6 +90,7 @@ class PlanCopy final : public std::enable_shared_from_this<PlanCopy> {
     WorkPool& pool_;
     const TransferPlan& plan_;
     const std::vector<RemotePlace> places_;
+    const bool gpusOnly_;
     std::atomic<bool> stop_{false};
 
     Mutex mutex_;

@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "device/devices.h"
+#include "device/plan_copy.h"
+#include "peer/device_transfer.h"
 #include "peer/engine_impl.h"
 #include "peer/remote_transfer.h"
 
@@ -29,8 +32,13 @@ class NetworkLane final : public Lane {
         if (plan.peer.self) {
             return {0, "the peer is this agent itself"};
         }
-        if (!isDram(plan.localRegions) || !isDram(plan.remoteRegions)) {
+        if (host_ && device::touchesDevices(plan)) {
             return {0, "moves host memory only"};
+        }
+        if (!isDram(plan.localRegions)) {
+            if (const Status can = device::devices().available(); !can.ok()) {
+                return {0, can.message()};
+            }
         }
         const auto link = engine_->find({std::string(plan.peer.name), plan.peer.incarnation});
         if (link == nullptr || !link->hasMetadata()) {
@@ -54,6 +62,9 @@ class NetworkLane final : public Lane {
         if (link == nullptr) {
             return Status::notFound("agent \"" + std::string(plan.peer.name) +
                                     "\" has been removed");
+        }
+        if (!isDram(plan.localRegions)) {
+            return makeStagedTransfer(engine_, std::move(link), plan, options_.checksum);
         }
         LaneOptions options = options_;
         options.host = host_;

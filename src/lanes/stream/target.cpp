@@ -31,6 +31,9 @@ StreamTarget::~StreamTarget() {
 }
 
 bool StreamTarget::pin(uint64_t bytes) {
+    if (stage_.used()) {
+        return true;  // pinned while it is copied
+    }
     bool good = true;
     cursor_.regions(bytes, [&](uint32_t index) {
         memory::Region* const region = regions_[index].get();
@@ -134,10 +137,9 @@ void StreamTarget::checkRequest() {
             failRequest(region.status(), 0);
             return;
         }
-        if (region.value()->type != MemType::DRAM) {
+        if (!memory::isMemory(region.value()->type)) {
             failRequest(
-                Status::notSupported("region " + std::to_string(wanted.id) + " is not host memory"),
-                0);
+                Status::notSupported("region " + std::to_string(wanted.id) + " is not memory"), 0);
             return;
         }
         regions_.push_back(std::move(region).value());
@@ -163,6 +165,9 @@ Status StreamTarget::onRequest(FrameType type, std::string_view body) {
     failureOffset_ = 0;
     cursor_ = RunCursor(request_.runs);
     checkRequest();
+    if (failure_.ok() && request_.bytes > 0) {
+        beginStage();
+    }
     if (request_.op == OpType::WRITE) {
         if (request_.bytes == 0) {
             finishWrite();
@@ -177,9 +182,67 @@ Status StreamTarget::onRequest(FrameType type, std::string_view body) {
         reading_ = true;
         prepareReadChunk();
     } else {
-        regions_.clear();
+        endRequest();
     }
     return {};
+}
+
+bool StreamTarget::pinAll() {
+    for (const memory::RegionPtr& region : regions_) {
+        if (!region->pin()) {
+            failRequest(
+                Status::notFound("region " + std::to_string(region->id) + " is being deregistered"),
+                0);
+            unpin();
+            return false;
+        }
+        pinned_.push_back(region.get());
+    }
+    return true;
+}
+
+// The kernel cannot reach memory of GPUs: the request's bytes pass through a buffer.
+void StreamTarget::beginStage() {
+    const bool gpus = std::any_of(regions_.begin(), regions_.end(),
+                                  [](const auto& region) { return region->type == MemType::VRAM; });
+    if (!gpus) {
+        return;
+    }
+    Status status = stage_.begin(request_.runs, regions_, request_.bytes);
+    if (status.ok() && request_.op == OpType::READ && pinAll()) {
+        status = stage_.fill();
+        unpin();
+    }
+    if (!status.ok()) {
+        failRequest(std::move(status), 0);
+    }
+    if (failure_.ok()) {
+        cursor_ = RunCursor(stage_.runs());
+    } else {
+        stage_.end();
+    }
+}
+
+// What has come of a WRITE goes to where it belongs.
+void StreamTarget::drainStage() {
+    const uint64_t bytes =
+        failure_.ok() ? request_.bytes : std::min(failureOffset_, cursor_.offset());
+    uint64_t done = 0;
+    if (!pinAll()) {
+        failureOffset_ = 0;
+        return;
+    }
+    Status status = stage_.drain(bytes, done);
+    unpin();
+    if (!status.ok()) {
+        failRequest(std::move(status), done);
+        failureOffset_ = std::min(failureOffset_, done);
+    }
+}
+
+void StreamTarget::endRequest() {
+    stage_.end();
+    regions_.clear();
 }
 
 Status StreamTarget::onPayloadEnd(bool whole) {
@@ -191,8 +254,11 @@ Status StreamTarget::onPayloadEnd(bool whole) {
 }
 
 void StreamTarget::finishWrite() {
+    if (stage_.used()) {
+        drainStage();
+    }
     reply();
-    regions_.clear();
+    endRequest();
 }
 
 void StreamTarget::reply() {
@@ -227,7 +293,7 @@ void StreamTarget::prepareReadChunk() {
         out_.append(header, kChunkHeader);
         reply();
         reading_ = false;
-        regions_.clear();
+        endRequest();
         return;
     }
     unpin();
@@ -237,7 +303,7 @@ void StreamTarget::prepareReadChunk() {
         out_ += tail_;
         moved_ += tail_.size();
         reading_ = false;
-        regions_.clear();
+        endRequest();
     }
 }
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "lanes/stream/device_stage.h"
 #include "lanes/stream/input.h"
 #include "lanes/stream/wire.h"
 #include "session/network_access.h"
@@ -48,7 +49,7 @@ class StreamTarget final : private StreamInput::Sink {
     bool busy() const override { return reading_; }
     RunCursor& cursor() override { return cursor_; }
     bool discards() const override { return !failure_.ok(); }
-    bool enter(uint64_t bytes) override { return pin(bytes); }
+    bool enter(uint64_t bytes) override { return stage_.used() || pin(bytes); }
     void leave() override { unpin(); }
     void moved(uint64_t bytes) override { moved_ += bytes; }
     void memoryGone() override;
@@ -57,6 +58,10 @@ class StreamTarget final : private StreamInput::Sink {
     Status onGrant(std::string_view body);
     Status onRequest(FrameType type, std::string_view body);
     void checkRequest();
+    bool pinAll();
+    void beginStage();
+    void drainStage();
+    void endRequest();
     void finishWrite();
     void prepareReadChunk();
     bool prepareChunkBytes(bool last, std::string& tail, uint32_t& checksum);
@@ -75,6 +80,7 @@ class StreamTarget final : private StreamInput::Sink {
 
     Request request_;
     std::vector<memory::RegionPtr> regions_;
+    DeviceStage stage_;  // of a request for memory of GPUs
     RunCursor cursor_;
     Status failure_;  // of the current request
     uint64_t failureOffset_ = 0;
