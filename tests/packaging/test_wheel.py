@@ -102,6 +102,10 @@ def test_storage_plugin_is_there(site: pathlib.Path, name: str) -> None:
     assert plugins_named(site, name)
 
 
+def test_gds_plugins_are_there(site: pathlib.Path) -> None:
+    assert plugins_named(site, "gds") and plugins_named(site, "gds_mt")
+
+
 def test_obj_plugin_is_there_and_leaves_libraries_to_the_system(site: pathlib.Path) -> None:
     if not shutil.which("curl-config"):
         pytest.skip("libcurl's headers are not installed, so plugin OBJ is off")
