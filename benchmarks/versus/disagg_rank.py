@@ -20,7 +20,7 @@ import numpy as np
 
 LAYERS, TOKEN_BYTES = 32, 8 * 128 * 2  # 8 heads of 128 numbers of 16 bits
 AUX_SLOTS = 128
-PAUSE = 0.0002
+PAUSE = 0.001
 PATIENCE = 120.0
 
 

@@ -6,7 +6,8 @@ published package ("peer") and over this one ("client"), in one run, rounds alte
 A prefill and a decode process a column; 32 layers of 8 heads of 128 numbers of 16 bits in host
 memory, pages of 16 and 64 tokens, 1, 16 and 64 rooms at once of --tokens tokens each. A round: the
 decode rank asks for all rooms, and once the prefill rank knows of all, its scheduler sends them and
-both look at their rooms every 0.2 ms. Figures are medians of the rounds, and of the rounds' ratios:
+both look at their rooms every millisecond. Figures are medians of the rounds, and of the rounds'
+ratios:
 
     time     from the first send to the last Success at the decode rank
     CPU      seconds of both processes, per GB
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -42,6 +44,7 @@ from hosts import FAR_ADDRESS, NEAR_ADDRESS, Cable, NoHosts, inside
 HERE = pathlib.Path(__file__).parent
 #: figure -> at most so much of the peer's: on one host, on two.
 TARGETS = {"time": (0.4, 0.5), "cpu": (0.5, 0.5), "calls": (0.2, 0.2)}
+NUMBERS = itertools.count()
 SETTLE = 0.3  # seconds in which a side does what it would have done while it was stopped
 
 
@@ -86,7 +89,7 @@ class Column:
     def __init__(self, name: str, python: str, pages: int, tokens: int, cable: Any) -> None:
         kind = "ours" if name == "ours" else "sglang"
         near, far = (NEAR_ADDRESS, FAR_ADDRESS) if cable else ("127.0.0.1", "127.0.0.1")
-        port = 20000 + os.getpid() % 20000 if cable else free_port()
+        port = 20000 + os.getpid() % 20000 + next(NUMBERS) if cable else free_port()
         rest = [near, port, pages, tokens]
         self.ranks = []
         for role, own, place in (("prefill", near, "near"), ("decode", far, "far")):

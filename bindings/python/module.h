@@ -230,6 +230,7 @@ void bindAgent(nb::module_& module);
 void bindDevice(nb::module_& module);
 void bindMemory(nb::module_& module);
 void bindKvJobs(nb::module_& module);
+void bindKvRooms(nb::module_& module);
 // Parts of the class nixlAgent.
 void bindAgentTransfers(nb::class_<RawAgent>& agent);
 void bindAgentMetadata(nb::class_<RawAgent>& agent);

@@ -73,6 +73,7 @@ class NixlKVSender:
         self.bootstrap_room = _room_number(bootstrap_room)
         self.dest_tp_ranks, self.pp_rank = list(dest_tp_ranks or []), pp_rank
         self._room = mgr.new_prefill_room(self.bootstrap_room)
+        self.send = self._room.send  # type: ignore[method-assign]
         self.poll = self._room.poll  # type: ignore[method-assign]  # one call less
 
     def init(self, num_kv_indices: int, aux_index: int | None = None) -> None:
@@ -105,6 +106,8 @@ class NixlKVSender:
     def get_transfer_metric(self) -> Any:
         """A KVTransferMetric: seconds from the first send to the end, and bytes."""
         room = self._room
+        with self.kv_mgr.lock:
+            self.kv_mgr.collect()
         return KVTransferMetric(transfer_latency_s=room.latency, transfer_total_bytes=room.bytes)
 
 
@@ -158,4 +161,6 @@ class NixlKVReceiver:
 
     def get_transfer_metric(self) -> Any:
         """A KVTransferMetric: seconds from asking to the end."""
+        with self.kv_mgr.lock:
+            self.kv_mgr.collect()
         return KVTransferMetric(transfer_latency_s=self._room.latency)

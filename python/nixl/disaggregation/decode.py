@@ -7,6 +7,7 @@ slow one holds up nobody.
 from __future__ import annotations
 
 import dataclasses
+import re
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from ..logging import get_logger
 from .bootstrap import get_ranks
 from .frames import GUARD, BadFrames, KVArgsRegisterInfo, TransferInfo, note
 from .layout import Layout
-from .pages import TransferStatus, as_pages, check_range
+from .pages import as_pages, check_range
 from .routes import sources, takers, told
 from .types import FINAL, KVPoll
 
@@ -33,6 +34,7 @@ _ASK_AGAIN = 0.2
 _ASK_WHETHER_SAME = 5.0  # while rooms are under way
 # A server forgets ranks after 10 s: one that it still names later has registered since.
 _LEASE = 12.0
+_OF_A_ROOM = re.compile(rb"\d+_(kv_(\d+_[01]|end_\d+)|aux)_[0-9a-f]*")
 _EMPTY = np.empty(0, dtype=np.int32)
 
 
@@ -94,14 +96,13 @@ class DecodeRoom:
         self.mgr, self.address, self.room, self.dp = mgr, address, room, dp
         self.nonce = secrets.token_hex(8)
         self.reason = ""
-        self.transfer = TransferStatus()
         self.indices: npt.NDArray[np.int32] | None = None
         self.aux_index: int | None = None
         self.ranks: list[PrefillRank] = []  # all that are told
         self.writers: list[PrefillRank] = []  # those that write
         self.infos: dict[tuple[str, int], TransferInfo] = {}
         self.unsafe: set[tuple[str, int]] = set()  # may still be writing
-        self.watch: Any = _bindings._KvWatch(mgr.inbox, self._late)
+        self.watch: Any = _bindings._KvWatch(mgr.inbox, self._late, mgr.settings.waiting_timeout)
         self.poll = self.watch.poll
         self.started = time.monotonic()
         self.asked = 0.0
@@ -159,17 +160,19 @@ class DecodeRoom:
         elif self.indices is None:
             self.fail(f"init() was not called within {patience.waiting_timeout:g} s")
         else:
-            got = len(self.transfer.received_kvs)
+            got, ended = self.watch.progress
             self.fail(
                 f"no progress within {patience.waiting_timeout:g} s: {got} chunks came, the last "
-                f"of {len(self.transfer.lasts)} of {self.transfer.sources_expected} prefill ranks"
+                f"of {ended} of {len(self.writers)} prefill ranks"
             )
 
-    def succeed(self) -> None:
-        self.set(KVPoll.Success)
-        self.latency = time.monotonic() - self.asked
-        self.mgr.count(rooms_succeeded=1, transfer_seconds=self.latency)
-        self.mgr.rooms.pop(self.room, None)
+    def conclude(self) -> None:
+        """Under the lock, after a success."""
+        if self.mgr.rooms.pop(self.room, None) is not None:
+            self.mgr.inbox.remove(self.room)
+            self.latency = self.watch.ended_at - self.asked
+            self.set(KVPoll.Success)
+            self.mgr.count(rooms_succeeded=1, transfer_seconds=self.latency)
 
     def fail(self, reason: str, safe: PrefillRank | None = None) -> None:
         """From any thread. Prefill ranks that may still write (all but `safe`) are told to stop."""
@@ -180,6 +183,7 @@ class DecodeRoom:
             self.reason = reason
             self.set(KVPoll.Failed)
             mgr.rooms.pop(self.room, None)
+            mgr.inbox.remove(self.room)
             mgr.count(rooms_failed=1)
             for where, info in self.infos.items():
                 if safe is not None and where == safe.where:
@@ -231,7 +235,7 @@ class DecodeRoom:
         stages = row["pp_size"]
         self.asked = time.monotonic()
         self.deadline = self.asked + mgr.settings.waiting_timeout
-        self.transfer.received_aux = self.aux_index is None
+        asked: list[tuple[PrefillRank, TransferInfo]] = []
         aux_from = (writers[0], stages - 1)
         refused = ""
         for tp in told(layout.tp_rank, layout.tp_size, *sizes):
@@ -253,8 +257,11 @@ class DecodeRoom:
                     self.writers.append(rank)
                 self.infos[rank.where] = info
                 refused = refused or rank.refused
-                mgr.ask(rank, info)
-        self.transfer.sources_expected = len(self.writers)
+                asked.append((rank, info))
+        mgr.inbox.add(self.room, self.watch)
+        self.watch.expect(self.nonce, len(self.writers), self.aux_index is not None)
+        for rank, info in asked:
+            mgr.ask(rank, info)
         if refused:
             self.fail(refused)
 
@@ -274,12 +281,12 @@ class DecodePart:
         self.inbox = _bindings._KvInbox(self.agent.agent, self._on_came)
         self.stopping: list[DecodeRoom] = []
         self.groups: dict[str, Group] = {}
-        self.transfer_statuses: dict[int, TransferStatus] = {}
         self._by_address: dict[tuple[str, int], PrefillRank] = {}
         self._lost: dict[str, float] = {}  # instance -> when
 
     def new_decode_room(self: NixlKVManager, address: str, room: int, dp: Any) -> DecodeRoom:
         with self.lock:
+            self.collect()
             if room in self.rooms:
                 raise ValueError(f"room {room} is in use by another receiver")
             group = self.groups.setdefault(address, Group(address))
@@ -419,54 +426,25 @@ class DecodePart:
         self.inbox.look()
 
     def _on_came(self: NixlKVManager, source: str, message: bytes) -> None:
-        with self.lock:
-            if not self._on_notification(source, message):
-                self.count(foreign_notifications=1)
-                self.other_notifications.add(source, message)
-
-    def _on_notification(self: NixlKVManager, source: str, message: bytes) -> bool:
-        words = message.split(b"_")
-        try:
-            room = self.rooms.get(int(words[0]))
-            kind = words[1]
-            if kind == b"aux":
-                number, last, nonce = 0, 0, words[2]
-            elif words[2] == b"end":
-                number, last, nonce = int(words[3]) - 1, 1, words[4]
-            else:
-                number, last, nonce = int(words[2]), int(words[3]), words[4]
-        except (ValueError, IndexError):
-            return False
-        if kind not in (b"kv", b"aux"):
-            return False
-        if room is None or nonce.decode("latin-1") != room.nonce or room.status in FINAL:
+        """What is of no room under way."""
+        if _OF_A_ROOM.fullmatch(message):
             self.count(late_notifications=1)
-            return True
-        transfer = room.transfer
-        if kind == b"aux":
-            transfer.received_aux = True
-        elif words[2] == b"end":
-            transfer.finish(source, number + 1)
         else:
-            transfer.add(source, number, bool(last))
-        room.set(KVPoll.Transferring)
-        room.deadline = time.monotonic() + self.settings.waiting_timeout
-        if transfer.is_done():
-            room.succeed()
-        return True
+            self.count(foreign_notifications=1)
+            self.other_notifications.add(source, message)
 
     def check_transfer_done(self: NixlKVManager, room: int) -> bool:
         """Whether all of a room's pages and its auxiliary data have arrived."""
         found = self.rooms.get(room)
-        if found is not None:
-            return found.transfer.is_done()
-        return self.request_status.get(room) == KVPoll.Success
+        status = found.status if found is not None else self.request_status.get(room)
+        return bool(status == KVPoll.Success)
 
     # Time.
 
     def decode_tick(self: NixlKVManager) -> None:
         now = time.monotonic()
         with self.lock:
+            self.collect()
             rooms = list(self.rooms.values())
             waiting = {r.address for r in rooms if r.status == KVPoll.Bootstrapping}
             for address in {room.address for room in rooms}:

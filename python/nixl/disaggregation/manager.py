@@ -29,7 +29,8 @@ from .decode import DecodePart
 from .frames import GUARD, TAG, BadFrames, KVArgsRegisterInfo, TransferInfo, note, read_note
 from .layout import layout_of
 from .pages import as_pages, check_range
-from .prefill import PrefillPart, PrefillRoom
+from .prefill import PrefillPart
+from .prefill_room import PrefillRoom
 from .settings import Settings
 from .types import DisaggregationMode, KVPoll
 
@@ -262,7 +263,8 @@ class NixlKVManager(PrefillPart, DecodePart):
     def check_status(self, bootstrap_room: int) -> int:
         """The state of a room; KeyError for one that was never begun, or was cleared."""
         try:
-            return self.request_status[bootstrap_room]
+            room = self.rooms.get(bootstrap_room)
+            return room.status if room is not None else self.request_status[bootstrap_room]
         except KeyError:
             raise KeyError(f"room {bootstrap_room} is not known") from None
 
@@ -272,7 +274,7 @@ class NixlKVManager(PrefillPart, DecodePart):
             raise ValueError(f"room {bootstrap_room}: {status!r} is not a state of KVPoll")
         with self.lock:
             room = self.rooms.get(bootstrap_room)
-            before = self.request_status.get(bootstrap_room)
+            before = self.request_status.get(bootstrap_room) if room is None else room.status
             if before in (KVPoll.Failed, KVPoll.Success):
                 return
             if status == KVPoll.Failed and room is not None:
@@ -282,6 +284,12 @@ class NixlKVManager(PrefillPart, DecodePart):
             self.request_status[bootstrap_room] = status if final else max(before or 0, status)
             if room is not None:
                 room.set(self.request_status[bootstrap_room])
+
+    def collect(self) -> None:
+        """Under the lock: books rooms whose last poll was a success."""
+        for room in list(self.rooms.values()):
+            if room.status == KVPoll.Success:
+                room.conclude()
 
     def count(self, **figures: float) -> None:
         with self.lock:
@@ -295,6 +303,7 @@ class NixlKVManager(PrefillPart, DecodePart):
             "refused_peers peers_lost late_notifications foreign_notifications"
         )
         with self.lock:
+            self.collect()
             out = {name: self._counts.get(name, 0) for name in names.split()}
             out["rooms_active"] = len(self.rooms)
         out["garbage_messages"] = self.control.garbage
@@ -405,19 +414,19 @@ class NixlKVManager(PrefillPart, DecodePart):
                 raise ValueError(
                     f"room {bootstrap_room}: {len(kv_indices)} kv_indices for {len(place)} pages"
                 )
-            before = len(room.jobs)
-            room.send(kv_indices)
-            return room.jobs[before:]
+            room.send(list(kv_indices))  # which is not left to C++
+            return room.pushed
 
     def forget(self, room: int, status: Any) -> None:
         """Drops what is remembered of an ended room."""
         with self.lock:
+            self.collect()
             if self.rooms.get(room) is None:
                 self.request_status.pop(room, None)
 
     def wait_idle(self, timeout: float) -> bool:
         """Waits until no room is under way; for a server that ends."""
         end = time.monotonic() + timeout
-        while self.rooms and time.monotonic() < end:
+        while self.metrics()["rooms_active"] and time.monotonic() < end:
             time.sleep(0.01)  # sleeps: rooms end by their schedulers' polls
         return not self.rooms
