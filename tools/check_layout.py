@@ -59,7 +59,13 @@ MAY_INCLUDE = {
 }
 # A plugin may hold a copy of another one's files (nixl_plugin_part), included as "NAME/…".
 PLUGIN_PARTS = {"gusli": {"posix"}, "hf3fs": {"posix"}}
-LINE_BUDGET = [("include/", 300), ("_test.", 800), ("test_", 800), ("", 600)]
+LINE_BUDGET = [
+    ("_bindings.pyi", 1200),  # generated
+    ("include/", 300),
+    ("_test.", 800),
+    ("test_", 800),
+    ("", 600),
+]
 FUNCTION_BUDGET = 70
 WIDTH = 100
 SOURCE = {".h", ".cpp", ".c", ".cu", ".py", ".pyi"}
