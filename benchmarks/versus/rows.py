@@ -6,6 +6,7 @@ from rows_base import Metric, Row, Target
 from rows_etcd import ETCD_ROWS
 from rows_exchange import EXCHANGE_ROWS
 from rows_gds import GDS_ROWS
+from rows_gusli import GUSLI_ROWS
 from rows_hosts import HOST_ROWS
 from rows_memory import MEMORY_ROWS
 from rows_network import PAIR_ROWS
@@ -27,6 +28,7 @@ ALL: list[type[Row]] = [
     *POSIX_ROWS,
     *POSIX_SIZE_ROWS,
     *GDS_ROWS,
+    *GUSLI_ROWS,
 ]
 
 

@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "posix/engine.h"
 #include "posix/file.h"
 
 namespace nixl::gusli {
