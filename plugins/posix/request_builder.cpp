@@ -8,8 +8,6 @@
 
 namespace nixl::posix {
 
-namespace {}  // namespace
-
 Memory::~Memory() {
     if (getpid() != process) {
         return;  // forked: the engine's thread is the parent's
