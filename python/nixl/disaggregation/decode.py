@@ -10,7 +10,7 @@ import dataclasses
 import re
 import secrets
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,6 @@ from .layout import Layout
 from .pages import as_pages, check_range
 from .routes import sources, takers, told
 from .types import FINAL, KVPoll
-
-if TYPE_CHECKING:
-    from .manager import NixlKVManager
 
 logger = get_logger("nixl.disaggregation")
 
@@ -92,7 +89,7 @@ class Group:
 class DecodeRoom:
     """One use of a room by a receiver."""
 
-    def __init__(self, mgr: NixlKVManager, address: str, room: int, dp: int | None) -> None:
+    def __init__(self, mgr: Any, address: str, room: int, dp: int | None) -> None:
         self.mgr, self.address, self.room, self.dp = mgr, address, room, dp
         self.nonce = secrets.token_hex(8)
         self.reason = ""
@@ -276,7 +273,7 @@ class DecodePart:
 
     inbox: Any
 
-    def _init_decode(self: NixlKVManager) -> None:
+    def _init_decode(self: Any) -> None:
         self.rooms: dict[int, Any] = {}
         self.inbox = _bindings._KvInbox(self.agent.agent, self._on_came)
         self.stopping: list[DecodeRoom] = []
@@ -284,7 +281,7 @@ class DecodePart:
         self._by_address: dict[tuple[str, int], PrefillRank] = {}
         self._lost: dict[str, float] = {}  # instance -> when
 
-    def new_decode_room(self: NixlKVManager, address: str, room: int, dp: Any) -> DecodeRoom:
+    def new_decode_room(self: Any, address: str, room: int, dp: Any) -> DecodeRoom:
         with self.lock:
             self.collect()
             if room in self.rooms:
@@ -299,12 +296,12 @@ class DecodePart:
 
     # Bootstrap servers.
 
-    def _ask_group(self: NixlKVManager, group: Group, after: float) -> None:
+    def _ask_group(self: Any, group: Group, after: float) -> None:
         if not group.asking and time.monotonic() - group.asked >= after:
             group.asking = True
             self.helpers.submit(self._answer_of, group)
 
-    def _answer_of(self: NixlKVManager, group: Group) -> None:
+    def _answer_of(self: Any, group: Group) -> None:
         rows: list[dict[str, Any]] = []
         problem = "no prefill rank has registered"
         try:
@@ -318,7 +315,7 @@ class DecodePart:
                 if room.address == group.address:
                     room.resolve()
 
-    def _take_rows(self: NixlKVManager, group: Group, rows: list[dict[str, Any]]) -> None:
+    def _take_rows(self: Any, group: Group, rows: list[dict[str, Any]]) -> None:
         if rows:  # else the server was restarted, or is away: the ranks need it no more
             keys = {(r["dp_rank"], r["tp_rank"], r["pp_rank"]) for r in rows}
             for key in set(group.ranks) - keys:
@@ -339,7 +336,7 @@ class DecodePart:
             group.ranks[key] = rank
             self._by_address[rank.where] = rank
 
-    def _rank_lost(self: NixlKVManager, rank: PrefillRank, what: str) -> None:
+    def _rank_lost(self: Any, rank: PrefillRank, what: str) -> None:
         self.count(peers_lost=1)
         self._lost[rank.row["instance"]] = time.monotonic()
         self._by_address.pop(rank.where, None)
@@ -355,7 +352,7 @@ class DecodePart:
 
     # Prefill ranks.
 
-    def ask(self: NixlKVManager, rank: PrefillRank, info: TransferInfo) -> None:
+    def ask(self: Any, rank: PrefillRank, info: TransferInfo) -> None:
         if not rank.registered:
             rank.registered = True
             self._by_address[rank.where] = rank
@@ -363,7 +360,7 @@ class DecodePart:
         self._ping(rank)
         self.control.send(*rank.where, [GUARD, *info.to_zmq()])
 
-    def registration(self: NixlKVManager) -> KVArgsRegisterInfo:
+    def registration(self: Any) -> KVArgsRegisterInfo:
         return KVArgsRegisterInfo(
             "None",
             self.local_ip,
@@ -376,7 +373,7 @@ class DecodePart:
             self.layout,
         )
 
-    def _ping(self: NixlKVManager, rank: PrefillRank) -> None:
+    def _ping(self: Any, rank: PrefillRank) -> None:
         now = time.monotonic()
         if now - rank.pinged < self.settings.heartbeat:
             return
@@ -386,7 +383,7 @@ class DecodePart:
         words = {"endpoint": self.local_ip, "port": self.control.port, "agent": self.agent.name}
         self.control.send(*rank.where, note("ping", **words))
 
-    def on_decode_note(self: NixlKVManager, got: dict[str, Any]) -> None:
+    def on_decode_note(self: Any, got: dict[str, Any]) -> None:
         if "instance" not in got:
             raise BadFrames(f"a decode rank got the note {got['kind']!r}")
         with self.lock:
@@ -406,7 +403,7 @@ class DecodePart:
             elif kind in ("unknown", "failed", "aborted"):
                 self._on_room_note(rank, got)
 
-    def _on_room_note(self: NixlKVManager, rank: PrefillRank, got: dict[str, Any]) -> None:
+    def _on_room_note(self: Any, rank: PrefillRank, got: dict[str, Any]) -> None:
         room = self.rooms.get(got["room"])
         if room is not None and room.nonce == got["nonce"] and rank.where in room.infos:
             if got["kind"] == "unknown":
@@ -421,11 +418,11 @@ class DecodePart:
 
     # Notifications.
 
-    def update_transfer_status(self: NixlKVManager) -> None:
+    def update_transfer_status(self: Any) -> None:
         """Takes the notifications that came and counts them for their rooms."""
         self.inbox.look()
 
-    def _on_came(self: NixlKVManager, source: str, message: bytes) -> None:
+    def _on_came(self: Any, source: str, message: bytes) -> None:
         """What is of no room under way."""
         if _OF_A_ROOM.fullmatch(message):
             self.count(late_notifications=1)
@@ -433,7 +430,7 @@ class DecodePart:
             self.count(foreign_notifications=1)
             self.other_notifications.add(source, message)
 
-    def check_transfer_done(self: NixlKVManager, room: int) -> bool:
+    def check_transfer_done(self: Any, room: int) -> bool:
         """Whether all of a room's pages and its auxiliary data have arrived."""
         found = self.rooms.get(room)
         status = found.status if found is not None else self.request_status.get(room)
@@ -441,7 +438,7 @@ class DecodePart:
 
     # Time.
 
-    def decode_tick(self: NixlKVManager) -> None:
+    def decode_tick(self: Any) -> None:
         now = time.monotonic()
         with self.lock:
             self.collect()
@@ -462,7 +459,7 @@ class DecodePart:
                 if now > room.deadline:
                     room.poll()
 
-    def _stop_writers(self: NixlKVManager, room: DecodeRoom, now: float) -> None:
+    def _stop_writers(self: Any, room: DecodeRoom, now: float) -> None:
         for where in list(room.unsafe):
             rank = self._by_address.get(where)
             if rank is None:

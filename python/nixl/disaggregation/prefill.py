@@ -6,7 +6,7 @@ Threads: as prefill_room.py.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +19,13 @@ from .pages import check_range
 from .prefill_room import DecodePeer, Lists, PrefillRoom
 from .types import LayoutMismatch
 
-if TYPE_CHECKING:
-    from .manager import NixlKVManager
-
 logger = get_logger("nixl.disaggregation")
 
 
 class PrefillPart:
     """Methods of NixlKVManager."""
 
-    def _init_prefill(self: NixlKVManager) -> None:
+    def _init_prefill(self: Any) -> None:
         self.decode_kv_args_table: dict[str, DecodePeer] = {}
         self.rooms: dict[int, Any] = {}
         self.draining: list[PrefillRoom] = []
@@ -36,7 +33,7 @@ class PrefillPart:
         self._local_lists: dict[Side, Any] = {}
         self._aux_list: Any = None
 
-    def new_prefill_room(self: NixlKVManager, room: int) -> PrefillRoom:
+    def new_prefill_room(self: Any, room: int) -> PrefillRoom:
         with self.lock:
             self.collect()
             if room in self.rooms:
@@ -49,7 +46,7 @@ class PrefillPart:
 
     # Decode ranks.
 
-    def register_decode(self: NixlKVManager, info: KVArgsRegisterInfo) -> None:
+    def register_decode(self: Any, info: KVArgsRegisterInfo) -> None:
         known = self.decode_kv_args_table.get(info.agent_name)
         peer = known
         if peer is None or peer.refused or peer.info != info:
@@ -68,7 +65,7 @@ class PrefillPart:
         peer.seen = time.monotonic()
         self.tell((info.endpoint, info.dst_port), "registered", refused=peer.refused)
 
-    def _prepare_peer(self: NixlKVManager, peer: DecodePeer) -> None:
+    def _prepare_peer(self: Any, peer: DecodePeer) -> None:
         info = peer.info
         theirs = info.layout or self.layout
         peer.pairing = pair(self.layout, theirs)
@@ -85,7 +82,7 @@ class PrefillPart:
             peer.aux = (self._aux_list, 1, remote, 1)
 
     def prepare_kv(
-        self: NixlKVManager, name: str, pairing: Pairing, pointers: list[int], theirs: Any
+        self: Any, name: str, pairing: Pairing, pointers: list[int], theirs: Any
     ) -> Lists:
         local = self._local_lists.get(pairing.local)
         if local is None:
@@ -95,12 +92,12 @@ class PrefillPart:
         remote = self._prepare(name, rows, theirs.mem_kind)
         return local, pairing.local.count, remote, pairing.remote.count
 
-    def _prepare(self: NixlKVManager, name: str, rows: list[Any], kind: str) -> Any:
+    def _prepare(self: Any, name: str, rows: list[Any], kind: str) -> Any:
         if kind == "DRAM":
             rows = [(address, length, 0, *rest) for address, length, _, *rest in rows]
         return self.agent.prep_xfer_dlist(name, np.array(rows, dtype=np.uint64), kind)
 
-    def _aux_rows(self: NixlKVManager, name: str, pointers: list[int], layout: Any) -> Any:
+    def _aux_rows(self: Any, name: str, pointers: list[int], layout: Any) -> Any:
         # Slot after slot, the buffers of each: a slot is one page of as many descriptors.
         rows = [
             (pointer + slot * length, length, 0, length, 1)
@@ -112,7 +109,7 @@ class PrefillPart:
     # Sending.
 
     def push_pages(
-        self: NixlKVManager,
+        self: Any,
         lists: Lists,
         here: npt.NDArray[np.int32],
         there: npt.NDArray[np.int32],
@@ -136,9 +133,7 @@ class PrefillPart:
             notif,
         )
 
-    def push_aux(
-        self: NixlKVManager, peer: DecodePeer, here: int, there: int, notif: str | bytes
-    ) -> Any:
+    def push_aux(self: Any, peer: DecodePeer, here: int, there: int, notif: str | bytes) -> Any:
         if peer.aux is None:
             raise ValueError("the decode rank has no buffers of auxiliary data")
         each = len(self.layout.aux_item_lens)
@@ -159,7 +154,7 @@ class PrefillPart:
 
     # Messages and time.
 
-    def on_transfer_info(self: NixlKVManager, info: TransferInfo) -> None:
+    def on_transfer_info(self: Any, info: TransferInfo) -> None:
         where = (info.endpoint, info.dst_port)
         peer = self.decode_kv_args_table.get(info.agent_name)
         if peer is None:
@@ -192,10 +187,10 @@ class PrefillPart:
             else:
                 self._keep(info)
 
-    def _keep(self: NixlKVManager, info: TransferInfo) -> None:
+    def _keep(self: Any, info: TransferInfo) -> None:
         self._stash.setdefault(info.room, {})[info.agent_name] = (info, time.monotonic())
 
-    def on_prefill_note(self: NixlKVManager, note: dict[str, Any]) -> None:
+    def on_prefill_note(self: Any, note: dict[str, Any]) -> None:
         where = (note["endpoint"], note["port"])
         if note["kind"] == "ping":
             peer = self.decode_kv_args_table.get(note["agent"])
@@ -207,7 +202,7 @@ class PrefillPart:
         else:
             raise BadFrames(f"a prefill rank got the note {note['kind']!r}")
 
-    def _on_abort(self: NixlKVManager, where: tuple[str, int], note: dict[str, Any]) -> None:
+    def _on_abort(self: Any, where: tuple[str, int], note: dict[str, Any]) -> None:
         name, number = note["agent"], note["room"]
         with self.lock:
             stashed = self._stash.get(number, {})
@@ -222,7 +217,7 @@ class PrefillPart:
                     return
         self.tell(where, "aborted", room=number, nonce=note["nonce"])
 
-    def prefill_tick(self: NixlKVManager) -> None:
+    def prefill_tick(self: Any) -> None:
         now = time.monotonic()
         for room in list(self.draining):
             if room.drained():
@@ -244,7 +239,7 @@ class PrefillPart:
                     room.poll()
         self._drop_silent_peers(now)
 
-    def _tell_failed(self: NixlKVManager, room: PrefillRoom) -> None:
+    def _tell_failed(self: Any, room: PrefillRoom) -> None:
         for name, info in room.infos.items():
             where = (info.endpoint, info.dst_port)
             kind = "aborted" if name in room.told_abort else "failed"
@@ -253,7 +248,7 @@ class PrefillPart:
                 words["reason"] = room.reason[:1000]
             self.tell(where, kind, **words)
 
-    def _drop_silent_peers(self: NixlKVManager, now: float) -> None:
+    def _drop_silent_peers(self: Any, now: float) -> None:
         # A decode rank pings while it waits for a room; one without rooms may be silent for long.
         with self.lock:
             used = {name for room in self.rooms.values() for name in room.infos}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,6 @@ from .frames import KVArgsRegisterInfo, TransferInfo
 from .layout import Pairing
 from .pages import as_pages
 from .types import FINAL, KVPoll
-
-if TYPE_CHECKING:
-    from .manager import NixlKVManager
 
 logger = get_logger("nixl.disaggregation")
 
@@ -57,7 +54,7 @@ class Chunk:
 class PrefillRoom:
     """One use of a room by a sender."""
 
-    def __init__(self, mgr: NixlKVManager, room: int) -> None:
+    def __init__(self, mgr: Any, room: int) -> None:
         self.mgr, self.room = mgr, room
         self.reason = ""
         self.infos: dict[str, TransferInfo] = {}
