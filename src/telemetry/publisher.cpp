@@ -49,6 +49,12 @@ struct Publisher::Work {
     }
     void publish(bool last);
     void run();
+    // Until `flag`, or `patience` is over. REQUIRES: mutex
+    void await(const bool& flag, std::chrono::milliseconds patience) NIXL_NO_TSA {
+        const auto end = std::chrono::steady_clock::now() + patience;
+        while (!flag && changed.wait_until(mutex, end) == std::cv_status::no_timeout) {
+        }
+    }
     bool waitForNext() NIXL_NO_TSA;
     void awaitFirst() NIXL_NO_TSA;
 };
@@ -85,7 +91,7 @@ void Publisher::Work::publish(bool last) {
 // False: it is time to end.
 bool Publisher::Work::waitForNext() {
     mutex.lock();
-    changed.wait_for(mutex, plan.interval, [this] { return stopping; });
+    await(stopping, plan.interval);
     const bool more = !stopping;
     mutex.unlock();
     return more;
@@ -94,7 +100,7 @@ bool Publisher::Work::waitForNext() {
 // What can be seen of the agent can be seen at once, unless an exporter hangs.
 void Publisher::Work::awaitFirst() {
     mutex.lock();
-    changed.wait_for(mutex, std::chrono::seconds(1), [this] { return published; });
+    await(published, std::chrono::seconds(1));
     mutex.unlock();
 }
 
@@ -140,7 +146,7 @@ void Publisher::stop(std::chrono::milliseconds patience) NIXL_NO_TSA {
     work_->mutex.lock();
     work_->stopping = true;
     work_->changed.notify_all();
-    work_->changed.wait_for(work_->mutex, patience, [this] { return work_->ended; });
+    work_->await(work_->ended, patience);
     const bool ended = work_->ended;
     work_->mutex.unlock();
     if (ended) {
