@@ -40,7 +40,7 @@ int Threads::start(const char* name, std::function<void()> body) {
         --running_;
         return error;
     }
-    (void)start.release();
+    [[maybe_unused]] const Start* taken = start.release();  // the thread's
     threads_.push_back(thread);
     return 0;
 }

@@ -71,6 +71,8 @@ class Engine {
     virtual bool stop(double seconds) = 0;
     // For explain().
     virtual std::string describe() const = 0;
+
+    std::shared_ptr<FileTable> keep;  // stays with an engine that is left to itself
 };
 
 std::unique_ptr<Engine> makeThreadEngine(const CuFileDriver& driver,

@@ -136,22 +136,25 @@ Status GdsBackend::start(GdsOptions options) {
     return why.empty() ? Status() : Status::backend(why);
 }
 
+// What threads still use, or a parent's are gone from, must stay.
+void GdsBackend::leave() {
+    engine_->keep = std::move(files_);
+    [[maybe_unused]] const Engine* left = engine_.release();
+}
+
 GdsBackend::~GdsBackend() {
     if (engine_ == nullptr) {
         return;
     }
     if (getpid() != process_) {  // forked: the threads are the parent's, nothing can be ended
-        [[maybe_unused]] const Engine* left = engine_.release();
-        [[maybe_unused]] auto* files = new std::shared_ptr<FileTable>(std::move(files_));
+        leave();
         return;
     }
     if (!engine_->stop(kStopSeconds)) {
         services_.log(LogLevel::WARN,
                       "cuFile still holds requests (a hung disk?); leaving "
                       "them to it");
-        // What its threads still use must stay.
-        [[maybe_unused]] const Engine* left = engine_.release();
-        [[maybe_unused]] auto* files = new std::shared_ptr<FileTable>(std::move(files_));
+        leave();
     }
 }
 

@@ -49,6 +49,7 @@ class GdsBackend final : public Backend, public QuerySupport {
     GdsBackend(Kind kind, PluginServices& services);
     Status start(GdsOptions options);
     Result<std::unique_ptr<BackendMemory>> registerBuffer(const MemoryRegion& region);
+    void leave();
     // The same with the backend's name in front.
     Status named(const Status& status) const;
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "nixl/backend.h"
+#include "nixl/services.h"
 
 #include "file.h"
 
