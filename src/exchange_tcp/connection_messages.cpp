@@ -1,6 +1,7 @@
 // See connection.h: what the messages say, and what is done about it.
 #include <utility>
 
+#include "base/log.h"
 #include "exchange_tcp/connection.h"
 
 namespace nixl::exchange_tcp {
