@@ -13,6 +13,7 @@ extern "C" {
 
 #define NIXL_EXPORTER_ABI 1
 
+/* NOLINTBEGIN(readability-identifier-naming, modernize-use-using): the names are C's. */
 typedef struct nixl_label {
     const char* name;
     const char* value; /* UTF-8, any character */
@@ -70,6 +71,7 @@ typedef struct nixl_exporter {
     const char* (*endpoint)(void* self);
     void (*destroy)(void* self);
 } nixl_exporter;
+/* NOLINTEND(readability-identifier-naming, modernize-use-using) */
 
 #ifdef __cplusplus
 }

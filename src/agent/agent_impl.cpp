@@ -22,10 +22,10 @@ using Clock = std::chrono::steady_clock;
 namespace {
 
 constexpr auto kEndLimit = std::chrono::milliseconds(900);
-constexpr auto kGentleRest = std::chrono::milliseconds(600);    // of it, after connections end
+constexpr auto kGentleRest = std::chrono::milliseconds(600);      // of it, after connections end
 constexpr auto kTelemetryLimit = std::chrono::milliseconds(900);  // for the last word of exporters
-constexpr auto kCallLimit = std::chrono::milliseconds(50);      // at least, for calls to leave
-constexpr auto kReleaseLimit = std::chrono::milliseconds(100);  // decisions: cancel is bounded
+constexpr auto kCallLimit = std::chrono::milliseconds(50);        // at least, for calls to leave
+constexpr auto kReleaseLimit = std::chrono::milliseconds(100);    // decisions: cancel is bounded
 
 Result<peer::Key> randomKey() {
     peer::Key key{};

@@ -85,7 +85,7 @@ Result<Watch*> watchOfProcess() {
         close(fresh->event);
         return now;  // another thread was faster
     }
-    static_cast<void>(fresh.release());
+    [[maybe_unused]] const Watch* const kept = fresh.release();
     Result<std::thread> thread = base::startThread("nixl-dump", base::Priority::NORMAL, [made] {
         uint64_t count = 0;
         while (read(made->event, &count, sizeof count) > 0 || errno == EINTR) {

@@ -56,7 +56,7 @@ struct TransferState {
     std::atomic<bool> busy{false};  // the backend has not reported its end
 
     mutable Mutex mutex;
-    uint64_t number NIXL_GUARDED_BY(mutex) = 0;  // of the last post
+    uint64_t number NIXL_GUARDED_BY(mutex) = 0;          // of the last post
     telemetry::SeriesPtr series NIXL_GUARDED_BY(mutex);  // set before the first post
     uint64_t bytes NIXL_GUARDED_BY(mutex) = 0;           // of one post
     Status error NIXL_GUARDED_BY(mutex);
