@@ -28,7 +28,7 @@ MAY_INCLUDE = {
     "session": {"base", "memory"},
     "lanes": {"base"},  # the choice among lanes, which come through nixl/lane.h
     "lanes/local": {"base", "device", "memory", "session"},
-    "lanes/host": {"base", "memory", "session"},
+    "lanes/host": {"base", "device", "memory", "session"},
     "lanes/stream": {"base", "device", "memory", "session"},
     "connect": {"base", "session"},
     "peer": {"base", "device", "memory", "session", "connect", "lanes/host", "lanes/stream"},

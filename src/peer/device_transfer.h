@@ -16,4 +16,11 @@ std::unique_ptr<BackendTransfer> makeStagedTransfer(std::shared_ptr<EngineImpl> 
                                                     const TransferPlan& plan,
                                                     bool checksum);
 
+// Lane `host` where memory of GPUs takes part: what the peer shares is mapped here, and the driver
+// copies. `fallback` takes a post for which that is not possible; null: it fails then.
+std::unique_ptr<BackendTransfer> makeMappedTransfer(std::shared_ptr<EngineImpl> engine,
+                                                    std::shared_ptr<Link> link,
+                                                    const TransferPlan& plan,
+                                                    std::unique_ptr<BackendTransfer> fallback);
+
 }  // namespace nixl::peer

@@ -32,10 +32,8 @@ class NetworkLane final : public Lane {
         if (plan.peer.self) {
             return {0, "the peer is this agent itself"};
         }
-        if (host_ && device::touchesDevices(plan)) {
-            return {0, "moves host memory only"};
-        }
-        if (!isDram(plan.localRegions)) {
+        // A side without GPUs needs no driver to send to one.
+        if (!isDram(plan.localRegions) || (host_ && !isDram(plan.remoteRegions))) {
             if (const Status can = device::devices().available(); !can.ok()) {
                 return {0, can.message()};
             }
@@ -63,16 +61,30 @@ class NetworkLane final : public Lane {
             return Status::notFound("agent \"" + std::string(plan.peer.name) +
                                     "\" has been removed");
         }
-        if (!isDram(plan.localRegions)) {
-            return makeStagedTransfer(engine_, std::move(link), plan, options_.checksum);
-        }
         LaneOptions options = options_;
         options.host = host_;
         options.stream = !host_ || options_.fallBack;
+        if (device::touchesDevices(plan)) {
+            auto streamed = options.stream ? streamOf(link, plan) : nullptr;
+            return host_ ? makeMappedTransfer(engine_, std::move(link), plan, std::move(streamed))
+                         : std::move(streamed);
+        }
         return makeRemoteTransfer(engine_, std::move(link), plan, options);
     }
 
   private:
+    // Over the stream lane, where memory of GPUs takes part: the peer's is the peer's affair.
+    std::unique_ptr<BackendTransfer> streamOf(const std::shared_ptr<Link>& link,
+                                              const TransferPlan& plan) const {
+        if (!isDram(plan.localRegions)) {
+            return makeStagedTransfer(engine_, link, plan, options_.checksum);
+        }
+        LaneOptions options = options_;
+        options.host = false;
+        options.stream = true;
+        return makeRemoteTransfer(engine_, link, plan, options);
+    }
+
     const std::shared_ptr<EngineImpl> engine_;
     const LaneOptions options_;
     const bool host_;

@@ -6,27 +6,13 @@
 #include "base/recycler.h"
 #include "lanes/host/copy.h"
 #include "lanes/host/plan_maps.h"
+#include "peer/copy_cost.h"
 #include "peer/engine_impl.h"
 #include "peer/post_operation.h"
 
 namespace nixl::peer {
 
 namespace {
-
-// What a copy costs, measured on a plain 2-core machine: a batch, each piece, and the bytes.
-struct CopyCost {
-    double microsecondsPerBatch;
-    double microsecondsPerSegment;
-    double bytesPerMicrosecond;
-    double of(const TransferPlan& plan) const {
-        const uint64_t batches = plan.segments / HostPeer::kMaxVectors + 1;
-        return microsecondsPerBatch * static_cast<double>(batches) +
-               microsecondsPerSegment * static_cast<double>(plan.segments) +
-               static_cast<double>(plan.bytes) / bytesPerMicrosecond;
-    }
-};
-constexpr CopyCost kAttach{1.0, 0.3, 6'000};
-constexpr CopyCost kMapped{0.3, 0.02, 8'000};
 
 class RemoteTransfer final : public BackendTransfer {
   public:

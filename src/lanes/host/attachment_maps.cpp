@@ -3,11 +3,19 @@
 #include <iterator>
 #include <utility>
 
+#include "device/devices.h"
 #include "lanes/host/attachment.h"
+#include "lanes/host/device_card.h"
 #include "lanes/host/shared_memory.h"
 #include "session/target_access.h"
 
 namespace nixl::peer {
+
+namespace {
+
+constexpr uint32_t kCardMark = 1U << 16;
+
+}  // namespace
 
 std::vector<RegionMapPtr> HostAttachment::mapRegions(const TransferPlan& plan) {
     std::vector<RegionMapPtr> maps(plan.remoteRegions.size());
@@ -16,7 +24,8 @@ std::vector<RegionMapPtr> HostAttachment::mapRegions(const TransferPlan& plan) {
     for (const PlanRun& run : plan.runs) {
         if (maps[run.remoteRegion] == nullptr) {
             const PlanRegion& region = plan.remoteRegions[run.remoteRegion];
-            maps[run.remoteRegion] = maps_.want(region.id, region.generation);
+            maps[run.remoteRegion] =
+                maps_.want(region.id, region.generation, region.type == MemType::VRAM);
         }
         if (single) {
             break;
@@ -103,9 +112,42 @@ void HostAttachment::onMapRequest(uint64_t connection, std::string_view body) {
         });
 }
 
+// Offers memory of a GPU: its card's index counts from the first card, until it is known how many
+// files come before.
+static void offerDevice(const memory::Region& own,
+                        MapReply::Region& answer,
+                        std::vector<base::Fd>& cards) {
+    Result<DeviceExport> made = device::devices().exportMemory(own.address, own.size);
+    if (!made.ok()) {
+        answer.reason = "GPU memory: " + made.status().message();
+        return;
+    }
+    const Result<size_t> card = addDeviceCard(made.value(), cards);
+    if (!card.ok()) {
+        answer.reason = card.status().message();
+        return;
+    }
+    answer.pieces.push_back(
+        {own.address, own.size, 0, kCardMark + static_cast<uint32_t>(card.value())});
+}
+
+static void placeCards(MapReply& reply, size_t files, size_t cards) {
+    for (MapReply::Region& answer : reply.regions) {
+        if (answer.pieces.empty() || answer.pieces.front().file < kCardMark) {
+            continue;
+        }
+        answer.pieces.front().file += static_cast<uint32_t>(files) - kCardMark;
+        if (files + cards > kMaxMapFiles) {
+            answer.pieces.clear();
+            answer.reason = "too much memory to be offered at once";
+        }
+    }
+}
+
 void HostAttachment::answerMaps(const MapRequest& request, uint64_t connection) {
     SharedMemory memory;
     MapReply reply;
+    std::vector<base::Fd> cards;  // of GPU memory; after the other files
     std::vector<RegionPin> pins;  // none of them is deregistered before the answer is on its way
     for (const MapRequest::Region& asked : request.regions) {
         MapReply::Region& answer = reply.regions.emplace_back();
@@ -119,8 +161,12 @@ void HostAttachment::answerMaps(const MapRequest& request, uint64_t connection) 
         }
         const memory::Region& own = *region.value();
         pins.emplace_back(region.value());
+        if (own.type == MemType::VRAM) {
+            offerDevice(own, answer, cards);
+            continue;
+        }
         if (own.type != MemType::DRAM) {
-            answer.reason = "it is not host memory";
+            answer.reason = "it is not memory";
             continue;
         }
         SharedMemory::Found found = memory.find(own.address, own.size);
@@ -128,6 +174,10 @@ void HostAttachment::answerMaps(const MapRequest& request, uint64_t connection) 
         answer.pieces = std::move(found.pieces);
     }
     std::vector<base::Fd> files = memory.takeFiles();
+    placeCards(reply, files.size(), cards.size());
+    if (files.size() + cards.size() <= kMaxMapFiles) {
+        std::move(cards.begin(), cards.end(), std::back_inserter(files));
+    }
     reply.files = static_cast<uint32_t>(files.size());
     base::ByteWriter body;
     reply.encode(body);

@@ -9,6 +9,8 @@
 #include <sys/stat.h>
 
 #include "base/system_error.h"
+#include "device/devices.h"
+#include "lanes/host/device_card.h"
 #include "lanes/host/shared_memory.h"
 
 namespace nixl::peer {
@@ -53,7 +55,7 @@ void RegionMap::resolve(MappedRegionPtr mapped, std::string reason) {
     reason_ = std::move(reason);
 }
 
-RegionMapPtr HostMaps::want(uint64_t id, uint32_t generation) {
+RegionMapPtr HostMaps::want(uint64_t id, uint32_t generation, bool gpu) {
     const auto found = regions_.find(id);
     RegionMapPtr entry;
     if (found != regions_.end() && found->second->generation == generation) {
@@ -68,7 +70,7 @@ RegionMapPtr HostMaps::want(uint64_t id, uint32_t generation) {
         if (found == regions_.end() && regions_.size() >= kMaxRegions) {
             return nullptr;
         }
-        entry = std::make_shared<RegionMap>(id, generation);
+        entry = std::make_shared<RegionMap>(id, generation, gpu);
         regions_[id] = entry;
     }
     wanted_.push_back(entry);
@@ -155,6 +157,37 @@ MappedRegionPtr HostMaps::map(const MapReply::Region& region,
     return mapped->pieces.empty() ? nullptr : mapped;
 }
 
+MappedRegionPtr HostMaps::mapDevice(const MapReply::Region& region,
+                                    const std::vector<base::Fd>& files,
+                                    std::string& reason) {
+    if (region.pieces.size() != 1) {
+        return nullptr;
+    }
+    const MapPiece& piece = region.pieces.front();
+    Result<DeviceExport> card = readDeviceCard(files, piece.file);
+    if (!card.ok()) {
+        reason = card.status().message();
+        return nullptr;
+    }
+    const DeviceExport& from = card.value();
+    if (piece.address < from.base || piece.size > from.size ||
+        piece.address - from.base > from.size - piece.size) {
+        reason = "the peer offers more of an allocation than it has";
+        closeDeviceCard(from);
+        return nullptr;
+    }
+    Result<std::shared_ptr<DeviceMemory>> memory = device::devices().importMemory(from);
+    if (!memory.ok()) {
+        reason = memory.status().message();
+        return nullptr;
+    }
+    auto mapped = std::make_shared<MappedRegion>();
+    mapped->gpu = std::move(memory).value();
+    mapped->gpuBase = from.base;
+    mapped->whole = reason.empty();
+    return mapped;
+}
+
 Status HostMaps::take(const MapReply& reply, const std::vector<base::Fd>& files) {
     if (reply.answers && !std::exchange(awaiting_, false)) {
         return Status::invalidParam("MAP_REPLY frame without a request");
@@ -172,7 +205,8 @@ Status HostMaps::take(const MapReply& reply, const std::vector<base::Fd>& files)
             continue;
         }
         std::string reason = region.reason;
-        MappedRegionPtr mapped = map(region, files, reason);
+        MappedRegionPtr mapped =
+            found->second->gpu ? mapDevice(region, files, reason) : map(region, files, reason);
         found->second->resolve(std::move(mapped), std::move(reason));
     }
     std::erase_if(files_, [](const auto& one) { return one.second.expired(); });

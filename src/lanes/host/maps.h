@@ -11,6 +11,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "nixl/device.h"
+
 #include "base/mutex.h"
 #include "lanes/host/map_wire.h"
 #include "lanes/host/pages.h"
@@ -33,6 +35,9 @@ struct MappedRegion {
     };
     std::vector<Piece> pieces;  // by address
     std::vector<std::shared_ptr<PeerFile>> files;
+    // Memory of a GPU instead: where its allocation is mapped, and the peer's address of that.
+    std::shared_ptr<DeviceMemory> gpu;
+    uint64_t gpuBase = 0;
     bool whole = false;  // every byte of the region is in a piece
 
     // The place of `address` here, or null; `room`: up to where that answer holds.
@@ -44,11 +49,15 @@ using MappedRegionPtr = std::shared_ptr<const MappedRegion>;
 // One region of the peer, shared by the table and the transfers that use it. Thread-safe.
 class RegionMap {
   public:
-    RegionMap(uint64_t region, uint32_t its_generation)
-        : id(region), generation(its_generation), reason_("the peer has not been asked yet") {}
+    RegionMap(uint64_t region, uint32_t its_generation, bool of_gpu)
+        : id(region),
+          generation(its_generation),
+          gpu(of_gpu),
+          reason_("the peer has not been asked yet") {}
 
     const uint64_t id;
     const uint32_t generation;
+    const bool gpu;  // memory of a GPU, as the peer's metadata says
 
     MappedRegionPtr mapped() const;
     std::string reason() const;
@@ -83,7 +92,7 @@ class HostMaps {
     static constexpr std::chrono::seconds kAskAgain{1};
 
     // The entry of a region; null where the limit is reached.
-    RegionMapPtr want(uint64_t id, uint32_t generation);
+    RegionMapPtr want(uint64_t id, uint32_t generation, bool gpu = false);
     // The next regions to ask the peer for, all reached by one `grant`; empty where none is wanted
     // or an answer is awaited.
     std::vector<MapRequest::Region> nextRequest(const Grants& grants, Grant& grant);
@@ -105,6 +114,9 @@ class HostMaps {
     MappedRegionPtr map(const MapReply::Region& region,
                         const std::vector<base::Fd>& files,
                         std::string& reason);
+    static MappedRegionPtr mapDevice(const MapReply::Region& region,
+                                     const std::vector<base::Fd>& files,
+                                     std::string& reason);
     Result<std::shared_ptr<PeerFile>> mapFile(const base::Fd& fd);
 
     std::unordered_map<uint64_t, RegionMapPtr> regions_;  // by id; of the newest generation asked

@@ -404,6 +404,35 @@ Status HostPeer::copyAttached(OpType op, const Batch& batch, uint64_t& moved) co
                                : Status();
 }
 
+Result<std::shared_ptr<void>> HostPeer::hold(
+    std::shared_ptr<HostPeer> peer, std::span<const std::pair<uint64_t, uint32_t>> regions) {
+    struct Holder {
+        std::shared_ptr<HostPeer> peer;
+        PageAccess access;
+        Holder(std::shared_ptr<HostPeer> its_peer, const PageAccess& entered)
+            : peer(std::move(its_peer)), access(entered) {}
+        ~Holder() { access.leave(); }
+        Holder(const Holder&) = delete;
+        Holder& operator=(const Holder&) = delete;
+    };
+    PageAccess access(*peer->marks_.as<MarkPage>(), *peer->generations_.as<const GenerationPage>(),
+                      0);
+    for (unsigned step = 1; !access.enter(); ++step) {
+        if (step % MarkPage::kMarks == 0) {
+            std::this_thread::yield();
+        }
+    }
+    Status status = checkRegions(access, regions);
+    if (status.ok() && peer->dead()) {
+        status = peer->gone(processEnded(peer->process_.pidfd));
+    }
+    if (!status.ok()) {
+        access.leave();
+        return status;
+    }
+    return std::shared_ptr<void>(std::make_shared<Holder>(std::move(peer), access));
+}
+
 Status HostPeer::transfer(OpType op, const Batch& batch, uint64_t& moved) {
     moved = 0;
     static std::atomic<unsigned> next_start{0};

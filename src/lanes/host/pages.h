@@ -211,6 +211,10 @@ class HostPeer {
     // the kernel refused (EFAULT: memory that is not there) or the peer is gone (ESRCH: its process
     // has ended; ENOTCONN: only its connection).
     Status transfer(OpType op, const Batch& batch, uint64_t& moved);
+    // Lets nothing of these regions be deregistered there until the holder goes: for copies that
+    // run by themselves. An error as transfer() gives it.
+    static Result<std::shared_ptr<void>> hold(
+        std::shared_ptr<HostPeer> peer, std::span<const std::pair<uint64_t, uint32_t>> regions);
     // The process has ended, as far as can be told.
     bool dead();
     // Told by the session: the peer is gone. Nothing is copied any more.
