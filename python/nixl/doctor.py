@@ -199,6 +199,23 @@ def cross_memory_attach() -> bool:
     return say("note", "cross-memory attach", f"not allowed ({why}); {advice}")
 
 
+def gpus() -> bool:
+    """The CUDA driver as the core opens it, and the GPUs it sees."""
+    try:
+        from nixl import _bindings
+    except ImportError:
+        return True  # said above
+    found = _bindings._deviceStatus()
+    if found["error"]:
+        return say("note", "GPUs", f"{found['error']}; GPU memory cannot be registered")
+    version = f"CUDA {found['version'] // 1000}.{found['version'] % 1000 // 10}"
+    names = "; ".join(
+        f"cuda:{gpu['id']} {gpu['name']}, {gpu['bytes'] >> 30} GiB, {gpu['pci']}"
+        for gpu in found["devices"]
+    )
+    return say("ok", "GPUs", f"{version}; {names or 'none'}")
+
+
 def io_uring() -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
     parameters = (ctypes.c_ubyte * 120)()
@@ -307,8 +324,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--port", type=int, default=8888, help="the listener's port to try (8888)")
     options = parser.parse_args(arguments)
-    checks: list[Callable[[], object]] = [machine, plugins, libraries, rdma, cross_memory_attach]
-    checks += [io_uring, limits, lambda: port(options.port), etcd]
+    checks: list[Callable[[], object]] = [machine, plugins, libraries, gpus, rdma]
+    checks += [cross_memory_attach, io_uring, limits, lambda: port(options.port), etcd]
     for check in checks:
         try:
             check()

@@ -34,7 +34,7 @@ def test_the_tree_has_no_circle_no_arrow_up_and_few_floors() -> None:
 def test_the_drawing_shows_floors_and_arrows() -> None:
     text = layout.drawing(ROOT)
     assert "(ground)" in text
-    assert "-> base, connect, lanes/host, lanes/stream" in text
+    assert "-> base, connect, device, lanes/host, lanes/stream" in text
 
 
 def test_a_circle_of_rooms_is_named(tmp_path: pathlib.Path) -> None:

@@ -52,6 +52,8 @@ def python_program(script: str, words: list[str]) -> int:
 
 def test(args: argparse.Namespace) -> int:
     """sets up, then runs everything that must pass; ends with `N passed, N failed, N skipped`"""
+    if args.gpu:
+        return gpu_tests(args)
     names = chosen_steps(args)
     scope = steps.Scope(ctest=args.ctest or "", pytest=shlex.split(args.pytest or ""))
     start = time.monotonic()
@@ -73,6 +75,16 @@ def test(args: argparse.Namespace) -> int:
     if args.repeat > 1:
         tell_unsteady(outcomes, args.repeat)
     return summary(merged(outcomes), time.monotonic() - start)
+
+
+def gpu_tests(args: argparse.Namespace) -> int:
+    """tests/gpu/ on this machine's GPU; without one each is skipped and says why."""
+    if not args.no_setup:
+        environment.set_up(*sorted(steps.NEEDS["python"]))
+    steps.build_for("python", steps.Scope())
+    env = venv_env(PYTHONPATH=builds.python_path("release"))
+    words = [*shlex.split(args.pytest or ""), ROOT / "tests" / "gpu"]
+    return subprocess.run([VENV_PYTHON, "-m", "pytest", "-rs", *words], env=env).returncode
 
 
 def choose(args: argparse.Namespace) -> choice.Choice:
@@ -272,6 +284,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--pytest", metavar="WORDS", help="what pytest runs in the step python")
     one.add_argument("--repeat", metavar="N", type=int, default=1, help="run the steps N times")
     one.add_argument("--busy", action="store_true", help="with an endless loop a core beside it")
+    one.add_argument("--gpu", action="store_true", help="tests/gpu alone, on this machine's GPU")
     one.add_argument("--no-setup", action="store_true", help="trust that everything is installed")
     one = add("build", build)
     one.add_argument("preset", nargs="?", default="release", choices=builds.PRESETS)
