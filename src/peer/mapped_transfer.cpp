@@ -71,7 +71,7 @@ class MappedTransfer final : public BackendTransfer {
             const MutexLock lock(state_->mutex);
             state_->current = post;
             state_->copy = nullptr;
-            state_->fellBack = false;
+            state_->fellBack = state_->starting = false;
         }
         if (state_->link->ready()) {
             state_->whenReady(post, {});
@@ -90,7 +90,7 @@ class MappedTransfer final : public BackendTransfer {
             const MutexLock lock(state_->mutex);
             copy = state_->copy;
             fell_back = state_->fellBack;
-            if (copy == nullptr && !fell_back) {
+            if (copy == nullptr && !fell_back && !state_->starting) {
                 waiting = std::exchange(state_->current, nullptr);
             }
         }
@@ -179,6 +179,14 @@ class MappedTransfer final : public BackendTransfer {
         }
 
         void begin(const std::shared_ptr<MappedPost>& post) {
+            {
+                // From here on the plan is used: a cancel waits for the copies to see it.
+                const MutexLock lock(mutex);
+                if (current != post) {
+                    return;
+                }
+                starting = true;
+            }
             std::string why;
             std::vector<device::RemotePlace> places;
             std::shared_ptr<HostPeer> host = link->host();
@@ -203,6 +211,8 @@ class MappedTransfer final : public BackendTransfer {
                 fallback->post(post->completion, post->notification, post->notify);
             if (!status.ok()) {
                 post->completion->fail(status);
+            } else if (post->completion->cancelRequested() && !post->completion->final()) {
+                fallback->cancel();
             }
         }
 
@@ -272,6 +282,7 @@ class MappedTransfer final : public BackendTransfer {
         Mutex mutex;
         std::shared_ptr<MappedPost> current NIXL_GUARDED_BY(mutex);
         std::shared_ptr<device::PlanCopy> copy NIXL_GUARDED_BY(mutex);
+        bool starting NIXL_GUARDED_BY(mutex) = false;
         bool fellBack NIXL_GUARDED_BY(mutex) = false;
     };
 
