@@ -84,7 +84,7 @@ class Batch final : public DeviceBatch, public std::enable_shared_from_this<Batc
         {
             const MutexLock lock(mutex_);
             if (!ended_.load(std::memory_order_relaxed)) {
-                call_ = std::move(call);
+                call_ = std::exchange(call, nullptr);
             }
         }
         if (call) {

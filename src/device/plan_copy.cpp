@@ -144,7 +144,7 @@ void PlanCopy::feed(size_t index) {
         if (batch->copies.empty()) {
             return endIfQuiet();
         }
-        launch(index, std::move(batch));
+        launch(index, batch);
         const MutexLock lock(mutex_);
         tracks_[index].busy = false;
     }
@@ -184,7 +184,7 @@ bool PlanCopy::cut(Track& track, Batch& batch) const {
     return !batch.copies.empty();
 }
 
-void PlanCopy::launch(size_t index, std::shared_ptr<Batch> batch) {
+void PlanCopy::launch(size_t index, const std::shared_ptr<Batch>& batch) {
     int device = 0;
     {
         const MutexLock lock(mutex_);

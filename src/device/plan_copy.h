@@ -80,7 +80,7 @@ class PlanCopy final : public std::enable_shared_from_this<PlanCopy> {
     int deviceOf(const PlanRun& run) const;
     void feed(size_t index);
     bool cut(Track& track, Batch& batch) const;
-    void launch(size_t index, std::shared_ptr<Batch> batch);
+    void launch(size_t index, const std::shared_ptr<Batch>& batch);
     void ended(size_t index, const std::shared_ptr<Batch>& batch);
     void failed(const Batch& batch, size_t begin, size_t end, const Status& why)
         NIXL_REQUIRES(mutex_);

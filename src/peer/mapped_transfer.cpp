@@ -22,7 +22,7 @@ struct MappedPost {
     std::vector<MappedRegionPtr> mapped;  // nothing is unmapped beneath the copies
     std::shared_ptr<void> hold;           // nor deregistered
 
-    void end(Status status, std::vector<SegmentFailure> failures) {
+    void end(const Status& status, std::vector<SegmentFailure> failures) {
         hold.reset();
         mapped.clear();
         if (status.code() == ErrorCode::CANCELED) {
@@ -231,8 +231,8 @@ class MappedTransfer final : public BackendTransfer {
             post->hold = std::move(hold).value();
             const auto job = device::PlanCopy::create(
                 device::devices(), engine->pool, plan, std::move(places),
-                [post](Status status, std::vector<SegmentFailure> failures) {
-                    post->end(std::move(status), std::move(failures));
+                [post](const Status& status, std::vector<SegmentFailure> failures) {
+                    post->end(status, std::move(failures));
                 });
             const bool small = device::PlanCopy::isSmall(plan);
             {
