@@ -160,9 +160,10 @@ class MappedTransfer final : public BackendTransfer {
                 return refuse(post, status);
             }
             if (maps.count().pending) {
-                return link->host().whenMapped([self = shared_from_this(), post](const Status& outcome) {
-                    outcome.ok() ? self->begin(post) : self->refuse(post, outcome);
-                });
+                return link->host().whenMapped(
+                    [self = shared_from_this(), post](const Status& outcome) {
+                        outcome.ok() ? self->begin(post) : self->refuse(post, outcome);
+                    });
             }
             begin(post);
         }
@@ -189,7 +190,7 @@ class MappedTransfer final : public BackendTransfer {
             }
             std::string why;
             std::vector<device::RemotePlace> places;
-            std::shared_ptr<HostPeer> host = link->host();
+            std::shared_ptr<HostPeer> host = link->host().peer();
             if (host == nullptr) {
                 why = link->host().choice().reason;
             } else if (placeAll(post->mapped, places, why)) {
