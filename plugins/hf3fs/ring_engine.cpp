@@ -19,7 +19,7 @@ constexpr uint64_t kSmallBytes = 64 << 10;  // the same
 constexpr long kWaitNs = 100'000'000;       // for an end, before looking around
 constexpr long kLingerNs = 5'000'000;       // stays awake so long after the last end
 constexpr unsigned kMaxTries = 100'000;     // of a ring that says it is full
-constexpr unsigned kMaxIdleTries = 100;  // the same, where nothing is in flight
+constexpr unsigned kMaxIdleTries = 100;     // the same, where nothing is in flight
 
 thread_local bool t_small = false;
 

@@ -83,9 +83,8 @@ Status checkPluginTable(const PluginTable* table, PluginKind kind, std::string_v
             (kind == PluginKind::BACKEND ? "no backend" : "no telemetry exporter"));
     }
     if (kind == PluginKind::TELEMETRY_EXPORTER) {
-        return table->exporter != nullptr
-                   ? checkSpecs(*table, where)
-                   : Status::mismatch(where + ": has no exporter");
+        return table->exporter != nullptr ? checkSpecs(*table, where)
+                                          : Status::mismatch(where + ": has no exporter");
     }
     if (table->createBackend == nullptr) {
         return Status::mismatch(where + ": has no createBackend");
