@@ -1,6 +1,6 @@
 """GDS and GDS_MT with GPU memory, over stand-ins of the CUDA driver and of cuFile.
 
-tests/gpu/test_gds.py does the same where there is a GPU.
+tests/gpu/test_gpu_gds.py does the same where there is a GPU.
 """
 
 from __future__ import annotations
