@@ -194,7 +194,7 @@ TEST_F(GusliTest, OneOfAHundredDevicesEndsEarly) {
     std::vector<std::unique_ptr<Registered>> far;
     std::vector<PlanRegion> regions;
     std::vector<PlanRun> runs;
-    const auto near = memory(100 * 8192);
+    const auto near = memory(size_t{100} * 8192);
     for (uint64_t i = 0; i < 100; ++i) {
         far.push_back(blocks(folder_ / std::to_string(i), i, 0, 8192, true));
         ASSERT_TRUE(far.back()->ok()) << far.back()->status().message();
@@ -214,7 +214,7 @@ TEST_F(GusliTest, OneOfAHundredDevicesEndsEarly) {
     plan.localRegions = {&here, 1};
     plan.remoteRegions = regions;
     plan.runs = runs;
-    plan.bytes = 100 * 8192;
+    plan.bytes = uint64_t{100} * 8192;
     plan.segments = 100;
     plan.descriptors = 100;
     auto transfer = side_->backend().prepareTransfer(plan);

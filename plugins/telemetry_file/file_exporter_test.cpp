@@ -16,12 +16,14 @@ namespace {
 namespace fs = std::filesystem;
 
 class FileExporterTest : public testing::Test {
-  protected:
+  public:
     FileExporterTest() {
         char name[] = "/tmp/nixl-file-exporter-XXXXXX";
         directory_ = mkdtemp(name);
     }
     ~FileExporterTest() override { fs::remove_all(directory_); }
+
+  protected:
     static const char* size(void* context, const char* name) {
         return std::string(name) == "max_size" ? static_cast<const char*>(context) : nullptr;
     }

@@ -15,12 +15,14 @@ namespace {
 namespace fs = std::filesystem;
 
 class ShelfTest : public testing::Test {
-  protected:
+  public:
     ShelfTest() {
         char name[] = "/tmp/nixl-shelf-XXXXXX";
         directory_ = mkdtemp(name);
     }
     ~ShelfTest() override { fs::remove_all(directory_); }
+
+  protected:
     static nixl_metrics metrics() {
         static constexpr nixl_label kLabels[] = {{"peer", "a \"b\"\tc\nd\\e"}, {"agent", ""}};
         static constexpr double kBounds[] = {0.5, 1};

@@ -24,6 +24,7 @@ const char* libraryName() {
 
 // The name of a function that the library lacks, or null.
 const char* Driver::load(void* library) {
+// NOLINTBEGIN(bugprone-macro-parentheses): a name, declared and assigned
 #define NIXL_CUDA_LOAD(member, symbol, parameters)                                                \
     member = reinterpret_cast<std::remove_reference_t<decltype(member)>>(dlsym(library, symbol)); \
     if (member == nullptr) {                                                                      \
@@ -31,6 +32,7 @@ const char* Driver::load(void* library) {
     }
     NIXL_CUDA_FUNCTIONS(NIXL_CUDA_LOAD)
 #undef NIXL_CUDA_LOAD
+    // NOLINTEND(bugprone-macro-parentheses)
     exchangeCaptureMode_ =
         reinterpret_cast<int (*)(int*)>(dlsym(library, "cuThreadExchangeStreamCaptureMode"));
     return nullptr;

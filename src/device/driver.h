@@ -109,6 +109,7 @@ class Driver {
     // as long as the process.
     static Driver* get(std::string& reason);
 
+// NOLINTNEXTLINE(bugprone-macro-parentheses): a name and a list of types
 #define NIXL_CUDA_MEMBER(member, symbol, parameters) int(*member) parameters = nullptr;
     NIXL_CUDA_FUNCTIONS(NIXL_CUDA_MEMBER)
 #undef NIXL_CUDA_MEMBER

@@ -25,7 +25,7 @@ struct End {
 };
 
 class PlanCopyTest : public testing::Test {
-  protected:
+  public:
     PlanCopyTest() {
         source_ = gpus_.allocate(kBytes * 2, 0);
         target_ = gpus_.allocate(kBytes * 2, 1);
@@ -47,6 +47,7 @@ class PlanCopyTest : public testing::Test {
         gpus_.free(target_);
     }
 
+  protected:
     std::shared_ptr<PlanCopy> start(bool here = false) {
         ended_ = std::promise<End>();
         auto copy =

@@ -52,7 +52,7 @@ void destroy(void* self) {
 constexpr nixl_exporter kTable{NIXL_EXPORTER_ABI, &create, &publish, nullptr, &destroy};
 
 class PublisherTest : public testing::Test {
-  protected:
+  public:
     PublisherTest() {
         char name[] = "/tmp/nixl-publisher-XXXXXX";
         directory_ = mkdtemp(name);
@@ -62,6 +62,8 @@ class PublisherTest : public testing::Test {
         script().destroyed = 0;
     }
     ~PublisherTest() override { fs::remove_all(directory_); }
+
+  protected:
     Exporter::Setup setup() const { return {"a", "0123456789abcdef", directory_, {}}; }
     std::unique_ptr<Publisher> start() {
         Publisher::Plan plan;

@@ -83,7 +83,7 @@ TEST(SeriesTest, ManyThreadsLoseNothing) {
         }
     }
     const TransferCounts counts = table.read().at(0);
-    EXPECT_EQ(counts.done, 2 * kThreads * kTimes);
+    EXPECT_EQ(counts.done, uint64_t{2} * kThreads * kTimes);
     EXPECT_EQ(counts.posts, counts.done);
     EXPECT_EQ(counts.bytes, 10 * counts.done);
     EXPECT_EQ(counts.times[0], counts.done);

@@ -32,6 +32,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+// NOLINTBEGIN(readability-identifier-naming): the names of the client, and of its options
 #define API extern "C" __attribute__((visibility("default")))
 
 struct hf3fs_iov {
@@ -472,3 +473,5 @@ API int hf3fs_wait_for_ios(
     }
     return static_cast<Ring*>(ior->iorh)->wait(ends, count, least, until);
 }
+
+// NOLINTEND(readability-identifier-naming)

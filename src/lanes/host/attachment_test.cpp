@@ -105,7 +105,7 @@ struct End {
 };
 
 class AttachmentTest : public testing::Test {
-  protected:
+  public:
     AttachmentTest() : near_("far", Key{1, 2, 3}), far_("near", Key{1, 2, 3}) {
         file_ = base::Fd(memfd_create("shared", MFD_CLOEXEC | MFD_ALLOW_SEALING));
         EXPECT_EQ(posix_fallocate(file_.get(), 0, kPage), 0);
@@ -120,6 +120,7 @@ class AttachmentTest : public testing::Test {
         munmap(memory_, kPage);
     }
 
+  protected:
     void connect(uint64_t number, bool resumed = false) {
         near_.connect(number, resumed);
         far_.connect(number, resumed);
