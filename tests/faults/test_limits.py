@@ -144,9 +144,10 @@ def test_no_descriptor_at_the_target(make_near, make_far, companion, transport, 
     all_is_well(near, far, transport)
 
 
-@pytest.mark.parametrize("room", [MIB, 16 * MIB])
+@pytest.mark.parametrize("room", [3 * MIB, 16 * MIB])
 def test_no_memory_for_the_one_who_asks(make_near, make_far, transport, room):
-    """Every call ends with an error that says so, or does what it should."""
+    """Every call ends with an error that says so, or does what it should. With 1 MiB and less the
+    interpreter's own compiler fails now and then (SystemError without a cause)."""
     near = make_near(SIZE, transport, lanes=LANES[transport])
     far = make_far(SIZE, transport, lanes=LANES[transport], peer_timeout=1)
     far(TOOLS)
@@ -178,7 +179,7 @@ def test_no_memory_at_the_target(make_near, make_far, companion, transport, when
     near.add_metadata_of(far)
     if when == "between two":
         near.works_with(far)
-    far(f"run_out_of_memory({MIB})")  # less, and the interpreter fails
+    far(f"run_out_of_memory({2 * MIB})")  # less, and the interpreter fails
     pieces = [(i * 4096 % SIZE, i * 4096 % SIZE, 100 + i % 50) for i in range(20_000)]
     for operation in ("WRITE", "READ"):
         handle = near.prepare(operation, far, pieces, b"x" * (1 << 20))
