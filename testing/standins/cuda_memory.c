@@ -107,7 +107,7 @@ API int cuMemCreate(unsigned long long* handle,
                     const struct Properties* wanted,
                     unsigned long long flags) {
     BEGIN("cuMemCreate")
-    if (size % PAGE != 0 || wanted->type != 1 || wanted->handle_types != 1 ||
+    if (size % PAGE != 0 || wanted->type != 1 || wanted->handle_types > 1 ||
         wanted->location_type != 1 || flags != 0) {
         END(INVALID_VALUE);
     }

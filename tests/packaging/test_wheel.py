@@ -43,7 +43,7 @@ def test_metadata(wheel: pathlib.Path) -> None:
     assert re.search(r"^Version: 1\.6\.0$", text, re.M)
     assert re.search(r"^Requires-Python: >=3\.10$", text, re.M)
     extras = re.findall(r"^Provides-Extra: (\S+)$", text, re.M)
-    assert sorted(extras) == ["cu12", "cu13"]
+    assert sorted(extras) == ["cu12", "cu13", "disaggregation"]
     assert not re.findall(r"^Requires-Dist: .*$", text, re.M)
     assert licences
 

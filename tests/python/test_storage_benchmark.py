@@ -13,7 +13,10 @@ import sys
 import pytest
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
-STANDIN = pathlib.Path(__file__).with_name("benchmark_gpu_standin.c")
+STANDINS = [
+    pathlib.Path(__file__).with_name("benchmark_gpu_standin.c"),
+    *(pathlib.Path(__file__).parents[2] / "testing" / "standins").glob("cuda_*.c"),
+]
 SHORT = ["--iterations", "5", "--warmup_iter", "1", "--verify_data"]
 
 
@@ -79,8 +82,8 @@ def gpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     if compiler is None:
         pytest.skip("no C compiler for the CUDA stand-in")
     library = str(tmp_path_factory.mktemp("gpu") / "libstandin.so")
-    command = [compiler, "-shared", "-fPIC", "-fvisibility=hidden", "-o", library, str(STANDIN)]
-    subprocess.run(command, check=True)
+    command = [compiler, "-shared", "-fPIC", "-fvisibility=hidden", "-pthread", "-o", library]
+    subprocess.run([*command, *map(str, STANDINS)], check=True)
     return {"NIXL_CUDA_LIBRARY": library, "NIXL_NVML_LIBRARY": library}
 
 

@@ -12,6 +12,7 @@ PRESETS = ["release", "debug", "clang", "asan", "tsan", "coverage", "aarch64", "
 # What each needs to be installed (environment.GROUPS).
 NEEDS = {"release": ("build", "tests"), "debug": ("build", "tests"), "bench": ("build", "bench")}
 NEEDS["aarch64"] = ("build", "tests", "aarch64")
+NEEDS["coverage"] = ("build", "tests", "coverage")
 NEEDS |= {name: ("build", "tests", "clang") for name in ("clang", "asan", "tsan")}
 
 
