@@ -80,6 +80,8 @@ def sanitizer_env() -> dict[str, str]:
     """Sanitizer options: any report is a failure, with stacks that name functions."""
     env = {
         "ASAN_OPTIONS": "detect_leaks=1:detect_stack_use_after_return=1:strict_string_checks=1",
+        "LSAN_OPTIONS": "print_suppressions=0:suppressions="
+        + str(ROOT / "tools" / "devtool" / "lsan-suppressions.txt"),
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:suppressions="
         + str(ROOT / "tools" / "devtool" / "tsan-suppressions.txt"),
