@@ -10,8 +10,10 @@ connectors are asked the same in the same order; a scheduler looks at its rooms 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import resource
+import signal
 import sys
 import time
 from typing import Any
@@ -197,6 +199,8 @@ def do_round(side: Any, role: str, cache: Cache, wish: dict[str, Any], pages: in
 
 
 def main() -> None:
+    # PR_SET_PDEATHSIG: it ends with the benchmark, also while it is stopped or its threads go on.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     kind, role, host = sys.argv[1:4]
     port, pages, page_tokens = (int(word) for word in sys.argv[4:7])
     cache = Cache(pages, page_tokens)
