@@ -133,7 +133,8 @@ def test_agents_meet_through_it(store, make_agent, memory):
     registered = first.register_memory([(piece.address, 4096, 0, "")], "DRAM")
     first.send_local_metadata(timeout=30)
     second.fetch_remote_metadata(first.name, timeout=30)
-    assert second.check_remote_metadata(first.name, described(second, piece))
+    # A watch may have shown an earlier version, which is followed by this one.
+    eventually(lambda: second.check_remote_metadata(first.name, described(second, piece)))
     # What is registered later comes too; a store that tells nothing by itself is asked.
     more = memory(4096)
     first.register_memory([(more.address, 4096, 0, "")], "DRAM")

@@ -200,7 +200,9 @@ def test_processes_share_one_endpoint_and_the_next_takes_over(worker, tmp_path):
     assert url.startswith("http://127.0.0.1:") and url.endswith("/metrics")
     second = worker('second "two"\\', **environment)
     assert second.ask() == url
-    text = eventually(lambda: r'agent="second \"two\"\\"' in (t := scrape(url)) and t, "no second")
+    # Each publishes now and then: the first may do so only after its first transfer.
+    named = ('agent="first"', r'agent="second \"two\"\\"', 'nixl_transfers_total{agent="first"')
+    text = eventually(lambda: all(n in (t := scrape(url)) for n in named) and t, "no second")
     assert text.count("# TYPE nixl_transfers_total counter") == 1
     assert re.search(r'nixl_transfers_total\{agent="first",[^}]*state="done"\} [12]\n', text)
     assert 'nixl_transfer_seconds_bucket{agent="first"' in text and 'le="+Inf"' in text
