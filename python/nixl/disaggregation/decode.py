@@ -23,6 +23,7 @@ from .layout import Layout
 from .pages import as_pages, check_range
 from .routes import sources, takers, told
 from .types import FINAL, KVPoll
+from .watched import WatchedRoom
 
 logger = get_logger("nixl.disaggregation")
 
@@ -86,7 +87,7 @@ class Group:
         return [self.ranks[key] for key in wanted], ""
 
 
-class DecodeRoom:
+class DecodeRoom(WatchedRoom):
     """One use of a room by a receiver."""
 
     def __init__(self, mgr: Any, address: str, room: int, dp: int | None) -> None:
@@ -106,24 +107,6 @@ class DecodeRoom:
         self.latency: float | None = None
         self.deadline = self.started + mgr.settings.bootstrap_timeout
         self.set(KVPoll.Bootstrapping)
-
-    def set(self, status: int) -> None:
-        self.watch.status = status
-        self.mgr.request_status[self.room] = status
-        if status in FINAL:
-            self.watch.end()
-
-    @property
-    def status(self) -> int:
-        return self.watch.status
-
-    @property
-    def deadline(self) -> float:
-        return self.watch.deadline
-
-    @deadline.setter
-    def deadline(self, when: float) -> None:
-        self.watch.deadline = when
 
     # Called by the scheduler.
 

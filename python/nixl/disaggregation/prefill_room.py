@@ -20,6 +20,7 @@ from .frames import KVArgsRegisterInfo, TransferInfo
 from .layout import Pairing
 from .pages import as_pages
 from .types import FINAL, KVPoll
+from .watched import WatchedRoom
 
 logger = get_logger("nixl.disaggregation")
 
@@ -51,7 +52,7 @@ class Chunk:
     ends: bool  # these are the room's last pages
 
 
-class PrefillRoom:
+class PrefillRoom(WatchedRoom):
     """One use of a room by a sender."""
 
     def __init__(self, mgr: Any, room: int) -> None:
@@ -78,24 +79,6 @@ class PrefillRoom:
         self.bootstrapped = False
         self.told_abort: set[str] = set()
         self.set(KVPoll.Bootstrapping)
-
-    def set(self, status: int) -> None:
-        self.watch.status = status
-        self.mgr.request_status[self.room] = status
-        if status in FINAL:
-            self.watch.end()
-
-    @property
-    def status(self) -> int:
-        return self.watch.status
-
-    @property
-    def deadline(self) -> float:
-        return self.watch.deadline
-
-    @deadline.setter
-    def deadline(self, when: float) -> None:
-        self.watch.deadline = when
 
     # Called by the scheduler.
 
