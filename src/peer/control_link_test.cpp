@@ -199,16 +199,21 @@ TEST_F(ControlLinkTest, AFailedSessionEndsWhatWaitsAndMayBeginAnew) {
     EXPECT_THAT(far_.owner->take(1), ElementsAre("notified two"));
 }
 
-// The close reason and the end of the connection are read in one go.
+// A caller who polls has read the close reason, and the reactor lets the closed connection go
+// before it comes to it.
 TEST_F(ControlLinkTest, ACloseReasonCountsAlthoughTheConnectionIsClosedBehindIt) {
     connect(7);
-    near_.on([&] {
-        base::ByteWriter body;
-        Reject{RejectCode::CLOSING, "done for today"}.encode(body);
-        near_.link->bye(body.bytes());
-        near_.link->fail(Status::canceled("closed"));
+    far_.on([&] {
+        near_.on([&] {
+            base::ByteWriter body;
+            Reject{RejectCode::CLOSING, "done for today"}.encode(body);
+            near_.link->bye(body.bytes());
+            near_.link->fail(Status::canceled("closed"));
+        });
+        far_.link->pollReady();
+        EXPECT_TRUE(far_.link->drop());
     });
-    const auto seen = far_.owner->take(2);
+    const auto seen = far_.owner->take(1);
     EXPECT_THAT(seen, testing::Contains(AllOf(HasSubstr("ended"), HasSubstr("done for today"))));
 }
 
