@@ -44,6 +44,35 @@ class NIXL_API WorkPool {
     virtual void run(std::function<void()> task) = 0;
 };
 
+// Something with a descriptor that callers who poll (checking, waiting, taking notifications) look
+// after themselves, so that no thread is woken for what is small.
+class NIXL_API PolledWork {
+  public:
+    virtual ~PolledWork() = default;
+    // The descriptor is ready. Never blocks: where another thread is at it, nothing is done.
+    virtual void pollReady() = 0;
+    // Nobody polls any more: what was left to callers is watched by threads again.
+    virtual void resumeReads() = 0;
+};
+
+// The callers of this agent who poll.
+class NIXL_API Pollers {
+  public:
+    virtual ~Pollers() = default;
+    // 0 where it cannot be looked after (no descriptor is left): then it must not be left to
+    // callers. The fd stays the caller's.
+    virtual uint64_t add(int fd, std::weak_ptr<PolledWork> work) = 0;
+    virtual void remove(uint64_t id, int fd) = 0;  // before the fd is closed; 0 is fine
+    // A caller polls (BackendTransfer::help): serves what is ready of all works.
+    virtual void progress() = 0;
+    // A caller polls, and has moved its own work on since `begin`.
+    virtual void progressed(std::chrono::steady_clock::time_point begin) = 0;
+    // Somebody polls again and again, and has a moment ago: work may be left to callers.
+    virtual bool polled() const = 0;
+    // Something has been left to callers; `resumeReads` is called soon after the last poll.
+    virtual void guard() = 0;
+};
+
 struct LaneBackendSpec;
 
 class NIXL_API PluginServices {
@@ -73,6 +102,8 @@ class NIXL_API PluginServices {
     // For network backends: a backend over the agent's sessions with the project's own lanes and
     // the plugin's.
     virtual Result<std::unique_ptr<Backend>> createLaneBackend(LaneBackendSpec spec) = 0;
+    // For lanes: null where there are none (before Lane::start, in tests without an agent).
+    virtual Pollers* pollers() { return nullptr; }
 };
 
 }  // namespace nixl

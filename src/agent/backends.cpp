@@ -48,6 +48,7 @@ Result<std::string> AgentImpl::createBackend(const std::string& plugin,
     core.connect = [this](const peer::Identity& who, std::function<void(Status)> done) {
         openSession(who, std::move(done));
     };
+    core.pollers = [this] { return pollers(); };
     made->services = std::make_unique<BackendServices>(found.name, std::move(core));
     BackendParams given = params;
     const auto* const last = found.parameters + found.parameterCount;

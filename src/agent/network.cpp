@@ -20,6 +20,11 @@ peer::Engine* AgentImpl::engine() const {
     return engineReady_.load(std::memory_order_acquire);
 }
 
+Pollers* AgentImpl::pollers() const {
+    peer::Engine* const sessions = engine();
+    return sessions == nullptr ? nullptr : &sessions->pollers();
+}
+
 Status AgentImpl::ensureEngine() {
     MutexLock lock(engineMutex_);
     if (engine_ != nullptr) {

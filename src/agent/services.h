@@ -30,6 +30,7 @@ class BackendServices final : public PluginServices {
         LaneFactory lanes;
         std::function<void(const peer::Identity&, std::string, std::function<void(Status)>)> notify;
         std::function<void(const peer::Identity&, std::function<void(Status)>)> connect;
+        std::function<Pollers*()> pollers;
     };
 
     BackendServices(std::string backend, Core core)
@@ -49,6 +50,7 @@ class BackendServices final : public PluginServices {
                     std::function<void(Status)> done) override;
     void connectPeer(const PlanPeer& peer, std::function<void(Status)> done) override;
     Result<std::unique_ptr<Backend>> createLaneBackend(LaneBackendSpec spec) override;
+    Pollers* pollers() override { return core_.pollers ? core_.pollers() : nullptr; }
 
     std::map<std::string, uint64_t> counters() const;
 

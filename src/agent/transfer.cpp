@@ -110,6 +110,10 @@ class PostCompletion final : public Completion {
           post_(post),
           notification_(std::move(self_notification)) {}
 
+    void tellUser(Status why, std::vector<SegmentFailure> failures) override {
+        state_->conclude(post_, TransferState::FAILED, std::move(why), std::move(failures));
+    }
+
   protected:
     void onFinal(XferState state,
                  Status&& status,

@@ -54,6 +54,9 @@ class InnerCompletion : public Completion {
     XferState endState() const { return state_; }
     const Status& status() const { return status_; }
     const std::vector<SegmentFailure>& failures() const { return failures_; }
+    void tellUser(Status why, std::vector<SegmentFailure> failures) override {
+        outer_->tellUser(std::move(why), std::move(failures));
+    }
     // Ends the outer completion as this one ended.
     bool passOn() {
         return state_ == XferState::DONE ? outer_->succeed() : outer_->fail(status_, failures_);

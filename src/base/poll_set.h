@@ -17,17 +17,9 @@
 
 namespace nixl::base {
 
-class PollSet {
+class PollSet final : public Pollers {
   public:
-    class Member {
-      public:
-        virtual ~Member() = default;
-        // There is something to read (or room to send, where that is looked for). Never blocks:
-        // where another thread is at it, nothing is done.
-        virtual void pollReady() = 0;
-        // Nobody polls any more: what was left to callers is watched by threads again.
-        virtual void resumeReads() = 0;
-    };
+    using Member = PolledWork;
 
     // How often it is looked whether somebody still does, so at most how late the threads are.
     static constexpr std::chrono::microseconds kGuardPeriod{200};
@@ -36,31 +28,24 @@ class PollSet {
     PollSet(Reactor& reactor, std::chrono::microseconds distance)
         : reactor_(reactor), distance_(distance) {}
     // REQUIRES: stop() has been called, or nothing was added.
-    ~PollSet() = default;
+    ~PollSet() override = default;
     PollSet(const PollSet&) = delete;
     PollSet& operator=(const PollSet&) = delete;
 
-    // 0 where it cannot be looked after (no descriptor is left): then it must not be left to
-    // callers.
-    uint64_t add(int fd, std::weak_ptr<Member> member);
+    uint64_t add(int fd, std::weak_ptr<Member> member) override;
     // Looks for room to send too, or no more.
     void lookForRoom(uint64_t id, int fd, bool room);
-    // Before the descriptor is closed; 0 is fine.
-    void remove(uint64_t id, int fd);
+    void remove(uint64_t id, int fd) override;
 
-    // A caller polls: serves what is ready.
-    void progress();
-    // A caller polls, and has done something else for it since `begin`.
-    void progressed(std::chrono::steady_clock::time_point begin);
+    void progress() override;
+    void progressed(std::chrono::steady_clock::time_point begin) override;
     // A caller looks no more, but sleeps until it is woken: from now on that is the threads' work.
     void aboutToSleep();
     // Callers sleep on a descriptor between their looks, where nobody is told of it: they never
     // count as polling.
     void sleepOnEvents() { eventDriven_.store(true, std::memory_order_relaxed); }
-    // Somebody polls again and again, and has a moment ago.
-    bool polled() const;
-    // Something has been left to callers: from now on it is looked whether they still poll.
-    void guard();
+    bool polled() const override;
+    void guard() override;
     // Work that callers do as they poll, but that nobody may poll for: after a guard's period at
     // most it is told to `resumeReads`, whoever polls.
     void leaveBriefly(std::weak_ptr<Member> work);

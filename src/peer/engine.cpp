@@ -408,6 +408,10 @@ void Engine::progress() {
     impl_->pollSet.progress();
 }
 
+Pollers& Engine::pollers() {
+    return impl_->pollSet;
+}
+
 void Engine::aboutToSleep() {
     impl_->pollSet.aboutToSleep();
 }
