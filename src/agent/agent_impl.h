@@ -229,8 +229,9 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     void refreshPeer(const std::string& name);
     Status connectSession(const peer::Identity& who);
     // The same without waiting.
-    Pollers* pollers() const;
     void openSession(const peer::Identity& who, std::function<void(Status)> done);
+    // Null before the first session.
+    Pollers* pollers() const;
     // Tells the backends that keep connections of their own.
     void sessionLost(const peer::Identity& who, const Status& why);
     void endBackendConnections();
