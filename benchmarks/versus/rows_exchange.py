@@ -72,7 +72,8 @@ class Fetch(Row):
         import crowd
 
         port = self.crowd.places[0][1]
-        agent = crowd.make(self.side, f"reader{len(self.kept)}", crowd.free_ports(1)[0])
+        own = crowd.free_ports(len(self.kept) + 1, 1)[0]
+        agent = crowd.make(self.side, f"reader{len(self.kept)}", own)
         self.kept.append(agent)
         time.sleep(0.05)
         for number in range(FETCHES):

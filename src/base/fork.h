@@ -11,7 +11,16 @@
 namespace nixl::base {
 
 // In the order in which one thread may take several. Under them nothing forks, waits or calls back.
-enum class ProcessLock : uint8_t { KEPT, PLUGINS, LOCAL_AGENTS, STORES, CLOCK, TELEMETRY, COUNT };
+enum class ProcessLock : uint8_t {
+    KEPT,
+    PLUGINS,
+    LOCAL_AGENTS,
+    STORES,
+    CLOCK,
+    TELEMETRY,
+    CONNECTS,
+    COUNT
+};
 Mutex& processMutex(ProcessLock which);
 
 // Differs from its value in the process that forked this one.

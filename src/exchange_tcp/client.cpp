@@ -17,8 +17,6 @@ namespace {
 
 // How long one attempt to connect may take.
 constexpr std::chrono::milliseconds kDialPatience{3000};
-// Until the next look, where as many as may are connecting.
-constexpr std::chrono::milliseconds kTurnPause{3};
 
 // Whether trying again may help.
 bool mayPass(const peer::ConnectFailure& why) {
@@ -68,7 +66,7 @@ void ExchangeClient::add(ExchangeRequest request) {
     armDeadline();
     if (connection_ != nullptr) {
         submit();
-    } else if (dialer_ == nullptr && !resolving_) {
+    } else if (dialer_ == nullptr && !resolving_ && !queued_) {
         stopTimer(pauseTimer_);
         pause_ = kFirstPause;
         begin();
@@ -76,7 +74,7 @@ void ExchangeClient::add(ExchangeRequest request) {
 }
 
 void ExchangeClient::begin() {
-    if (stopped_ || resolving_ || dialer_ != nullptr || connection_ != nullptr) {
+    if (stopped_ || resolving_ || queued_ || dialer_ != nullptr || connection_ != nullptr) {
         return;
     }
     if (auto numeric = numericTargets(host_, port_)) {
@@ -109,15 +107,19 @@ void ExchangeClient::resolved(Result<std::vector<base::Target>> targets) {
 }
 
 void ExchangeClient::dial(std::vector<base::Target> targets) {
-    if (!ExchangeBudget::mayConnect()) {
-        pauseTimer_ =
-            core_->reactor.startTimer(Clock::now() + kTurnPause, weakly([](ExchangeClient& self) {
-                                          self.pauseTimer_ = 0;
-                                          self.begin();
-                                      }));
-        return;
+    queued_ = true;
+    ConnectTurns::ask(core_->gate, weakly([targets = std::move(targets)](ExchangeClient& self,
+                                                                         ConnectTurns::Turn turn) {
+                          self.queued_ = false;
+                          self.dialNow(targets, std::move(turn));
+                      }));
+}
+
+void ExchangeClient::dialNow(std::vector<base::Target> targets, ConnectTurns::Turn turn) {
+    if (asked_.empty() && followed_.empty() && !published_) {
+        return settle();  // whoever asked has given up
     }
-    turn_ = std::shared_ptr<void>(this, [](void*) { ExchangeBudget::connected(); });
+    turn_ = std::move(turn);
     dialer_ = std::make_shared<peer::Dialer>(
         core_->reactor, std::move(targets),
         peer::Connector(calls_.self(), {}, peer::ConnectionKind::EXCHANGE, {}, 0, {}),
@@ -291,7 +293,8 @@ void ExchangeClient::lost(const Status& why, bool parted) {
 
 // Nothing is under way: keeps the connection where it is of use, for a while where it may be.
 void ExchangeClient::settle() {
-    if (!asked_.empty() || resolving_ || dialer_ != nullptr || pauseTimer_ != 0 || stopped_) {
+    if (!asked_.empty() || resolving_ || queued_ || dialer_ != nullptr || pauseTimer_ != 0 ||
+        stopped_) {
         return;
     }
     if (connection_ == nullptr) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "connect/dialer.h"
+#include "exchange_tcp/connect_turns.h"
 #include "exchange_tcp/connection.h"
 
 namespace nixl::exchange_tcp {
@@ -46,7 +47,7 @@ class ExchangeClient : public std::enable_shared_from_this<ExchangeClient> {
     // Nothing is wanted, waited for or followed.
     bool idle() const {
         return asked_.empty() && connection_ == nullptr && dialer_ == nullptr && !resolving_ &&
-               pauseTimer_ == 0;
+               !queued_ && pauseTimer_ == 0;
     }
     // Everything ends with `why`.
     void stop(const Status& why);
@@ -64,6 +65,7 @@ class ExchangeClient : public std::enable_shared_from_this<ExchangeClient> {
     void begin();
     void resolved(Result<std::vector<base::Target>> targets);
     void dial(std::vector<base::Target> targets);
+    void dialNow(std::vector<base::Target> targets, ConnectTurns::Turn turn);
     void endDial();
     void notOpened(const peer::ConnectFailure& why);
     void opened(peer::ConnectResult opened);
@@ -92,10 +94,11 @@ class ExchangeClient : public std::enable_shared_from_this<ExchangeClient> {
     std::map<uint64_t, Asked> asked_;  // in order
     uint64_t nextTicket_ = 1;
     bool resolving_ = false;
+    bool queued_ = false;  // waits for its turn to connect
     bool stopped_ = false;
     std::vector<base::Target> targets_;
     std::shared_ptr<peer::Dialer> dialer_;
-    std::shared_ptr<void> turn_;  // while it connects
+    ConnectTurns::Turn turn_;  // while it connects
     std::shared_ptr<ExchangeConnection> connection_;
     std::string followed_;    // the agent whose changes come from here; empty: none
     bool published_ = false;  // the agent here is told of this one's changes

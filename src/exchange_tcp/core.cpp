@@ -17,11 +17,6 @@ std::atomic<size_t>& openConnections() {
     return count;
 }
 
-std::atomic<size_t>& connecting() {
-    static constinit std::atomic<size_t> count{0};
-    return count;
-}
-
 Status taken(const std::string& name) {
     return Status::notAllowed(
         "an agent named \"" + name +
@@ -156,18 +151,6 @@ void ExchangeBudget::enter() {
 
 void ExchangeBudget::leave() {
     openConnections().fetch_sub(1);
-}
-
-bool ExchangeBudget::mayConnect() {
-    if (connecting().fetch_add(1) < std::min(idleConnections() / 4, kMaxConnecting)) {
-        return true;
-    }
-    connecting().fetch_sub(1);
-    return false;
-}
-
-void ExchangeBudget::connected() {
-    connecting().fetch_sub(1);
 }
 
 bool ExchangeBudget::reserve(size_t bytes) {

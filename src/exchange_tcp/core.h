@@ -75,11 +75,6 @@ class ExchangeBudget {
     static size_t connections();
     static void enter();
     static void leave();
-    // One of this process may connect now; false: later. Each that may calls connected() at its
-    // end. More at once would only wait for each other, and in the end in vain.
-    static bool mayConnect();
-    static constexpr size_t kMaxConnecting = 64;
-    static void connected();
 
     static constexpr size_t kLargeMessage = 64 << 10;  // from here on bytes are counted
     bool reserve(size_t bytes);
@@ -94,6 +89,10 @@ class ExchangeBudget {
 class ReactorGate {
   public:
     explicit ReactorGate(Reactor& reactor) : reactor_(&reactor) {}
+    bool open() const {
+        const MutexLock lock(mutex_);
+        return reactor_ != nullptr;
+    }
     void run(std::function<void()> task) {
         const MutexLock lock(mutex_);
         if (reactor_ != nullptr) {
@@ -106,7 +105,7 @@ class ReactorGate {
     }
 
   private:
-    Mutex mutex_;
+    mutable Mutex mutex_;
     Reactor* reactor_ NIXL_GUARDED_BY(mutex_);
 };
 
