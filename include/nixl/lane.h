@@ -5,6 +5,8 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "nixl/backend.h"
@@ -12,11 +14,28 @@
 
 namespace nixl {
 
+// Why a lane can carry a plan or cannot. Every lane is asked about every plan, so a literal is kept
+// as it is; text that is made for it (a std::string) should be rare.
+class NIXL_API LaneReason {
+  public:
+    LaneReason() = default;
+    template <size_t N>
+    LaneReason(const char (&literal)[N]) : literal_(literal) {}  // NOLINT: converts on purpose
+    LaneReason(std::string text) : text_(std::move(text)) {}     // NOLINT: the same
+    std::string_view text() const {
+        return literal_ != nullptr ? literal_ : std::string_view(text_);
+    }
+
+  private:
+    const char* literal_ = nullptr;
+    std::string text_;
+};
+
 // Whether a lane can carry a plan. The usable lane with the highest score wins; the reason is
 // shown by agent.explain(), also for those that lost.
 struct LaneOffer {
     int score = 0;  // 0: cannot
-    std::string reason;
+    LaneReason reason;
 };
 
 class NIXL_API Lane {

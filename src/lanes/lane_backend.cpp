@@ -3,15 +3,36 @@
 
 #include <algorithm>
 #include <sstream>
+#include <utility>
+#include <vector>
 
 namespace nixl::peer {
 namespace {
 
-// Adds to a lane's own account why it was taken and the others were not.
+// A lane that was not taken, and why.
+struct Passed {
+    const char* lane;
+    LaneReason reason;
+};
+
+std::string textOf(const std::vector<Passed>& passed) {
+    std::string text;
+    for (const Passed& one : passed) {
+        text += text.empty() ? "not " : "; not ";
+        text += one.lane;
+        text += ": ";
+        text += one.reason.text();
+    }
+    return text;
+}
+
+// Adds to a lane's own account why the others were not taken.
 class ChosenTransfer final : public BackendTransfer {
   public:
-    ChosenTransfer(std::unique_ptr<BackendTransfer> inner, const char* lane, std::string choice)
-        : inner_(std::move(inner)), lane_(lane), choice_(std::move(choice)) {}
+    ChosenTransfer(std::unique_ptr<BackendTransfer> inner,
+                   const char* lane,
+                   std::vector<Passed> passed)
+        : inner_(std::move(inner)), lane_(lane), passed_(std::move(passed)) {}
 
     Status post(CompletionPtr completion,
                 std::string_view notification,
@@ -22,8 +43,8 @@ class ChosenTransfer final : public BackendTransfer {
     void help() override { inner_->help(); }
     TransferDescription describe() const override {
         TransferDescription description = inner_->describe();
-        if (!choice_.empty()) {
-            description.reason += "; " + choice_;
+        if (!passed_.empty()) {
+            description.reason += "; " + textOf(passed_);
         }
         return description;
     }
@@ -34,7 +55,7 @@ class ChosenTransfer final : public BackendTransfer {
   private:
     std::unique_ptr<BackendTransfer> inner_;
     const char* const lane_;
-    std::string choice_;
+    const std::vector<Passed> passed_;
 };
 
 class LaneBackend final : public Backend {
@@ -68,33 +89,31 @@ class LaneBackend final : public Backend {
     Result<std::unique_ptr<BackendTransfer>> prepareTransfer(const TransferPlan& plan) override {
         Lane* best = nullptr;
         LaneOffer best_offer;
-        std::string others;
+        std::vector<Passed> passed;
+        passed.reserve(lanes_.size());
         for (const auto& lane : lanes_) {
             LaneOffer offer = lane->offer(plan);
             if (offer.score > best_offer.score) {
                 std::swap(best_offer, offer);
-                Lane* const loser = best;
-                best = lane.get();
-                if (loser == nullptr) {
-                    continue;
+                Lane* const loser = std::exchange(best, lane.get());
+                if (loser != nullptr) {
+                    passed.push_back({loser->name(), std::move(offer.reason)});
                 }
-                others += std::string(others.empty() ? "" : "; ") + "not " + loser->name() + ": " +
-                          offer.reason;
-                continue;
+            } else {
+                passed.push_back({lane->name(), std::move(offer.reason)});
             }
-            others += std::string(others.empty() ? "" : "; ") + "not " + lane->name() + ": " +
-                      offer.reason;
         }
         if (best == nullptr) {
             return Status::notSupported(info_.name + ": no lane reaches agent \"" +
-                                        std::string(plan.peer.name) + "\" (" + others + ")");
+                                        std::string(plan.peer.name) + "\" (" + textOf(passed) +
+                                        ")");
         }
         Result<std::unique_ptr<BackendTransfer>> transfer = best->prepare(plan);
         if (!transfer.ok()) {
             return transfer.status();
         }
         return std::unique_ptr<BackendTransfer>(std::make_unique<ChosenTransfer>(
-            std::move(transfer).value(), best->name(), std::move(others)));
+            std::move(transfer).value(), best->name(), std::move(passed)));
     }
 
   private:

@@ -142,9 +142,9 @@ void EngineImpl::stop() {
     links_.clear();
 }
 
-std::shared_ptr<Link> EngineImpl::find(const Identity& peer) {
+std::shared_ptr<Link> EngineImpl::find(std::string_view name, const Key& incarnation) {
     const MutexLock lock(mutex_);
-    const auto found = links_.find({peer.name, peer.incarnation});
+    const auto found = links_.find(std::pair<std::string_view, const Key&>(name, incarnation));
     return found == links_.end() ? nullptr : found->second;
 }
 
@@ -153,7 +153,7 @@ std::shared_ptr<Link> EngineImpl::findOrMake(const Identity& peer) {
     if (stopped_) {
         return nullptr;
     }
-    auto& link = links_[{peer.name, peer.incarnation}];
+    auto& link = links_[LinkKey(peer.name, peer.incarnation)];
     if (link == nullptr) {
         link = Link::make(*this, peer);
     }
@@ -162,7 +162,7 @@ std::shared_ptr<Link> EngineImpl::findOrMake(const Identity& peer) {
 
 void EngineImpl::forget(const std::shared_ptr<Link>& link) {
     const MutexLock lock(mutex_);
-    const auto found = links_.find({link->peer().name, link->peer().incarnation});
+    const auto found = links_.find(LinkKey(link->peer().name, link->peer().incarnation));
     if (found != links_.end() && found->second == link) {
         links_.erase(found);
     }
@@ -170,7 +170,7 @@ void EngineImpl::forget(const std::shared_ptr<Link>& link) {
 
 void EngineImpl::forgetUnknown(const std::shared_ptr<Link>& link) {
     const MutexLock lock(mutex_);  // nobody tells of it meanwhile
-    const auto found = links_.find({link->peer().name, link->peer().incarnation});
+    const auto found = links_.find(LinkKey(link->peer().name, link->peer().incarnation));
     if (found != links_.end() && found->second == link && !link->hasMetadata()) {
         links_.erase(found);
     }
@@ -183,7 +183,7 @@ Status EngineImpl::setMetadata(const Identity& peer,
     if (stopped_) {
         return Status::canceled("the agent ends");
     }
-    auto& link = links_[{peer.name, peer.incarnation}];
+    auto& link = links_[LinkKey(peer.name, peer.incarnation)];
     if (link == nullptr) {
         link = Link::make(*this, peer);
     }

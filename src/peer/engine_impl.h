@@ -32,7 +32,8 @@ class EngineImpl final : public Admission, public std::enable_shared_from_this<E
     void stop();
 
     std::string connectionInfo();
-    std::shared_ptr<Link> find(const Identity& peer);
+    std::shared_ptr<Link> find(std::string_view name, const Key& incarnation);
+    std::shared_ptr<Link> find(const Identity& peer) { return find(peer.name, peer.incarnation); }
     std::shared_ptr<Link> findOrMake(const Identity& peer);
     void forget(const std::shared_ptr<Link>& link);
     // The same where the agent has not been told of the peer: each of them is another one.
@@ -74,13 +75,21 @@ class EngineImpl final : public Admission, public std::enable_shared_from_this<E
 
   private:
     using LinkKey = std::pair<std::string, Key>;
+    struct LinkOrder {
+        using is_transparent = void;  // looked up without a copy of the name
+        template <typename A, typename B>
+        bool operator()(const A& a, const B& b) const {
+            const int names = std::string_view(a.first).compare(b.first);
+            return names != 0 ? names < 0 : a.second < b.second;
+        }
+    };
     bool welcome(const base::Fd& socket) const;
     void opened(ConnectResult connection);
 
     const Key cookie_;
     Endpoints endpoints_;
     Mutex mutex_;
-    std::map<LinkKey, std::shared_ptr<Link>> links_ NIXL_GUARDED_BY(mutex_);
+    std::map<LinkKey, std::shared_ptr<Link>, LinkOrder> links_ NIXL_GUARDED_BY(mutex_);
     bool stopped_ NIXL_GUARDED_BY(mutex_) = false;
     // Being deregistered: their peers have not been told yet.
     std::vector<std::pair<uint64_t, uint32_t>> revoked_ NIXL_GUARDED_BY(mutex_);

@@ -47,7 +47,7 @@ class EngineTest : public testing::TestWithParam<bool> {  // true: host lane, fa
 
     std::unique_ptr<BackendTransfer> prepare(const Plan& plan) {
         const LaneOffer offer = lanes_[0]->offer(plan.plan);
-        EXPECT_GT(offer.score, 0) << offer.reason;
+        EXPECT_GT(offer.score, 0) << offer.reason.text();
         return std::move(lanes_[0]->prepare(plan.plan)).value();
     }
     Status post(BackendTransfer& transfer, bool helping = false, const char* message = nullptr) {

@@ -53,6 +53,11 @@ std::optional<Endpoints> Link::endpoints() {
     return endpoints_;
 }
 
+bool Link::hasEndpoints(const Key& boot_id) {
+    const MutexLock lock(mutex_);
+    return endpoints_ && endpoints_->bootId == boot_id;
+}
+
 GrantsPtr Link::grants() {
     const MutexLock lock(mutex_);
     return grants_;

@@ -38,6 +38,8 @@ class Link final : public ControlLink::Owner,
     void setMetadata(std::optional<Endpoints> endpoints, GrantsPtr grants);
     bool hasMetadata();
     std::optional<Endpoints> endpoints();
+    // Of a peer on the host that was booted as this.
+    bool hasEndpoints(const Key& boot_id);
     GrantsPtr grants() override;  // null where the agent does not know the peer's metadata
 
     // `token`, where given, is set before `done` can be called.

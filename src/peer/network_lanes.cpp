@@ -38,15 +38,14 @@ class NetworkLane final : public Lane {
                 return {0, can.message()};
             }
         }
-        const auto link = engine_->find({std::string(plan.peer.name), plan.peer.incarnation});
+        const auto link = engine_->find(plan.peer.name, plan.peer.incarnation);
         if (link == nullptr || !link->hasMetadata()) {
             return {0, "no connection info of the peer"};
         }
         if (!host_) {
             return {40, "a socket to the peer"};
         }
-        const auto endpoints = link->endpoints();
-        if (!endpoints || endpoints->bootId != engine_->bootId) {
+        if (!link->hasEndpoints(engine_->bootId)) {
             return {0, "the peer is on another host"};
         }
         if (link->ready() && link->host().peer() == nullptr) {
@@ -56,7 +55,7 @@ class NetworkLane final : public Lane {
     }
 
     Result<std::unique_ptr<BackendTransfer>> prepare(const TransferPlan& plan) override {
-        auto link = engine_->find({std::string(plan.peer.name), plan.peer.incarnation});
+        auto link = engine_->find(plan.peer.name, plan.peer.incarnation);
         if (link == nullptr) {
             return Status::notFound("agent \"" + std::string(plan.peer.name) +
                                     "\" has been removed");
