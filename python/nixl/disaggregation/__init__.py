@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-_CONN = (
+#: What conn.py has for users.
+CONN = (
     "BadFrames",
     "DisaggregationMode",
     "KVArgs",
@@ -22,11 +23,11 @@ _CONN = (
     "TransferStatus",
 )
 
-__all__ = [*_CONN, "NotificationCounter", "Settings"]  # noqa: PLE0604
+__all__ = [*CONN, "NotificationCounter", "Settings"]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    if name in _CONN:
+    if name in CONN:
         from . import conn
 
         return getattr(conn, name)

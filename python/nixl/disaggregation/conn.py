@@ -11,37 +11,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .bootstrap import NixlKVBootstrapServer
-from .frames import BadFrames, KVArgsRegisterInfo, TransferInfo
+from . import CONN
+from .bootstrap import NixlKVBootstrapServer as NixlKVBootstrapServer
+from .frames import BadFrames as BadFrames
+from .frames import KVArgsRegisterInfo as KVArgsRegisterInfo
+from .frames import TransferInfo as TransferInfo
 from .manager import NixlKVManager
-from .pages import TransferStatus
-from .types import (
-    DisaggregationMode,
-    KVArgs,
-    KVPoll,
-    KVTransferError,
-    KVTransferMetric,
-    LayoutMismatch,
-    ServerArgs,
-)
+from .pages import TransferStatus as TransferStatus
+from .types import DisaggregationMode as DisaggregationMode
+from .types import KVArgs as KVArgs
+from .types import KVPoll, KVTransferError, KVTransferMetric
+from .types import LayoutMismatch as LayoutMismatch
+from .types import ServerArgs as ServerArgs
 
-__all__ = [
-    "BadFrames",
-    "DisaggregationMode",
-    "KVArgs",
-    "KVArgsRegisterInfo",
-    "KVPoll",
-    "KVTransferError",
-    "KVTransferMetric",
-    "LayoutMismatch",
-    "NixlKVBootstrapServer",
-    "NixlKVManager",
-    "NixlKVReceiver",
-    "NixlKVSender",
-    "ServerArgs",
-    "TransferInfo",
-    "TransferStatus",
-]
+__all__ = [*CONN]  # noqa: PLE0604
 
 
 def _room_number(room: Any) -> int:
