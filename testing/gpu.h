@@ -35,7 +35,7 @@ class StandinGpus {
     // The GPU whose context the calling thread has; -1: none.
     int current();
 
-    // See the end of standins/cuda_driver.c.
+    // See the ends of standins/cuda_driver.c and cuda_streams.c.
     void fail(const char* call, int after, int error);
     void failOnce(const char* call, int after, int error);
     void hold(bool hold);

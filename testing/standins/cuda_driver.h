@@ -74,6 +74,8 @@ struct Range* rangeAt(uint64_t address);
 struct Range* add(uint64_t base, uint64_t size, int kind, int device);
 void drop(struct Range* gone);
 void* host(uint64_t address);
+void clearStreams(void);
+void forgetStreams(void);
 
 #define BEGIN(call)                  \
     pthread_mutex_lock(&lock);       \
