@@ -81,6 +81,7 @@ std::string parseDevice(const std::vector<std::string_view>& fields, DeviceConfi
     device.kind = static_cast<Kind>(upper(fields[1][0]));
     const char access = upper(fields[2][0]);
     device.access = access == 'D' ? Access::SHARED : static_cast<Access>(access);
+    device.direct = upper(fields[3][0]) == 'D';
     device.path = fields[4];
     device.security = fields.size() == 6 ? fields[5] : "";
     return {};

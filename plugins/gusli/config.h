@@ -17,6 +17,7 @@ struct DeviceConfig {
     std::string id;  // a number, or up to 16 letters and digits
     Kind kind = Kind::FILE;
     Access access = Access::SHARED;
+    bool direct = false;  // for the GUSLI client
     std::string path;
     std::string security;  // "sec=0x3"; the native engine has no use for it
     size_t line = 0;       // in the list, from 1 on

@@ -8,6 +8,7 @@
 #include <linux/fs.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -19,6 +20,8 @@ namespace nixl::gusli {
 namespace {
 
 constexpr uint32_t kLeastBlock = 512;
+constexpr uint32_t kClientBlock = 4096;         // the client takes no less
+constexpr uint32_t kMostClientBlock = 1 << 20;  // the size of a buffer
 
 int openRetrying(const char* path, int flags) {
     int fd = -1;
@@ -57,14 +60,37 @@ Status Device::failed(const std::string& what, int error) const {
 
 Result<std::shared_ptr<Device>> Device::open(const DeviceConfig& config) {
     std::shared_ptr<Device> device(new Device(config));
-    if (config.kind == Kind::NETWORK) {
-        return Status::notSupported("GUSLI: " + device->label_ +
-                                    " is of kind N, a network server; this build reaches only "
-                                    "local files and block devices (F and K)");
-    }
     NIXL_RETURN_IF_ERROR(device->openPath());
     NIXL_RETURN_IF_ERROR(device->inspect());
     NIXL_RETURN_IF_ERROR(device->lock());
+    return device;
+}
+
+Result<std::shared_ptr<Device>> Device::ofClient(const DeviceConfig& config,
+                                                 const NixlGusliDevice& connected) {
+    std::shared_ptr<Device> device(new Device(config));
+    const uint32_t block = std::max(connected.blockSize, kClientBlock);
+    if (connected.descriptor < 0 || connected.blockSize == 0 || connected.blocks == 0) {
+        return Status::backend("GUSLI: " + device->label_ + ": the GUSLI client says descriptor " +
+                               std::to_string(connected.descriptor) + ", " +
+                               std::to_string(connected.blocks) + " blocks of " +
+                               std::to_string(connected.blockSize) + " bytes");
+    }
+    if (kMostClientBlock % block != 0 || block % connected.blockSize != 0) {
+        return Status::notSupported(
+            "GUSLI: " + device->label_ + ": its blocks of " + std::to_string(connected.blockSize) +
+            " bytes do not fill buffers of " + std::to_string(kMostClientBlock) + " bytes");
+    }
+    device->fd_ = memfd_create("nixl-gusli-device", MFD_CLOEXEC);
+    if (device->fd_ < 0) {
+        return device->failed("memfd_create: ", errno);
+    }
+    device->clientDescriptor_ = connected.descriptor;
+    device->blockSize_ = block;
+    device->memoryAlign_ = 1;  // all memory is copied
+    device->bytes_ = connected.blocks > INT64_MAX / connected.blockSize
+                         ? uint64_t{INT64_MAX}
+                         : connected.blocks * connected.blockSize;
     return device;
 }
 

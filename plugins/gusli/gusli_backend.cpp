@@ -17,12 +17,18 @@ constexpr uint64_t kRequestBytes = 1 << 20;  // neighbours are joined up to it, 
 constexpr uint64_t kBytesInFlight = 128 << 20;
 constexpr size_t kBounces = 16;
 constexpr size_t kFiles = 16;  // of the cache, which devices do not use
+// Everything is gathered in a buffer.
+constexpr posix::BuildLimits kClientLimits{ClientSide::kBufferBytes, false, UINT64_MAX};
 
 const ParameterSpec kParameters[] = {
     {"config_file", ParameterType::STRING, "",
      "the list of devices: its path, or its text (begins with # or version=)"},
-    {"client_name", ParameterType::STRING, "",
+    {"client_name", ParameterType::STRING, "nixl",
      "how a GUSLI server is to call this client; local devices have no use for it"},
+    {"use_client", ParameterType::CHOICE, "network",
+     "network: devices of kind N go through the GUSLI client, others through the native engine; "
+     "all: every device goes through the client",
+     INT64_MIN, INT64_MAX, "network|all"},
     {"max_num_simultaneous_requests", ParameterType::INTEGER, "256", "requests in flight", 1, 4096},
 };
 
@@ -36,7 +42,7 @@ const PluginTable kPluginTable = {
     "GUSLI",
     nullptr,
     "1.0",
-    "block devices by io_uring and O_DIRECT",
+    "block devices by io_uring and O_DIRECT, or through the GUSLI client",
     kMemoryTypes,
     std::size(kMemoryTypes),
     kParameters,
@@ -68,17 +74,24 @@ Status GusliBackend::start(const Parameters& parameters) {
     options.maxBytesInFlight = kBytesInFlight;
     options.threads = posix::poolSize(0);
     options.plugin = "GUSLI";
+    allThroughClient_ = parameters.text("use_client") == "all";
+    clientOptions_.name = parameters.text("client_name");
+    clientOptions_.requests = options.depth;
     NIXL_RETURN_IF_ERROR(machinery_->start(options, posix::EngineKind::IO_URING, services_));
     limits_ = {kRequestBytes, machinery_->queue->vectored()};
     return {};
 }
 
 GusliBackend::~GusliBackend() {
+    ClientSide::stop(std::move(client_), services_);
     posix::Machinery::stop(std::move(machinery_), services_);
 }
 
 Result<std::shared_ptr<Device>> GusliBackend::open(const DeviceConfig& config) {
     const std::lock_guard lock(mutex_);
+    if (throughClient(config)) {
+        return openThroughClient(config);
+    }
     std::weak_ptr<Device>& known = open_[config.id];
     if (std::shared_ptr<Device> device = known.lock()) {
         return device;
@@ -93,6 +106,32 @@ Result<std::shared_ptr<Device>> GusliBackend::open(const DeviceConfig& config) {
         }
     }
     return opened;
+}
+
+// REQUIRES: mutex_ is held
+Result<std::shared_ptr<Device>> GusliBackend::openThroughClient(const DeviceConfig& config) {
+    if (client_ == nullptr) {
+        std::vector<const DeviceConfig*> devices;
+        for (const DeviceConfig& device : devices_) {
+            if (throughClient(device)) {
+                devices.push_back(&device);
+            }
+        }
+        Result<std::string> list = clientList(devices);
+        if (!list.ok()) {
+            return list.status();
+        }
+        Client::Options options = clientOptions_;
+        options.devices = std::move(list).value();
+        Result<std::unique_ptr<ClientSide>> made = ClientSide::make(options, services_);
+        if (!made.ok()) {
+            return Status(made.status().code(), made.status().message() + " (device " + config.id +
+                                                    " (\"" + config.path +
+                                                    "\") goes through the GUSLI client)");
+        }
+        client_ = std::move(made).value();
+    }
+    return client_->connect(config);
 }
 
 Status GusliBackend::noDevice(const MemoryRegion& region) const {
@@ -131,7 +170,7 @@ Result<std::unique_ptr<BackendMemory>> GusliBackend::registerBlocks(const Memory
     if (!adopted.ok()) {
         return adopted.status();
     }
-    if (machinery_->shared.small != nullptr && device->direct()) {
+    if (machinery_->shared.small != nullptr && device->direct() && !device->throughClient()) {
         machinery_->small.open(machinery_->queue->inlineQueue());
     }
     return std::unique_ptr<BackendMemory>(std::move(adopted).value());
@@ -162,29 +201,40 @@ Result<std::unique_ptr<BackendMemory>> GusliBackend::registerMemory(const Memory
 
 Result<std::unique_ptr<BackendTransfer>> GusliBackend::prepareTransfer(const TransferPlan& plan) {
     NIXL_RETURN_IF_ERROR(GusliTransfer::check(plan));
+    if (deviceOf(*plan.remoteRegions.front().memory).throughClient()) {
+        return std::unique_ptr<BackendTransfer>(
+            std::make_unique<GusliTransfer>(plan, kClientLimits, client_->shared()));
+    }
     return std::unique_ptr<BackendTransfer>(
         std::make_unique<GusliTransfer>(plan, limits_, machinery_->shared));
 }
 
-// A device is there when the list has it and its path exists; whether it can be opened shows when
-// it is registered.
+// A device is there when the list has it and its path exists, or its server answers; whether a path
+// can be opened shows when it is registered.
 Result<std::vector<std::optional<std::map<std::string, std::string>>>> GusliBackend::query(
     std::span<const MemoryRegion> regions) {
     std::vector<std::optional<std::map<std::string, std::string>>> answers;
     for (const MemoryRegion& region : regions) {
         const DeviceConfig* const config = findDevice(devices_, region.deviceId, region.metadata);
         struct stat info {};
-        if (config == nullptr || config->kind == Kind::NETWORK ||
-            stat(config->path.c_str(), &info) < 0) {
+        const bool local = config != nullptr && config->kind != Kind::NETWORK;
+        if (config == nullptr || (local && stat(config->path.c_str(), &info) < 0)) {
             answers.emplace_back();
             continue;
         }
-        std::map<std::string, std::string> attributes = posix::attributesOf(info);
+        std::map<std::string, std::string> attributes;
+        if (local) {
+            attributes = posix::attributesOf(info);
+        }
         attributes["path"] = config->path;
         attributes["kind"] = std::string(1, static_cast<char>(config->kind));
         if (const Result<std::shared_ptr<Device>> device = open(*config); device.ok()) {
             attributes["size"] = std::to_string(device.value()->size());
             attributes["block_size"] = std::to_string(device.value()->blockSize());
+        } else if (!local) {
+            services_.log(LogLevel::INFO, device.status().message());
+            answers.emplace_back();
+            continue;
         }
         answers.emplace_back(std::move(attributes));
     }

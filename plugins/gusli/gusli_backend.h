@@ -1,5 +1,5 @@
 // The GUSLI backend: block devices and files of a list, read and written by the queue engines of
-// plugins/posix with O_DIRECT. Owned by the core.
+// plugins/posix with O_DIRECT, and devices of servers through the GUSLI client. Owned by the core.
 //
 // Threads: as nixl/backend.h; it has its own threads and needs no progress().
 #pragma once
@@ -12,6 +12,7 @@
 
 #include "nixl/plugin.h"
 
+#include "client_engine.h"
 #include "device.h"
 #include "posix/machinery.h"
 
@@ -36,7 +37,11 @@ class GusliBackend final : public Backend, public QuerySupport {
   private:
     explicit GusliBackend(PluginServices& services) : services_(services) {}
     Status start(const Parameters& parameters);
+    bool throughClient(const DeviceConfig& config) const {
+        return config.kind == Kind::NETWORK || allThroughClient_;
+    }
     Result<std::shared_ptr<Device>> open(const DeviceConfig& config);
+    Result<std::shared_ptr<Device>> openThroughClient(const DeviceConfig& config);
     Result<std::unique_ptr<BackendMemory>> registerBlocks(const MemoryRegion& region);
     Status noDevice(const MemoryRegion& region) const;
 
@@ -45,9 +50,12 @@ class GusliBackend final : public Backend, public QuerySupport {
     std::vector<DeviceConfig> devices_;
     std::unique_ptr<posix::Machinery> machinery_;
     posix::BuildLimits limits_;
+    bool allThroughClient_ = false;
+    Client::Options clientOptions_;
 
     std::mutex mutex_;                                   // guards what follows
     std::map<std::string, std::weak_ptr<Device>> open_;  // by id
+    std::unique_ptr<ClientSide> client_;                 // made for its first device
 };
 
 extern const PluginTable kPluginTable;  // what the plugin exports

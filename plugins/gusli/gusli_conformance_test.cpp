@@ -1,5 +1,7 @@
-// The conformance suite over GUSLI: files as devices, and a loop device.
+// The conformance suite over GUSLI: files as devices, a loop device, and a server
+// of the stand-in of the GUSLI client.
 #include <atomic>
+#include <fstream>
 #include <mutex>
 #include <set>
 
@@ -100,7 +102,42 @@ Subject loop() {
     return made;
 }
 
-const bool kJoined[] = {testkit::joinConformance(files()), testkit::joinConformance(loop())};
+// A server of the stand-in of the GUSLI client serves a file.
+struct Served {
+    TempFolder folder;
+    std::atomic<uint64_t> next{0};
+    Served() {
+        setenv("NIXL_GUSLI_LIBRARY", NIXL_GUSLI_STANDIN, 1);
+        std::ofstream(folder / "disk").close();
+        std::filesystem::resize_file(folder / "disk", kDeviceBytes);
+    }
+};
+
+Served& served() {
+    static Served made;
+    return made;
+}
+
+Subject client() {
+    Subject made("GusliClient", "GUSLI", Subject::STORAGE);
+    made.table = &kPluginTable;
+    made.parameters = {
+        {"config_file", "version=1\n100 N W D " + (served().folder / "disk") + " sec=0x7\n"}};
+    made.granularity = kBlock;
+    made.reposts = 200;
+    made.largest = 16 << 20;
+    made.remote = [](uint64_t size) {
+        const uint64_t room = (size + kBlock - 1) / kBlock * kBlock;
+        uint64_t at = served().next.fetch_add(room + kBlock) / kBlock * kBlock;
+        at %= kDeviceBytes - (64ULL << 20);
+        return std::make_unique<BlockBuffer>(served().folder / "disk", 100, at, size, false);
+    };
+    made.deviations = {{"QueryTellsWhatIsThere", "the size is that of the whole device"}};
+    return made;
+}
+
+const bool kJoined[] = {testkit::joinConformance(files()), testkit::joinConformance(loop()),
+                        testkit::joinConformance(client())};
 
 }  // namespace
 }  // namespace nixl::gusli

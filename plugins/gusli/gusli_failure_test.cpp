@@ -71,8 +71,6 @@ TEST_F(GusliTest, EachKindWantsItsOwn) {
                 HasSubstr("No such file or directory"));
     EXPECT_THAT(refusal("1 F W D /no/such/folder/file sec=0x3\n"),
                 HasSubstr("No such file or directory"));
-    EXPECT_THAT(refusal("1 N W N t192.0.2.1 sec=0x10\n"),
-                HasSubstr("is of kind N, a network server"));
     EXPECT_THAT(refusal("7 F W N " + plain + "\n8 F W N " + plain + "\n"),
                 HasSubstr("register device 1: config_file has none of that id; it has 7, 8"));
 }

@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "block_file.h"
-
 namespace nixl::gusli {
 
 namespace {
@@ -30,8 +28,8 @@ Status checkRun(const PlanRun& run, const Device& device) {
     const uint64_t last = run.remote + (run.count - 1) * run.remoteStride;
     const uint64_t highest = std::max(run.remote, last);
     // A file that is written grows; one that is read may have grown until then.
-    const uint64_t limit =
-        device.config().kind == Kind::KERNEL ? device.size() : uint64_t{INT64_MAX};
+    const bool fixed = device.config().kind == Kind::KERNEL || device.throughClient();
+    const uint64_t limit = fixed ? device.size() : uint64_t{INT64_MAX};
     if (highest > limit || run.size > limit - highest) {
         return Status::invalidParam("GUSLI: " + device.label() + ": " + placeText(run, highest) +
                                     " reach beyond its end, " + std::to_string(limit) + " bytes");
@@ -55,6 +53,13 @@ Status GusliTransfer::check(const TransferPlan& plan) {
                                         memTypeName(region.type) + "; only BLOCK is supported");
         }
         const Device& device = deviceOf(*region.memory);
+        const Device& first = deviceOf(*plan.remoteRegions.front().memory);
+        if (device.throughClient() != first.throughClient()) {
+            return Status::notSupported("GUSLI: " + first.label() + " and " + device.label() +
+                                        " in one transfer: one of them goes through the GUSLI "
+                                        "client, the other through the native engine; use a "
+                                        "transfer for each");
+        }
         if (plan.op == OpType::WRITE && !device.writable()) {
             return Status::notAllowed("GUSLI: write to " + device.label() +
                                       ": its access is R, read only");
@@ -74,6 +79,9 @@ Status GusliTransfer::post(CompletionPtr completion,
 }
 
 TransferDescription GusliTransfer::describe() const {
+    if (throughClient_) {
+        return {{}, "the GUSLI client, copied through buffers that its servers share", {}};
+    }
     const posix::Shared& shared = job_.sharedState();
     if (job_.buffered()) {
         return {{}, "a file system without O_DIRECT: through the page cache", {}};

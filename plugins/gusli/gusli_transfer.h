@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "block_file.h"
 #include "posix/machinery.h"
 
 namespace nixl::gusli {
@@ -12,7 +13,8 @@ namespace nixl::gusli {
 class GusliTransfer final : public BackendTransfer {
   public:
     GusliTransfer(const TransferPlan& plan, posix::BuildLimits limits, posix::Shared& shared)
-        : job_(plan, limits, limits, shared) {}
+        : job_(plan, limits, limits, shared),
+          throughClient_(deviceOf(*plan.remoteRegions.front().memory).throughClient()) {}
 
     // What no post could do, told at preparation: offsets and lengths that are no whole blocks,
     // and bytes beyond the end of a device.
@@ -27,6 +29,7 @@ class GusliTransfer final : public BackendTransfer {
 
   private:
     posix::Job job_;
+    const bool throughClient_;
 };
 
 }  // namespace nixl::gusli

@@ -35,9 +35,13 @@ LIBRARIES = [
     ("libcurl (OBJ, etcd)", "curl", "libcurl.so.4", "Debian: libcurl4"),
     ("OpenSSL (OBJ)", "crypto", "libcrypto.so.3", "Debian: libssl3"),
     ("3FS client", "hf3fs_api_shared", "libhf3fs_api_shared.so", "the 3FS client package"),
+    ("GUSLI adapter", "nixl_gusli_adapter", "libnixl_gusli_adapter.so", "see plugins/gusli"),
 ]
 # The variable that names a library to the plugin instead of the system.
-NAMED_BY = {"libhf3fs_api_shared.so": "NIXL_HF3FS_LIBRARY"}
+NAMED_BY = {
+    "libhf3fs_api_shared.so": "NIXL_HF3FS_LIBRARY",
+    "libnixl_gusli_adapter.so": "NIXL_GUSLI_LIBRARY",
+}
 INFINIBAND = pathlib.Path("/sys/class/infiniband")
 YAMA = pathlib.Path("/proc/sys/kernel/yama/ptrace_scope")
 URING_DISABLED = pathlib.Path("/proc/sys/kernel/io_uring_disabled")
