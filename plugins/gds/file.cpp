@@ -48,64 +48,12 @@ std::string kindOf(mode_t mode) {
                             : "of an unknown type";
 }
 
-// The flag of one word before the colon; false where it is none.
-bool readFlag(std::string_view word, FileSpec& spec, bool& read_only) {
-    if (word == "ro") {
-        read_only = true;
-    } else if (word == "rw") {
-        spec.write = true;
-    } else if (word == "create") {
-        spec.create = true;
-    } else {
-        return word == "direct";  // is tried with every file
-    }
-    return true;
-}
-
 }  // namespace
 
 std::string errnoText(int error) {
     char buffer[128];
     return std::string(strerror_r(error, buffer, sizeof(buffer))) + " (errno " +
            std::to_string(error) + ")";
-}
-
-Result<std::optional<FileSpec>> parseFileSpec(std::string_view metadata) {
-    const size_t colon = metadata.find(':');
-    if (colon == std::string_view::npos) {
-        return std::optional<FileSpec>();
-    }
-    const std::string_view flags = metadata.substr(0, colon);
-    FileSpec spec;
-    bool read_only = false;
-    std::string_view unknown;
-    for (size_t at = 0; at <= flags.size();) {
-        const size_t comma = std::min(flags.find(',', at), flags.size());
-        const std::string_view word = flags.substr(at, comma - at);
-        at = comma + 1;
-        if (!readFlag(word, spec, read_only) && unknown.data() == nullptr) {
-            unknown = word;
-        }
-    }
-    const std::string_view first = flags.substr(0, flags.find(','));
-    const bool ours = first == "ro" || first == "rw";
-    if ((!read_only && !spec.write) || (unknown.data() != nullptr && !ours)) {
-        return std::optional<FileSpec>();
-    }
-    const std::string text(metadata);
-    if (unknown.data() != nullptr) {
-        return Status::invalidParam("file \"" + text + "\": unknown flag \"" +
-                                    std::string(unknown) + "\"; ro, rw, direct, create are known");
-    }
-    if (read_only && (spec.write || spec.create)) {
-        return Status::invalidParam("file \"" + text + "\": ro contradicts " +
-                                    (spec.write ? "rw" : "create"));
-    }
-    spec.path = metadata.substr(colon + 1);
-    if (spec.path.empty() || spec.path.find('\0') != std::string::npos) {
-        return Status::invalidParam("file \"" + text + "\": the path is empty or has a NUL");
-    }
-    return std::optional<FileSpec>(std::move(spec));
 }
 
 FileTable::~FileTable() {
@@ -305,13 +253,9 @@ size_t FileTable::openCount() const {
 }
 
 Result<std::unique_ptr<File>> File::open(const MemoryRegion& region,
+                                         const std::optional<posix::FileSpec>& path,
                                          std::shared_ptr<FileTable> table,
                                          const LogInfo& log) {
-    Result<std::optional<FileSpec>> spec = parseFileSpec(region.metadata);
-    if (!spec.ok()) {
-        return spec.status();
-    }
-    const std::optional<FileSpec>& path = spec.value();
     std::unique_ptr<File> file(new File(std::move(table)));
     NIXL_RETURN_IF_ERROR(path ? file->initPath(*path, log) : file->initCaller(region));
     return file;
@@ -352,7 +296,7 @@ Status File::initCaller(const MemoryRegion& region) {
     return share(fd, kept, {});
 }
 
-Status File::initPath(const FileSpec& spec, const LogInfo& log) {
+Status File::initPath(const posix::FileSpec& spec, const LogInfo& log) {
     label_ = spec.path;
     const int flags = (spec.write ? O_RDWR : O_RDONLY) | (spec.create ? O_CREAT : 0);
     const int fd = openPath(spec.path, flags);

@@ -26,18 +26,9 @@
 #include "nixl/backend.h"
 
 #include "cufile.h"
+#include "posix/paths.h"
 
 namespace nixl::gds {
-
-// What a registration's metadata says: "rw,create:/path", or nothing but a label.
-struct FileSpec {
-    std::string path;
-    bool write = false;
-    bool create = false;
-};
-
-// nullopt: a label only. An error: begins with ro or rw, but cannot be understood.
-Result<std::optional<FileSpec>> parseFileSpec(std::string_view metadata);
 
 using LogInfo = std::function<void(const std::string&)>;
 
@@ -102,7 +93,9 @@ class FileTable {
 // One registration.
 class File final : public BackendMemory {
   public:
+    // `path`: what the region's metadata names.
     static Result<std::unique_ptr<File>> open(const MemoryRegion& region,
+                                              const std::optional<posix::FileSpec>& path,
                                               std::shared_ptr<FileTable> table,
                                               const LogInfo& log);
     ~File() override = default;
@@ -124,7 +117,7 @@ class File final : public BackendMemory {
   private:
     explicit File(std::shared_ptr<FileTable> table) : table_(std::move(table)) {}
     Status initCaller(const MemoryRegion& region);
-    Status initPath(const FileSpec& spec, const LogInfo& log);
+    Status initPath(const posix::FileSpec& spec, const LogInfo& log);
     Status share(int fd, int flags, const std::string& path);
 
     const std::shared_ptr<FileTable> table_;
@@ -137,11 +130,5 @@ class File final : public BackendMemory {
 };
 
 std::string errnoText(int error);
-// What query() tells of one region: nullopt where there is no such file.
-Result<std::optional<std::map<std::string, std::string>>> queryFile(const MemoryRegion& region);
-// At most `limit` regular files whose path begins with `prefix`, in all folders below it.
-Result<std::vector<StorageEntry>> listFiles(std::string_view prefix, size_t limit);
-// Removes a regular file; `name` is a path, with or without a "rw:" in front.
-Status removeFile(std::string_view name);
 
 }  // namespace nixl::gds

@@ -196,8 +196,15 @@ Result<std::unique_ptr<BackendMemory>> GdsBackend::registerMemory(const MemoryRe
         return named(Status::notSupported(std::string(memTypeName(region.type)) +
                                           " is not supported; DRAM, VRAM and FILE are"));
     }
-    Result<std::unique_ptr<File>> file = File::open(
-        region, files_, [this](const std::string& text) { services_.log(LogLevel::INFO, text); });
+    // O_DIRECT is tried with every file, whatever the metadata says of it.
+    const Result<std::optional<posix::FileSpec>> path =
+        posix::parseFileSpec(region.metadata, info_.name.c_str());
+    if (!path.ok()) {
+        return path.status();
+    }
+    Result<std::unique_ptr<File>> file =
+        File::open(region, path.value(), files_,
+                   [this](const std::string& text) { services_.log(LogLevel::INFO, text); });
     if (!file.ok()) {
         return named(file.status());
     }
@@ -216,9 +223,9 @@ Result<std::vector<std::optional<std::map<std::string, std::string>>>> GdsBacken
     std::vector<std::optional<std::map<std::string, std::string>>> answers;
     answers.reserve(regions.size());
     for (const MemoryRegion& region : regions) {
-        auto answer = queryFile(region);
+        auto answer = posix::queryFile(region, info_.name.c_str());
         if (!answer.ok()) {
-            return named(answer.status());
+            return answer.status();
         }
         answers.push_back(std::move(answer).value());
     }
@@ -226,13 +233,11 @@ Result<std::vector<std::optional<std::map<std::string, std::string>>>> GdsBacken
 }
 
 Result<std::vector<StorageEntry>> GdsBackend::list(std::string_view prefix, size_t limit) {
-    Result<std::vector<StorageEntry>> found = listFiles(prefix, limit);
-    return found.ok() ? std::move(found) : named(found.status());
+    return posix::listFiles(prefix, limit, info_.name.c_str());
 }
 
 Status GdsBackend::remove(std::string_view name) {
-    const Status status = removeFile(name);
-    return status.ok() ? status : named(status);
+    return posix::removeFile(name, info_.name.c_str());
 }
 
 }  // namespace nixl::gds

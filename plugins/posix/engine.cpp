@@ -2,7 +2,6 @@
 #include "engine.h"
 
 #include <cerrno>
-#include <cstring>
 
 namespace nixl::posix {
 
@@ -34,10 +33,5 @@ int Engine::registerBuffer(void* /*address*/, uint64_t /*size*/) {
 }
 
 void Engine::unregisterBuffer(int /*index*/) {}
-
-std::string errnoText(int error) {
-    char buffer[128] = {};
-    return strerror_r(error, buffer, sizeof(buffer));  // the GNU form, which returns the text
-}
 
 }  // namespace nixl::posix

@@ -15,6 +15,8 @@
 
 #include <sys/uio.h>
 
+#include "errno_text.h"
+
 namespace nixl::posix {
 
 class File;
@@ -117,8 +119,5 @@ EngineOrReason makeThreadEngine(const EngineOptions& options, RequestSource& sou
 EngineOrReason makeAioEngine(const EngineOptions& options, RequestSource& source);
 EngineOrReason makeUringEngine(const EngineOptions& options, RequestSource& source);
 EngineOrReason makePosixAioEngine(const EngineOptions& options, RequestSource& source);
-
-// "Operation not permitted"; thread-safe.
-std::string errnoText(int error);
 
 }  // namespace nixl::posix

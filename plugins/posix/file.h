@@ -25,19 +25,9 @@
 
 #include "nixl/backend.h"
 
+#include "paths.h"
+
 namespace nixl::posix {
-
-// What a registration's metadata says: "rw,create,direct:/path", or nothing but a label.
-struct FileSpec {
-    std::string path;
-    bool write = false;
-    bool direct = false;
-    bool create = false;
-};
-
-// nullopt: a label only. An error: begins with ro or rw, but cannot be understood.
-Result<std::optional<FileSpec>> parseFileSpec(std::string_view metadata,
-                                              const char* plugin = "POSIX");
 
 class File;
 
@@ -236,16 +226,5 @@ class FileHolds {
     std::vector<File*> files_;
     std::vector<File*> held_;
 };
-
-// What query() tells of one region: nullopt where there is no such file.
-Result<std::optional<std::map<std::string, std::string>>> queryFile(const MemoryRegion& region,
-                                                                    const char* plugin = "POSIX");
-std::map<std::string, std::string> attributesOf(const struct ::stat& info);
-// At most `limit` regular files whose path begins with `prefix`, in all folders below it.
-Result<std::vector<StorageEntry>> listFiles(std::string_view prefix,
-                                            size_t limit,
-                                            const char* plugin = "POSIX");
-// Removes a regular file; `name` is a path, with or without a "rw:" in front.
-Status removeFile(std::string_view name, const char* plugin = "POSIX");
 
 }  // namespace nixl::posix

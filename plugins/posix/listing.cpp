@@ -1,5 +1,5 @@
 // Names of files below a path, and removing one: what list_storage and remove_storage do. See
-// file.h. Pure calls of the system; any thread.
+// paths.h. Pure calls of the system; any thread.
 #include <algorithm>
 #include <cerrno>
 #include <memory>
@@ -10,8 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "engine.h"
-#include "file.h"
+#include "errno_text.h"
+#include "paths.h"
 
 namespace nixl::posix {
 
