@@ -160,14 +160,14 @@ TEST_F(GusliClientTest, SeveralDevicesInOneTransfer) {
 }
 
 TEST_F(GusliClientTest, OneOfAHundredFails) {
-    standin("fail_at=" + std::to_string(37 * 2 * kBlock + 5));
+    standin("fail_at=" + std::to_string(74 * kBlock + 5));
     side(server("1", kMib));
     auto near = memory(100 * kBlock);
     auto far = blocks(1, kMib);
     far->buffer().fill(6);
     testkit::Job job(OpType::READ, near->region(), far->region(), side_->peer(true));
     for (uint64_t i = 0; i < 100; ++i) {  // every second block, so that none are joined
-        job.add({i * kBlock, i * 2 * kBlock, kBlock});
+        job.add({i * kBlock, 2 * i * kBlock, kBlock});
     }
     ASSERT_TRUE(job.prepare(side_->backend()).ok());
     const auto end = job.post();

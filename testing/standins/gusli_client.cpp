@@ -124,7 +124,7 @@ struct StandinServers {
             std::istringstream words(line);
             std::string id, kind, access, direct, path, cookie, more;
             words >> id >> kind >> access >> direct >> path >> cookie;
-            if (line.starts_with("#")) {
+            if (line.starts_with('#')) {
                 continue;
             }
             if (cookie.empty() || (words >> more) || id.size() > 16 || path.size() > 64 ||

@@ -136,6 +136,7 @@ constexpr NixlGusliClient kTable = {
 
 }  // namespace
 
+// NOLINTNEXTLINE(readability-identifier-naming): NIXL_GUSLI_ENTRY
 extern "C" __attribute__((visibility("default"))) const NixlGusliClient* nixl_gusli_client() {
     return &kTable;
 }
