@@ -27,8 +27,12 @@ struct ConfigGuard {
 }  // namespace
 
 Result<std::unique_ptr<UcxContext>> UcxContext::create(const UcxLibrary& ucx,
-                                                       const UcxOptions& options) {
-    std::unique_ptr<UcxContext> made(new UcxContext(ucx, options));
+                                                       UcxOptions options,
+                                                       const std::string& devices) {
+    if (!devices.empty()) {
+        options.settings["NET_DEVICES"] = devices;
+    }
+    std::unique_ptr<UcxContext> made(new UcxContext(ucx, std::move(options)));
     NIXL_RETURN_IF_ERROR(made->open());
     return made;
 }
@@ -73,7 +77,9 @@ Status UcxContext::open() {
     params.features = UCP_FEATURE_RMA | UCP_FEATURE_WAKEUP;
     params.mt_workers_shared = 1;
     status = ucx_.initVersion(UCP_API_MAJOR, UCP_API_MINOR, &params, guard.config, &handle_);
-    return status == UCS_OK ? Status() : Status::backend(text("starting", status));
+    const std::string devices = settingOf(options_, "NET_DEVICES");
+    const std::string what = devices.empty() ? "" : " with UCX_NET_DEVICES=\"" + devices + "\"";
+    return status == UCS_OK ? Status() : Status::backend(text("starting" + what, status));
 }
 
 // A library without its CUDA modules would take such memory for the host's, and touch it.

@@ -1,27 +1,23 @@
-// One UCX context: its configuration and the memory registered with it. Shared by the workers of a
-// lane. Threads: any.
+// One UCX context: its configuration and the memory registered with it. Shared by the workers of an
+// engine. Threads: any.
 #pragma once
 
-#include <map>
 #include <memory>
 #include <string>
 
 #include "nixl/backend.h"
 
 #include "ucx_library.h"
+#include "ucx_options.h"
 
 namespace nixl::ucx {
 
-struct UcxOptions {
-    std::map<std::string, std::string> settings;  // UCX_… → value, without the prefix
-    bool peerErrors = true;                       // UCP_ERR_HANDLING_MODE_PEER
-    unsigned workers = 1;                         // each with a thread of its own
-};
-
 class UcxContext {
   public:
+    // `devices`: its UCX_NET_DEVICES; empty: as the options say.
     static Result<std::unique_ptr<UcxContext>> create(const UcxLibrary& ucx,
-                                                      const UcxOptions& options);
+                                                      UcxOptions options,
+                                                      const std::string& devices);
     ~UcxContext();
     UcxContext(const UcxContext&) = delete;
     UcxContext& operator=(const UcxContext&) = delete;
@@ -41,7 +37,8 @@ class UcxContext {
     void unmap(ucp_mem_h handle);
 
   private:
-    UcxContext(const UcxLibrary& ucx, const UcxOptions& options) : ucx_(ucx), options_(options) {}
+    UcxContext(const UcxLibrary& ucx, UcxOptions options)
+        : ucx_(ucx), options_(std::move(options)) {}
     Status open();
     Status takesGpus() const;
     // Whether the caller or the environment sets UCX_`name`.

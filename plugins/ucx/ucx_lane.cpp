@@ -17,37 +17,54 @@ std::string peerKey(const PlanPeer& peer) {
     return key;
 }
 
-// One registration at UCX.
+// One registration at UCX: with every engine, so that each can move a part of a transfer.
 class UcxMemory final : public BackendMemory {
   public:
-    UcxMemory(std::shared_ptr<UcxWorkers> workers, UcxContext::Mapped mapped)
-        : workers_(std::move(workers)), mapped_(std::move(mapped)) {}
-    ~UcxMemory() override { workers_->context().unmap(mapped_.handle); }
-    const std::string& key() const { return mapped_.key; }
+    explicit UcxMemory(std::shared_ptr<UcxWorkers> workers) : workers_(std::move(workers)) {}
+    ~UcxMemory() override {
+        for (size_t engine = 0; engine < handles_.size(); ++engine) {
+            workers_->context(engine).unmap(handles_[engine]);
+        }
+    }
+    // With the next engine.
+    Status map(const MemoryRegion& region) {
+        Result<UcxContext::Mapped> mapped = workers_->context(handles_.size()).map(region);
+        if (!mapped.ok()) {
+            return mapped.status();
+        }
+        handles_.push_back(mapped.value().handle);
+        keys_.push_back(std::move(mapped).value().key);
+        return {};
+    }
+    const std::vector<std::string>& keys() const { return keys_; }
 
   private:
-    std::shared_ptr<UcxWorkers> workers_;
-    UcxContext::Mapped mapped_;
+    const std::shared_ptr<UcxWorkers> workers_;
+    std::vector<ucp_mem_h> handles_;
+    std::vector<std::string> keys_;
 };
 
-// A remote key, packed; unpacked by the worker for each connection.
+// The remote keys of the peer's engines, packed; unpacked by the worker for each connection.
 class UcxRemoteMemory final : public BackendMemory {
   public:
-    explicit UcxRemoteMemory(std::string_view key) : key_(key) {}
-    const std::string& key() const { return key_; }
+    explicit UcxRemoteMemory(std::vector<std::string> keys) : keys_(std::move(keys)) {}
+    const std::vector<std::string>& keys() const { return keys_; }
 
   private:
-    const std::string key_;
+    const std::vector<std::string> keys_;
 };
 
-// The packed key of a plan's remote region: a peer's, or of this agent itself.
-const std::string* keyOf(const PlanRegion& region, bool self) {
+// The packed key of a plan's remote region for an engine: a peer's, or of this agent itself.
+const std::string* keyOf(const PlanRegion& region, bool self, size_t engine) {
+    const std::vector<std::string>* keys = nullptr;
     if (self) {
         const auto* const own = dynamic_cast<const UcxMemory*>(region.memory);
-        return own == nullptr ? nullptr : &own->key();
+        keys = own == nullptr ? nullptr : &own->keys();
+    } else {
+        const auto* const remote = dynamic_cast<const UcxRemoteMemory*>(region.memory);
+        keys = remote == nullptr ? nullptr : &remote->keys();
     }
-    const auto* const remote = dynamic_cast<const UcxRemoteMemory*>(region.memory);
-    return remote == nullptr || remote->key().empty() ? nullptr : &remote->key();
+    return keys == nullptr || keys->empty() ? nullptr : &(*keys)[engine % keys->size()];
 }
 
 class UcxTransfer final : public BackendTransfer {
@@ -58,9 +75,16 @@ class UcxTransfer final : public BackendTransfer {
         : plan_(plan), workers_(std::move(workers)), services_(services) {
         work_.read = plan.op == OpType::READ;
         work_.peer = peerKey(plan.peer);
-        work_.parts = dealRuns(plan.runs, plan.bytes, workers_->count(), kUcxPiece, kLeastUcxPart);
-        for (const PlanRegion& region : plan.remoteRegions) {
-            work_.keys.push_back(keyOf(region, plan.peer.self));
+        const auto dealt = dealEngines(plan, workers_->engines());
+        for (size_t engine = 0; engine < dealt.size(); ++engine) {
+            addParts(engine, dealt[engine]);
+            work_.keys.emplace_back();
+            for (const PlanRegion& region : plan.remoteRegions) {
+                work_.keys.back().push_back(keyOf(region, plan.peer.self, engine));
+            }
+        }
+        if (work_.parts.empty()) {
+            work_.parts.emplace_back();  // of no bytes
         }
     }
 
@@ -84,15 +108,38 @@ class UcxTransfer final : public BackendTransfer {
     void cancel() override { workers_->wake(); }
 
     TransferDescription describe() const override {
-        const UcxLibrary& library = workers_->context().library();
+        const UcxLibrary& library = workers_->context(0).library();
         std::string reason = "one-sided operations of UCX " + library.version;
         if (work_.parts.size() > 1) {
             reason += " by " + std::to_string(work_.parts.size()) + " workers";
+        }
+        if (workers_->engines() > 1) {
+            reason += ", engines";
+            for (size_t i = 0; i < work_.parts.size(); ++i) {
+                const size_t engine = work_.parts[i].engine;
+                if (i == 0 || engine != work_.parts[i - 1].engine) {
+                    reason += " " + std::to_string(engine);
+                }
+            }
+            reason += " of " + std::to_string(workers_->engines());
         }
         return {"ucx", std::move(reason), library.path};
     }
 
   private:
+    void addParts(size_t engine, std::span<const PlanRun> runs) {
+        uint64_t bytes = 0;
+        for (const PlanRun& run : runs) {
+            bytes += run.size * run.count;
+        }
+        if (runs.empty()) {
+            return;
+        }
+        for (std::vector<PlanRun>& part :
+             dealRuns(runs, bytes, workers_->workersOfEngine(), kUcxPiece, kLeastUcxPart)) {
+            work_.parts.push_back({engine, std::move(part)});
+        }
+    }
     void moved(const CompletionPtr& completion, Status status, const std::string* notification) {
         if (!status.ok()) {
             // Which of the bytes are in place UCX does not tell: none is said to be.
@@ -131,7 +178,8 @@ class UcxLane final : public Lane, public RemoteSupport {
     Status start(bool asked) override {
         asked_ = asked;
         const bool rdma = haveRdmaDevices();
-        if (!asked && !rdma) {
+        const bool needed = asked || options_.severalEngines;
+        if (!needed && !rdma) {
             if (!ucxInstalled()) {
                 logOnce(services_, LogLevel::INFO,
                         "no UCX library is on this machine; the other lanes work without it. " +
@@ -147,7 +195,7 @@ class UcxLane final : public Lane, public RemoteSupport {
                         std::string(kInstallVerbs) +
                         (status.ok() ? "" : " (" + status.message() + ")"));
         }
-        return asked ? status : Status();
+        return needed ? status : Status();
     }
 
     Result<std::unique_ptr<BackendMemory>> registerMemory(const MemoryRegion& region) override {
@@ -166,12 +214,13 @@ class UcxLane final : public Lane, public RemoteSupport {
         if (gpu) {
             scope.emplace(services_.devices(), static_cast<int>(region.deviceId));
         }
-        Result<UcxContext::Mapped> mapped = workers->context().map(region);
-        if (!mapped.ok()) {
-            return gpu ? unmapped(mapped.status()) : mapped.status();
+        auto memory = std::make_unique<UcxMemory>(workers);
+        for (size_t engine = 0; engine < workers->engines(); ++engine) {
+            if (Status status = memory->map(region); !status.ok()) {
+                return gpu ? unmapped(status) : status;
+            }
         }
-        return std::unique_ptr<BackendMemory>(
-            std::make_unique<UcxMemory>(workers, std::move(mapped).value()));
+        return std::unique_ptr<BackendMemory>(std::move(memory));
     }
 
     RemoteSupport* remote() override { return this; }
@@ -182,7 +231,7 @@ class UcxLane final : public Lane, public RemoteSupport {
         }
         const bool reachable = std::all_of(
             plan.remoteRegions.begin(), plan.remoteRegions.end(),
-            [&](const PlanRegion& region) { return keyOf(region, plan.peer.self) != nullptr; });
+            [&](const PlanRegion& region) { return keyOf(region, plan.peer.self, 0) != nullptr; });
         if (!reachable) {
             return {0, "the peer gave no UCX keys of this memory"};
         }
@@ -222,12 +271,21 @@ class UcxLane final : public Lane, public RemoteSupport {
     Status connect(const PlanPeer& /*peer*/) override { return {}; }
     Result<std::string> exportMemory(const BackendMemory& memory) override {
         const auto* const mapped = dynamic_cast<const UcxMemory*>(&memory);
-        return mapped == nullptr ? std::string() : mapped->key();
+        if (mapped == nullptr) {
+            return std::string();
+        }
+        return options_.severalEngines ? packList(mapped->keys()) : mapped->keys().front();
     }
     Result<std::unique_ptr<BackendMemory>> importMemory(const PlanPeer& /*peer*/,
                                                         const MemoryRegion& /*region*/,
                                                         std::string_view blob) override {
-        return std::unique_ptr<BackendMemory>(std::make_unique<UcxRemoteMemory>(blob));
+        std::vector<std::string> keys;
+        if (options_.severalEngines) {
+            keys = unpackList(blob);
+        } else if (!blob.empty()) {
+            keys.emplace_back(blob);
+        }
+        return std::unique_ptr<BackendMemory>(std::make_unique<UcxRemoteMemory>(std::move(keys)));
     }
 
   private:

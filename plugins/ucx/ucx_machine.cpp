@@ -1,6 +1,7 @@
 // See ucx_machine.h.
 #include "ucx_machine.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -9,6 +10,7 @@
 #include <sstream>
 
 #include <dlfcn.h>
+#include <net/if.h>
 
 #include "of_process.h"
 #include "ucx_library.h"
@@ -43,14 +45,34 @@ bool onSystem() {
     return names.find(kLibrary) != std::string::npos;
 }
 
+fs::path rdmaFolder() {
+    const std::string wanted = environment("NIXL_RDMA_DEVICES");
+    return wanted.empty() ? "/sys/class/infiniband" : wanted;
+}
+
 }  // namespace
 
 bool haveRdmaDevices() {
-    const std::string wanted = environment("NIXL_RDMA_DEVICES");
-    const fs::path folder(wanted.empty() ? "/sys/class/infiniband" : wanted);
     std::error_code error;
-    const bool empty = fs::is_empty(folder, error);
+    const bool empty = fs::is_empty(rdmaFolder(), error);
     return !error && !empty;
+}
+
+std::vector<std::string> networkDevices() {
+    std::vector<std::string> names;
+    // Of this network namespace; /sys may show another one's.
+    if (struct if_nameindex* const all = if_nameindex(); all != nullptr) {
+        for (const struct if_nameindex* one = all; one->if_name != nullptr; ++one) {
+            names.emplace_back(one->if_name);
+        }
+        if_freenameindex(all);
+    }
+    std::error_code error;
+    for (const auto& entry : fs::directory_iterator(rdmaFolder(), error)) {
+        names.push_back(entry.path().filename().string());
+    }
+    std::sort(names.begin(), names.end());
+    return names;
 }
 
 bool ucxInstalled() {

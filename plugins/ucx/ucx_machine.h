@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "nixl/services.h"
 
@@ -16,6 +17,9 @@ inline constexpr char kInstallVerbs[] =
 
 // In /sys/class/infiniband, or in the folder that NIXL_RDMA_DEVICES names (for tests).
 bool haveRdmaDevices();
+
+// Names that UCX_NET_DEVICES may have here, without ports: network interfaces and RDMA devices.
+std::vector<std::string> networkDevices();
 
 // Whether openUcx() has something to open, without opening it: a library runs code when opened.
 bool ucxInstalled();

@@ -1,5 +1,6 @@
-// The workers of one lane: posts are spread over them, large ones split. Worker i talks to the
-// peer's worker i (modulo their number). Threads: any.
+// The workers of one lane, in one engine or several: posts are spread over them, large ones split.
+// Engine e talks to the peer's engine e (modulo their number), and so do the workers of both.
+// Threads: any.
 #pragma once
 
 #include <atomic>
@@ -23,12 +24,28 @@ inline constexpr uint64_t kLeastUcxPart = 2 << 20;
 std::vector<std::vector<PlanRun>> dealRuns(
     std::span<const PlanRun> runs, uint64_t bytes, size_t parts, uint64_t piece, uint64_t least);
 
+// Strings as one: for each its length (u32, little endian) and itself. Empty where they are none.
+std::string packList(std::span<const std::string> all);
+std::vector<std::string> unpackList(std::string_view bytes);
+
+// The runs of a plan by engine. A descriptor belongs to the engine of its GPU (device id modulo
+// their number; the local side's, else the remote side's, else the local device id). From 4 MiB on
+// the engines that no descriptor belongs to help those that have some.
+std::vector<std::vector<PlanRun>> dealEngines(const TransferPlan& plan, size_t engines);
+
+// A part of a transfer: for one worker of the engine.
+struct UcxPart {
+    size_t engine = 0;
+    std::vector<PlanRun> runs;
+};
+
 // What a transfer prepares once and posts often.
 struct UcxWork {
     bool read = false;
     std::string peer;
-    std::vector<std::vector<PlanRun>> parts;
-    std::vector<const std::string*> keys;  // packed key per remote region index
+    std::vector<UcxPart> parts;
+    // By engine: packed key per remote region index.
+    std::vector<std::vector<const std::string*>> keys;
 };
 
 class UcxWorkers {
@@ -36,8 +53,9 @@ class UcxWorkers {
     static Result<std::shared_ptr<UcxWorkers>> create(const UcxLibrary& ucx,
                                                       const UcxOptions& options);
 
-    UcxContext& context() { return *context_; }
-    size_t count() const { return workers_.size(); }
+    size_t engines() const { return engines_.size(); }
+    UcxContext& context(size_t engine) { return *engines_[engine].context; }
+    size_t workersOfEngine() const { return engines_.front().workers.size(); }
     // All their addresses, for a peer's addPeer.
     const std::string& addresses() const { return addresses_; }
 
@@ -55,10 +73,16 @@ class UcxWorkers {
     void wake();
 
   private:
-    explicit UcxWorkers(std::shared_ptr<UcxContext> context) : context_(std::move(context)) {}
+    struct Engine {
+        std::shared_ptr<UcxContext> context;
+        std::vector<std::unique_ptr<UcxWorker>> workers;
+    };
 
-    const std::shared_ptr<UcxContext> context_;
-    std::vector<std::unique_ptr<UcxWorker>> workers_;
+    UcxWorkers() = default;
+    void eachWorker(const std::function<void(UcxWorker&)>& call);
+
+    std::vector<Engine> engines_;  // at least one, each with as many workers
+    bool several_ = false;
     std::string addresses_;
     std::atomic<size_t> next_{0};
 };

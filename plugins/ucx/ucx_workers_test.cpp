@@ -1,4 +1,4 @@
-// How transfers are dealt out to workers.
+// How transfers are dealt out to engines and workers.
 #include <gtest/gtest.h>
 
 #ifdef NIXL_UCX_LANE
@@ -70,6 +70,76 @@ TEST(DealRuns, SmallOnesAreNotSplit) {
     const std::vector<PlanRun> plan = {run(0, 10, 100)};
     EXPECT_EQ(dealRuns(plan, 1000, 8, kPiece, 4000).size(), 1U);
     EXPECT_EQ(dealRuns({}, 0, 8, kPiece, 4000).size(), 1U);
+}
+
+// A plan of one run for each device: from memory of the device to host memory, `size` bytes each.
+struct DevicePlan {
+    explicit DevicePlan(const std::vector<uint64_t>& devices, uint64_t size) {
+        for (const uint64_t device : devices) {
+            PlanRegion region;
+            region.type = MemType::VRAM;
+            region.deviceId = device;
+            locals.push_back(region);
+            PlanRun one = run(plan.bytes, size, 1);
+            one.localRegion = static_cast<uint32_t>(locals.size() - 1);
+            runs.push_back(one);
+            plan.bytes += size;
+        }
+        plan.localRegions = locals;
+        plan.remoteRegions = remotes;
+        plan.runs = runs;
+    }
+    // Bytes for each engine.
+    std::vector<uint64_t> dealt(size_t engines) const {
+        std::vector<uint64_t> bytes;
+        for (const auto& share : dealEngines(plan, engines)) {
+            bytes.push_back(0);
+            for (const PlanRun& part : share) {
+                bytes.back() += part.size * part.count;
+            }
+        }
+        return bytes;
+    }
+
+    std::vector<PlanRegion> locals;
+    std::vector<PlanRegion> remotes = std::vector<PlanRegion>(1);
+    std::vector<PlanRun> runs;
+    TransferPlan plan;
+};
+
+using Bytes = std::vector<uint64_t>;
+
+TEST(DealEngines, SmallOnesGoByTheEngineOfTheirDevice) {
+    EXPECT_EQ(DevicePlan({1}, 1000).dealt(4), (Bytes{0, 1000, 0, 0}));
+    EXPECT_EQ(DevicePlan({6, 0, 2}, 1000).dealt(4), (Bytes{1000, 0, 2000, 0}));
+    EXPECT_EQ(DevicePlan({}, 0).dealt(2), (Bytes{0, 0}));
+}
+
+TEST(DealEngines, TheSideWithAGpuDecides) {
+    DevicePlan plan({1}, 1000);
+    plan.locals[0].type = MemType::DRAM;
+    EXPECT_EQ(plan.dealt(4), (Bytes{0, 1000, 0, 0}));
+    plan.remotes[0].type = MemType::VRAM;
+    plan.remotes[0].deviceId = 3;
+    EXPECT_EQ(plan.dealt(4), (Bytes{0, 0, 0, 1000}));
+}
+
+TEST(DealEngines, IdleEnginesHelpWithLargeOnes) {
+    constexpr uint64_t kMib = 1 << 20;
+    EXPECT_EQ(DevicePlan({1}, 64 * kMib).dealt(1), Bytes{64 * kMib});
+    EXPECT_EQ(DevicePlan({1}, 64 * kMib).dealt(2), (Bytes{32 * kMib, 32 * kMib}));
+    EXPECT_EQ(DevicePlan({0, 1}, 64 * kMib).dealt(2), (Bytes{64 * kMib, 64 * kMib}));
+    EXPECT_EQ(DevicePlan({0, 1}, 64 * kMib).dealt(4),
+              (Bytes{32 * kMib, 32 * kMib, 32 * kMib, 32 * kMib}));
+    EXPECT_EQ(DevicePlan({0}, 4 * kMib).dealt(8)[0], 2 * kMib);
+}
+
+TEST(Lists, AreTheSameAfterwards) {
+    const std::vector<std::string> all = {"one", std::string(300, 'x'), std::string("\0z", 2)};
+    EXPECT_EQ(unpackList(packList(all)), all);
+    EXPECT_TRUE(unpackList("").empty());
+    EXPECT_TRUE(unpackList("abc").empty());
+    EXPECT_TRUE(unpackList(packList(all).substr(0, 20)).empty());
 }
 
 }  // namespace
