@@ -58,7 +58,12 @@ MAY_INCLUDE = {
     "plugin": set(),  # plugins/<name>/: the public headers only
 }
 # A plugin may hold a copy of another one's files (nixl_plugin_part), included as "NAME/…".
-PLUGIN_PARTS = {"gds": {"posix"}, "gusli": {"posix"}, "hf3fs": {"posix"}}
+PLUGIN_PARTS = {
+    "gds": {"posix"},
+    "gusli": {"posix"},
+    "hf3fs": {"posix"},
+    "ucx_mo": {"ucx"},
+}
 LINE_BUDGET = [
     ("_bindings.pyi", 1200),  # generated
     ("include/", 300),

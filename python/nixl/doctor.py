@@ -143,6 +143,19 @@ def ucx_modules() -> list[str]:
     return [hit for root in roots for hit in glob.glob(f"{root}/ucx/libuct_ib*.so*")]
 
 
+def ucx_engines() -> bool:
+    """What UCX_MO would spread over by itself, and the devices it can be given."""
+    devices = sorted([name for _, name in socket.if_nameindex()] + rdma_devices())
+    try:
+        from nixl import _bindings
+
+        gpus = len(_bindings._deviceStatus()["devices"])
+    except ImportError:
+        return True  # said above
+    engines = f"{gpus} engines, one for each GPU" if gpus > 1 else "one engine"
+    return say("ok", "UCX_MO", f"{engines}, unless ucx_devices names some of: {' '.join(devices)}")
+
+
 def rdma_devices() -> list[str]:
     return sorted(p.name for p in INFINIBAND.glob("*")) if INFINIBAND.is_dir() else []
 
@@ -329,7 +342,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8888, help="the listener's port to try (8888)")
     options = parser.parse_args(arguments)
     checks: list[Callable[[], object]] = [machine, plugins, libraries, gpus, rdma]
-    checks += [cross_memory_attach, io_uring, limits, lambda: port(options.port), etcd]
+    checks += [ucx_engines, cross_memory_attach, io_uring, limits, lambda: port(options.port), etcd]
     for check in checks:
         try:
             check()

@@ -77,13 +77,12 @@ class FarError(Exception):
 
 def with_transport(options: dict, transport: str) -> dict:
     """The options of an agent whose bytes are to use this transport."""
-    options = {
-        "backends": ["UCX"],
-        "lanes": "host" if transport == "mapped" else transport,
-        **options,
-    }
-    if transport == "ucx":
-        options.setdefault("backend_params", {"UCX": {**UCX_OVER_TCP}})
+    lanes = {"mapped": "host", "ucx_mo": "ucx"}.get(transport, transport)
+    backend = "UCX_MO" if transport == "ucx_mo" else "UCX"
+    options = {"backends": [backend], "lanes": lanes, **options}
+    if lanes == "ucx":
+        more = {"num_ucx_engines": "2"} if backend == "UCX_MO" else {}
+        options.setdefault("backend_params", {backend: {**UCX_OVER_TCP, **more}})
     return options
 
 
@@ -211,6 +210,7 @@ class Near:
     """An agent in this process, with memory that holds pattern(size, 1)."""
 
     def __init__(self, size: int = MIB, transport: str = "", **options) -> None:
+        self.transport = transport
         options = with_transport(options, transport)
         self.agent = nixl.nixl_agent(fresh_name("near"), nixl.nixl_agent_config(**options))
         self.name = self.agent.name

@@ -74,7 +74,7 @@ def in_progress(near, far, operation: str, handle) -> None:
 
 
 def companion_of(near, make_far):
-    return support.Companion(near, make_far(MIB, "ucx"))
+    return support.Companion(near, make_far(MIB, near.transport))
 
 
 def test_moves_bytes_and_notifies(pair):
@@ -111,7 +111,7 @@ def test_killed_in_the_middle(pair, make_far, operation):
         assert handle.failed  # nothing is said to have been moved
         others.more()
         far.gone()
-        again = make_far(SIZE, "ucx", name=far.name)
+        again = make_far(SIZE, near.transport, name=far.name)
         near.add_metadata_of(again)
         near.works_with(again)
         assert posted(near, handle) == DISCONNECT  # of the one before
@@ -138,7 +138,7 @@ def test_stopped_for_good(pair, make_far, operation):
         others.more()
         far.kill()  # going on, UCX could abort it: see the plugin's README
         far.gone()
-        far = make_far(SIZE, "ucx", name=far.name)
+        far = make_far(SIZE, near.transport, name=far.name)
         near.add_metadata_of(far)
         near.works_with(far)
     finally:

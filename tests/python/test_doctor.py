@@ -27,7 +27,14 @@ def run(*command, status: int | None = 0, **environment: str) -> str:
 
 def test_both_names_say_the_same_things():
     said = run("-m", "nixl.doctor", status=None)
-    for word in ("plugin UCX", "plugin POSIX", "cross-memory attach", "io_uring", "locked memory"):
+    for word in (
+        "plugin UCX",
+        "plugin POSIX",
+        "cross-memory attach",
+        "io_uring",
+        "locked memory",
+        "UCX_MO",
+    ):
         assert word in said
     for word in ("open files", "port 8888", "NIXL_ETCD_ENDPOINTS is not set", "RDMA"):
         assert word in said
