@@ -170,7 +170,7 @@ def run_row(row: type[Row], sides: dict[str, str], rounds: int, scratch: str) ->
     sides = {side: python for side, python in sides.items() if side in row.sides}
     crashes = 0
     with contextlib.ExitStack() as stack:
-        cable = stack.enter_context(hosts.Cable()) if row.hosts else None
+        cable = stack.enter_context(hosts.Cable(row.cables, row.rate)) if row.hosts else None
         while True:
             try:
                 return run_rounds(row, sides, rounds, scratch, cable)

@@ -14,19 +14,29 @@ from rows_base import finish
 MOONCAKE_BATCH = 512
 
 
-def make_agent(side: str, name: str, silent_for: float = 3600) -> Any:
+Backend = tuple[str, dict[str, str]]  # its name and parameters
+UCX: Backend = ("UCX", {})
+
+
+def make_agent(side: str, name: str, silent_for: float = 3600, backend: Backend = UCX) -> Any:
     """Whoever is not measured is stopped, which must not look like a peer that is silent."""
     from nixl._api import nixl_agent, nixl_agent_config
 
     more = {"peer_timeout": silent_for} if side == "ours" else {}
-    return nixl_agent(name, nixl_agent_config(backends=["UCX"], **more))
+    kind, parameters = backend
+    agent = nixl_agent(name, nixl_agent_config(backends=[] if parameters else [kind], **more))
+    if parameters:
+        agent.create_backend(kind, parameters)
+    return agent
 
 
 class NixlEnd:
     """An agent with one piece of memory."""
 
-    def __init__(self, side: str, name: str, memory: Any, silent_for: float = 3600) -> None:
-        self.agent = make_agent(side, name, silent_for)
+    def __init__(
+        self, side: str, name: str, memory: Any, silent_for: float = 3600, backend: Backend = UCX
+    ) -> None:
+        self.agent = make_agent(side, name, silent_for, backend)
         self.memory = memory
         self.agent.register_memory([(memory.ctypes.data, memory.nbytes, 0, "")], "DRAM")
 
@@ -104,10 +114,17 @@ class MooncakeEnd:
                 raise RuntimeError("Mooncake's transfer failed")
 
 
-def make_end(side: str, name: str, memory: Any, address: str, silent_for: float = 3600) -> Any:
+def make_end(
+    side: str,
+    name: str,
+    memory: Any,
+    address: str,
+    silent_for: float = 3600,
+    backend: Backend = UCX,
+) -> Any:
     if side == "mooncake":
         return MooncakeEnd(memory, address)
-    return NixlEnd(side, name, memory, silent_for)
+    return NixlEnd(side, name, memory, silent_for, backend)
 
 
 def as_line(message: dict[str, Any]) -> str:

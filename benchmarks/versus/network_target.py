@@ -1,9 +1,9 @@
 """The far end of the rows between two processes: memory that the row writes to and reads from.
 
 Started by rows_network.py under the same interpreter, with a JSON object: side, name, memory
-("private" or "shared"), bytes, address, polls, silent_for. Answers each line on standard input with
-one on standard output, and ends with its input. With `polls` it looks for notifications all the
-time and sends each back; otherwise it sleeps, as the target of one-sided transfers may.
+("private" or "shared"), bytes, address, polls, silent_for, backend. Answers each line on standard
+input with one on standard output, and ends with its input. With `polls` it looks for notifications
+all the time and sends each back; otherwise it sleeps, as the target of one-sided transfers may.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def main() -> int:
     memory = make_memory(words["side"], words["memory"], words["bytes"])
     memory[:] = 0
     silent = words["silent_for"]
-    end = make_end(words["side"], words["name"], memory, words["address"], silent)
+    backend = words["backend"]
+    end = make_end(words["side"], words["name"], memory, words["address"], silent, backend)
     print(as_line(end.invitation() | {"pid": os.getpid()}), file=answers, end="", flush=True)
     lines = os.fdopen(0, "rb", buffering=0)
     polls = 0

@@ -14,6 +14,7 @@ from rows_peer import PEER_ROWS
 from rows_polling import POLLING_ROWS
 from rows_posix import POSIX_ROWS
 from rows_posix_sizes import POSIX_SIZE_ROWS
+from rows_ucx_mo import UCX_MO_ROWS
 
 __all__ = ["ALL", "Metric", "Row", "Target", "find"]
 
@@ -21,6 +22,7 @@ ALL: list[type[Row]] = [
     *MEMORY_ROWS,
     *PAIR_ROWS,
     *HOST_ROWS,
+    *UCX_MO_ROWS,
     *POLLING_ROWS,
     *PEER_ROWS,
     *EXCHANGE_ROWS,

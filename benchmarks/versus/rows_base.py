@@ -45,6 +45,7 @@ class Row:
     metrics: tuple[Metric, ...] = ()
     fresh = False  # a new process for every round
     hosts = False  # in two network namespaces, which need root
+    cables, rate = 1, ""  # between them, and what each carries at most (as tc writes it)
     sides: tuple[str, ...] = ("ours", "peer")  # "mooncake": also beside Mooncake's engine
     most_rounds = 1000  # of rows whose rounds take long
 

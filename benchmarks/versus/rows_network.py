@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any
 
-from ends import as_line, make_end
+from ends import UCX, Backend, as_line, make_end
 from hosts import addresses, far_prefix
 from rows_base import Metric, Row, at_least, at_most, quick, yardstick
 
@@ -77,7 +77,7 @@ class TwoProcesses(Row):
     def room(self) -> int:
         return max(LARGE, 4 * BLOCKS * BLOCK)
 
-    def make_far(self, name: str) -> FarProcess:
+    def make_far(self, name: str, backend: Backend = UCX) -> FarProcess:
         return FarProcess(
             side=self.side,
             name=name,
@@ -86,6 +86,7 @@ class TwoProcesses(Row):
             address=addresses()[1],
             polls=self.polls,
             silent_for=self.silent_for,
+            backend=backend,
         )
 
     def prepare(self) -> None:
