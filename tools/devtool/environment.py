@@ -53,6 +53,8 @@ GROUPS = {
             "libcurl4-openssl-dev",
             "libgmock-dev",
             "libgtest-dev",
+            "libibverbs1",
+            "libnuma1",
             "libpugixml-dev",
             "libssl-dev",
             "libucx-dev",
