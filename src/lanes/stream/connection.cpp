@@ -130,6 +130,8 @@ Status TargetConnection::turn(uint64_t budget, uint64_t& moved) {
     uint64_t left = budget;
     Status status = move(left);
     moved = budget - left;
+    moved_ += moved;
+    movedInAll(moved_);
     if (status.ok()) {
         loop_.rearm(*this, target_.wantsOutput() ? EPOLLOUT : EPOLLIN,
                     target_.bytesLeft() <= kBrief);
@@ -280,6 +282,7 @@ void ClientConnection::wakeLocked(uint64_t inline_bytes) {
 // After move(): arms the connection again, or ends it.
 ClientConnection::Report ClientConnection::finishTurn(Status status) {
     Report report;
+    movedInAll(moved_);
     if (!ended_ && !status.ok()) {
         ended_ = true;
         report.gone = true;

@@ -47,6 +47,7 @@ class TargetConnection final : public DataConnection {
     StreamTarget target_ NIXL_GUARDED_BY(mutex_);
     std::string early_ NIXL_GUARDED_BY(mutex_);
     bool ended_ NIXL_GUARDED_BY(mutex_) = false;
+    uint64_t moved_ NIXL_GUARDED_BY(mutex_) = 0;  // bytes, both ways
     std::atomic<Reactor::Clock::time_point> lastUsed_{Reactor::Clock::now()};
     std::function<void(const Status&)> gone_;
 };

@@ -90,6 +90,12 @@ Status DataLoop::add(const std::shared_ptr<DataConnection>& connection, uint32_t
     return {};
 }
 
+void DataConnection::chooseCongestion(const std::string& wanted) {
+    congestion_ = wanted;
+    chosen_ = false;
+    base::chooseCongestion(channel_->fd(), congestion_);
+}
+
 void DataConnection::resumeReads() {
     loop_.resumeReads(*this);
 }

@@ -40,13 +40,27 @@ class DataConnection : public base::PollSet::Member {
     // Ends the connection; its owner hears of it through serve().
     void shutdown() { channel_->shutdown(); }
     int fd() const { return channel_->fd(); }
+    // See base::chooseCongestion: now, and once more when enough has moved to know how near the
+    // peer is. A handshake on a busy machine takes longer than the path does. Before it is in the
+    // loop.
+    void chooseCongestion(const std::string& wanted);
 
   protected:
     friend class DataLoop;
+    // So many bytes have moved in all. With the connection's lock.
+    void movedInAll(uint64_t bytes) {
+        if (bytes >= kBytesToKnow && !chosen_) {
+            chosen_ = true;
+            base::chooseCongestion(channel_->fd(), congestion_);
+        }
+    }
+    static constexpr uint64_t kBytesToKnow = 1 << 20;
     std::unique_ptr<base::Channel> channel_;
     DataLoop& loop_;
 
   private:
+    std::string congestion_;
+    bool chosen_ = true;   // for good
     uint64_t id_ = 0;      // in the loop; set before the first serve()
     uint64_t pollId_ = 0;  // in the poll set
     Mutex armMutex_;

@@ -119,7 +119,6 @@ void StreamPool::cancel(const std::shared_ptr<StreamJob>& job, const Status& why
 
 void StreamPool::adopt(std::unique_ptr<base::Channel> channel, const base::Digest& key) {
     channel->allowDescriptors(0);
-    base::chooseCongestion(channel->fd(), config_.congestion);
     const auto weak = weak_from_this();
     auto client = std::make_shared<ClientConnection>(std::move(channel), config_.peer, key, loop_,
                                                      [weak](StreamClient& one) {
@@ -127,6 +126,7 @@ void StreamPool::adopt(std::unique_ptr<base::Channel> channel, const base::Diges
                                                              pool->feed(one);
                                                          }
                                                      });
+    client->chooseCongestion(config_.congestion);
     client->onGone([weak, raw = client.get()](const Status& why) {
         if (const auto pool = weak.lock()) {
             pool->gone(raw, why);
@@ -224,9 +224,9 @@ void StreamPool::serve(std::unique_ptr<base::Channel> channel,
         endIdlestServed();
     }
     channel->allowDescriptors(0);
-    base::chooseCongestion(channel->fd(), config_.congestion);
     auto connection = std::make_shared<TargetConnection>(std::move(channel), access_, key, loop_,
                                                          early, [](const Status&) {});
+    connection->chooseCongestion(config_.congestion);
     if (Status status = loop_.add(connection, EPOLLIN); !status.ok()) {
         base::log(LogLevel::WARN, "cannot serve a data connection of agent \"" + config_.peer +
                                       "\": " + status.message());
