@@ -250,7 +250,8 @@ size_t Exchange::onBody(char* data, size_t size, size_t count, void* self) {
 size_t Exchange::onRead(char* to, size_t size, size_t count, void* self) {
     const auto& exchange = *static_cast<Exchange*>(self);
     BodySource* const source = exchange.request_.source;
-    return source != nullptr ? source->read(to, size * count) : 0;
+    const size_t given = source != nullptr ? source->read(to, size * count) : 0;
+    return given == BodySource::kFailed ? CURL_READFUNC_ABORT : given;
 }
 
 int Exchange::onSeek(void* self, int64_t offset, int origin) {

@@ -41,7 +41,9 @@ bool parseDecimal(std::string_view text, uint64_t& value);
 class BodySource {
   public:
     virtual ~BodySource() = default;
+    // kFailed stops the exchange.
     virtual size_t read(char* to, size_t size) = 0;
+    static constexpr size_t kFailed = SIZE_MAX;
     virtual void rewind(uint64_t offset) = 0;
 };
 

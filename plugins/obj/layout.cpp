@@ -10,9 +10,10 @@ namespace {
 
 Status checkSides(const TransferPlan& plan) {
     for (const PlanRegion& region : plan.localRegions) {
-        if (region.type != MemType::DRAM) {
+        if (region.type != MemType::DRAM && region.type != MemType::VRAM) {
             return Status::notSupported(std::string("OBJ: the memory side is ") +
-                                        memTypeName(region.type) + "; only DRAM is supported");
+                                        memTypeName(region.type) +
+                                        "; only DRAM and VRAM are supported");
         }
     }
     for (const PlanRegion& region : plan.remoteRegions) {
@@ -48,9 +49,12 @@ void collect(const TransferPlan& plan, Layout& layout) {
     sorted.reserve(plan.segments);
     SegmentCursor cursor(plan.runs);
     for (Segment segment; cursor.next(segment);) {
+        const PlanRegion& near = plan.localRegions[segment.localRegion];
+        const int device = near.type == MemType::VRAM ? static_cast<int>(near.deviceId) : -1;
+        layout.gpu = layout.gpu || device >= 0;
         sorted.push_back({object_of[segment.remoteRegion],
                           {segment.remote, segment.size, reinterpret_cast<char*>(segment.local),
-                           segment.planOffset}});
+                           segment.planOffset, device}});
     }
     std::stable_sort(sorted.begin(), sorted.end(), [](const Sorted& a, const Sorted& b) {
         return a.object != b.object ? a.object < b.object : a.piece.offset < b.piece.offset;
@@ -176,13 +180,13 @@ void PieceCursor::settle() {
     }
 }
 
-std::span<char> PieceCursor::here(uint64_t most) const {
+PieceCursor::Place PieceCursor::place(uint64_t most) const {
     if (index_ == pieces_.size() || pieces_[index_].offset > offset_) {
         return {};
     }
     const Piece& piece = pieces_[index_];
     const uint64_t done = offset_ - piece.offset;
-    return {piece.memory + done, std::min(most, piece.size - done)};
+    return {piece.memory + done, std::min(most, piece.size - done), piece.device};
 }
 
 uint64_t PieceCursor::gap() const {

@@ -20,7 +20,7 @@ class Memory final : public BackendMemory {
     explicit Memory(std::string name) : key(std::move(name)) {}
     std::string identity() const override { return key; }
 
-    const std::string key;  // empty for host memory
+    const std::string key;  // empty for memory
 };
 
 // Contiguous bytes on both sides.
@@ -29,6 +29,7 @@ struct Piece {
     uint64_t size = 0;
     char* memory = nullptr;
     uint64_t planOffset = 0;
+    int device = -1;  // of the memory: a GPU, or -1 for the host
 };
 
 // One object of a plan, with its pieces in the order of their offsets.
@@ -54,6 +55,7 @@ struct Layout {
     std::vector<PlannedObject> objects;
     std::vector<Piece> pieces;
     std::vector<Range> ranges;  // of a read
+    bool gpu = false;           // some memory is a GPU's
 
     std::span<const Piece> piecesOf(const PlannedObject& object) const {
         return {pieces.data() + object.firstPiece, object.pieceCount};
@@ -76,8 +78,13 @@ class PieceCursor {
   public:
     PieceCursor(std::span<const Piece> pieces, uint64_t offset) : pieces_(pieces) { seek(offset); }
     void seek(uint64_t offset);
-    // The memory at the place, up to `most` bytes; empty in a gap or at the end.
-    std::span<char> here(uint64_t most) const;
+    struct Place {
+        char* memory = nullptr;
+        uint64_t size = 0;
+        int device = -1;
+    };
+    // The memory at the place, up to `most` bytes; no bytes in a gap or at the end.
+    Place place(uint64_t most) const;
     // How far the gap at the place goes: UINT64_MAX after the last piece.
     uint64_t gap() const;
     void advance(uint64_t bytes);

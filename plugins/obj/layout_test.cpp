@@ -135,13 +135,13 @@ TEST(Pieces, CursorGoesThroughGaps) {
     char memory[100] = {};
     const Piece pieces[] = {{10, 5, memory, 0}, {15, 0, memory + 5, 5}, {20, 10, memory + 5, 5}};
     PieceCursor cursor(pieces, 12);
-    EXPECT_EQ(cursor.here(100).size(), 3U);
-    EXPECT_EQ(cursor.here(2).size(), 2U);
+    EXPECT_EQ(cursor.place(100).size, 3U);
+    EXPECT_EQ(cursor.place(2).size, 2U);
     cursor.advance(3);
-    EXPECT_TRUE(cursor.here(100).empty());
+    EXPECT_EQ(cursor.place(100).size, 0U);
     EXPECT_EQ(cursor.gap(), 5U);
     cursor.advance(5);
-    EXPECT_EQ(cursor.here(100).data(), memory + 5);
+    EXPECT_EQ(cursor.place(100).memory, memory + 5);
     cursor.advance(10);
     EXPECT_EQ(cursor.gap(), UINT64_MAX);
     cursor.seek(0);

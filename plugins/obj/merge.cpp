@@ -7,6 +7,7 @@
 #include "nixl/checksum.h"
 
 #include "crypto.h"
+#include "staging.h"
 #include "upload.h"
 #include "work.h"
 
@@ -84,11 +85,29 @@ class MergeTask final : public S3Task, private BodySink {
         if (image_.size() < object_.size) {
             image_.resize(object_.size);
         }
-        for (const Piece& piece : work_->layout().piecesOf(object_)) {
-            std::memcpy(image_.data() + piece.offset, piece.memory, piece.size);
+        if (const Status copied = change(); !copied.ok()) {
+            return {Verdict::FAILED, failure(copied.message(), EIO)};
         }
         writing_ = true;
         return {Verdict::NEXT, {}};
+    }
+    // Puts the pieces into the image.
+    Status change() {
+        const std::span<const Piece> pieces = work_->layout().piecesOf(object_);
+        PieceReader reader(store().services.devices(), pieces, 0, object_.size);
+        for (const Piece& piece : pieces) {
+            reader.seek(piece.offset);
+            while (reader.offset() < piece.offset + piece.size) {
+                const std::span<const char> here =
+                    reader.here(piece.offset + piece.size - reader.offset());
+                if (here.empty()) {
+                    return reader.status();
+                }
+                std::memcpy(image_.data() + reader.offset(), here.data(), here.size());
+                reader.advance(here.size());
+            }
+        }
+        return {};
     }
     void ended(Status status) override {
         store().turns.leave(key_);

@@ -47,12 +47,16 @@ const PluginTable kPluginTable = {
 
 Result<std::unique_ptr<Backend>> ObjBackend::create(const Parameters& parameters,
                                                     PluginServices& services) {
-    std::unique_ptr<ObjBackend> backend(new ObjBackend());
-    NIXL_RETURN_IF_ERROR(backend->start(parameters, services));
+    std::unique_ptr<ObjBackend> backend(new ObjBackend(services));
+    NIXL_RETURN_IF_ERROR(backend->start(parameters));
     return std::unique_ptr<Backend>(std::move(backend));
 }
 
-Status ObjBackend::start(const Parameters& parameters, PluginServices& services) {
+Status ObjBackend::start(const Parameters& parameters) {
+    PluginServices& services = services_;
+    if (services.devices().likely()) {
+        info_.memoryTypes.push_back(MemType::VRAM);
+    }
     static const CURLcode kReady = curl_global_init(CURL_GLOBAL_DEFAULT);
     if (kReady != CURLE_OK) {
         return Status::backend(std::string("OBJ: libcurl: ") + curl_easy_strerror(kReady));
@@ -100,9 +104,17 @@ Result<std::unique_ptr<BackendMemory>> ObjBackend::registerMemory(const MemoryRe
     if (region.type == MemType::DRAM) {
         return std::unique_ptr<BackendMemory>(std::make_unique<Memory>());
     }
+    if (region.type == MemType::VRAM) {
+        const Status status =
+            services_.devices().check(region.address, region.size, region.deviceId);
+        if (!status.ok()) {
+            return Status(status.code(), "OBJ: " + status.message());
+        }
+        return std::unique_ptr<BackendMemory>(std::make_unique<Memory>());
+    }
     if (region.type != MemType::OBJECT) {
         return Status::notSupported(std::string("OBJ: ") + memTypeName(region.type) +
-                                    " is not supported; DRAM and OBJ are");
+                                    " is not supported; DRAM, VRAM and OBJ are");
     }
     auto key = keyOf(region);
     if (!key.ok()) {
@@ -181,7 +193,9 @@ std::optional<uint64_t> ObjTransfer::bytesDone() const {
 
 TransferDescription ObjTransfer::describe() const {
     const size_t units = op_ == OpType::READ ? layout_.ranges.size() : layout_.objects.size();
-    return {"", std::to_string(units) + (op_ == OpType::READ ? " ranges" : " objects"),
+    return {"",
+            std::to_string(units) + (op_ == OpType::READ ? " ranges" : " objects") +
+                (layout_.gpu ? ", GPU memory through page-locked buffers" : ""),
             store_.settings.endpoint.text() + "/" + store_.settings.bucket};
 }
 

@@ -54,9 +54,10 @@ class ObjBackend final : public Backend, public QuerySupport {
     std::vector<Status> removeMany(std::span<const std::string> names) override;
 
   private:
-    ObjBackend() = default;
-    Status start(const Parameters& parameters, PluginServices& services);
+    explicit ObjBackend(PluginServices& services) : services_(services) {}
+    Status start(const Parameters& parameters);
 
+    PluginServices& services_;
     BackendInfo info_{"OBJ", {MemType::DRAM, MemType::OBJECT}, true};
     std::unique_ptr<Store> store_;
     const pid_t process_ = getpid();

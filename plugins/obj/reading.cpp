@@ -1,13 +1,15 @@
 // The task that reads one range of an object into memory: one copy, from libcurl's buffer to where
-// the bytes belong. Lengths, range, version and checksum are compared with what was asked for.
+// the bytes belong (GPU memory: by way of page-locked buffers). Lengths, range, version and
+// checksum are compared with what was asked for.
 #include <algorithm>
-#include <cstring>
+#include <cerrno>
 
 #include <curl/curl.h>
 
 #include "nixl/checksum.h"
 
 #include "crypto.h"
+#include "staging.h"
 #include "work.h"
 
 namespace nixl::obj {
@@ -22,6 +24,7 @@ class RangeTask final : public S3Task, private BodySink {
           range_(range),
           pieces_(work_->layout().pieces.data() + range.firstPiece, range.pieceCount),
           cursor_(pieces_, range.offset),
+          writer_(work_->store().services.devices()),
           whole_(range.whole) {}
 
     bool canceled() const override { return work_->canceled(); }
@@ -31,7 +34,9 @@ class RangeTask final : public S3Task, private BodySink {
     std::string what() const override;
     Verdict accept(HttpAnswer& answer) override;
     bool judges(int status) const override { return status == 416; }
-    bool cutShort() const override { return enough_ || longer_ || !problem_.empty(); }
+    bool cutShort() const override {
+        return enough_ || longer_ || !problem_.empty() || !writer_.status().ok();
+    }
     void ended(Status status) override;
     bool begin(const HttpAnswer& answer) override;
     bool take(const char* data, size_t size) override;
@@ -46,6 +51,7 @@ class RangeTask final : public S3Task, private BodySink {
     const Range range_;
     const std::span<const Piece> pieces_;
     PieceCursor cursor_;
+    PieceWriter writer_;
     uint64_t skip_ = 0;            // bytes before the range, of a store that ignores ranges
     uint64_t expected_ = 0;        // of the range, as the answer's head says
     uint64_t total_ = UINT64_MAX;  // the whole object's size
@@ -59,6 +65,7 @@ class RangeTask final : public S3Task, private BodySink {
 };
 
 void RangeTask::startAnew() {
+    writer_.stop();
     work_->moved(-static_cast<int64_t>(done()));
     cursor_.seek(range_.offset);
     skip_ = expected_ = 0;
@@ -138,10 +145,10 @@ bool RangeTask::take(const char* data, size_t size) {
         sha_->add(data, wanted);
     }
     for (uint64_t left = wanted; left > 0;) {
-        const std::span<char> here = cursor_.here(left);
-        const uint64_t step = here.empty() ? std::min(left, cursor_.gap()) : here.size();
-        if (!here.empty()) {
-            std::memcpy(here.data(), data, here.size());
+        const PieceCursor::Place here = cursor_.place(left);
+        const uint64_t step = here.size == 0 ? std::min(left, cursor_.gap()) : here.size;
+        if (here.size != 0 && !writer_.put(here, data)) {
+            return false;
         }
         cursor_.advance(step);
         data += step;
@@ -186,6 +193,9 @@ Verdict RangeTask::compare(const HttpAnswer& answer) {
 }
 
 Verdict RangeTask::accept(HttpAnswer& answer) {
+    if (!writer_.flush()) {
+        return {Verdict::FAILED, failure(writer_.status().message(), EIO)};
+    }
     if (!problem_.empty()) {
         return again(problem_);
     }
@@ -209,6 +219,7 @@ Verdict RangeTask::accept(HttpAnswer& answer) {
 }
 
 void RangeTask::ended(Status status) {
+    writer_.stop();
     std::vector<SegmentFailure> failures;
     if (!status.ok() && status.code() != ErrorCode::CANCELED) {
         // Only what a short object had is valid; of a broken answer nothing is.

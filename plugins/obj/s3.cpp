@@ -239,7 +239,9 @@ void S3Task::dropped() {
 }
 
 Verdict S3Task::judge(HttpAnswer& answer) {
-    if (answer.curlCode == CURLE_WRITE_ERROR && cutShort()) {
+    const bool stopped =
+        answer.curlCode == CURLE_WRITE_ERROR || answer.curlCode == CURLE_ABORTED_BY_CALLBACK;
+    if (stopped && cutShort()) {
         return accept(answer);
     }
     if (answer.curlCode != 0) {

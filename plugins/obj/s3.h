@@ -88,7 +88,7 @@ class S3Task : public Task {
     // An answer that is no error: of a status of 2xx, or one that judges() names.
     virtual Verdict accept(HttpAnswer& answer) = 0;
     virtual bool judges(int /*status*/) const { return false; }
-    // Whether the sink itself ended the exchange, so that accept() judges it.
+    // Whether the sink or the source itself ended the exchange, so that accept() judges it.
     virtual bool cutShort() const { return false; }
     // Whether the request may be sent again though the store may have done it.
     virtual bool repeatable() const { return true; }

@@ -10,35 +10,39 @@
 #include <string>
 #include <vector>
 
+#include "staging.h"
 #include "work.h"
 
 namespace nixl::obj {
 
-// The bytes of pieces from `first` on, straight from the user's memory.
+// The bytes of pieces from `first` on, straight from the user's memory, or from the buffers of a
+// GPU's.
 class PieceSource final : public BodySource {
   public:
     PieceSource(Work& work, std::span<const Piece> pieces, uint64_t first, uint64_t size)
         : work_(work),
-          pieces_(pieces),
-          cursor_(pieces, first),
+          reader_(work.store().services.devices(), pieces, first, size),
           first_(first),
           end_(first + size),
           reported_(first) {}
 
     size_t read(char* to, size_t size) override;
     void rewind(uint64_t offset) override {
-        cursor_.seek(first_ + offset);
+        reader_.seek(first_ + offset);
         report(first_ + offset);
     }
-    // CRC32C as S3 writes it, or the 32 bytes of a SHA-256.
-    std::string digest(Checksum kind) const;
+    // CRC32C as S3 writes it, or the 32 bytes of a SHA-256; begins anew. Of no use after a failure.
+    std::string digest(Checksum kind);
+    // Why bytes of a GPU did not come.
+    const Status& status() const { return reader_.status(); }
+    // Nothing touches user memory any more.
+    void stop() { reader_.stop(); }
 
   private:
     void report(uint64_t offset);
 
     Work& work_;
-    const std::span<const Piece> pieces_;
-    PieceCursor cursor_;
+    PieceReader reader_;
     const uint64_t first_;
     const uint64_t end_;
     uint64_t reported_;
@@ -64,7 +68,7 @@ class TextSource final : public BodySource {
 };
 
 // The checksum of a body, put into its request as the settings say; empty: none.
-std::string addDigest(S3Request& request, const PieceSource& source, const Store& store);
+std::string addDigest(S3Request& request, PieceSource& source, const Store& store);
 
 struct UploadedPart {
     std::string etag;  // as the store gave it, quotes included

@@ -16,17 +16,16 @@ namespace nixl::obj {
 size_t PieceSource::read(char* to, size_t size) {
     size_t copied = 0;
     while (copied < size) {
-        const std::span<char> here =
-            cursor_.here(std::min<uint64_t>(size - copied, end_ - cursor_.offset()));
+        const std::span<const char> here = reader_.here(size - copied);
         if (here.empty()) {
             break;
         }
         std::memcpy(to + copied, here.data(), here.size());
-        cursor_.advance(here.size());
+        reader_.advance(here.size());
         copied += here.size();
     }
-    report(cursor_.offset());
-    return copied;
+    report(reader_.offset());
+    return reader_.status().ok() ? copied : kFailed;
 }
 
 void PieceSource::report(uint64_t offset) {
@@ -34,26 +33,30 @@ void PieceSource::report(uint64_t offset) {
     reported_ = offset;
 }
 
-std::string PieceSource::digest(Checksum kind) const {
-    PieceCursor cursor(pieces_, first_);
+std::string PieceSource::digest(Checksum kind) {
     uint32_t crc = 0;
     Sha256 sha;
-    while (cursor.offset() < end_) {
-        const std::span<char> here = cursor.here(end_ - cursor.offset());
+    reader_.seek(first_);
+    while (reader_.offset() < end_) {
+        const std::span<const char> here = reader_.here(end_ - reader_.offset());
+        if (here.empty()) {
+            break;  // a failure: the whole request ends
+        }
         if (kind == Checksum::CRC32C) {
             crc = crc32c(crc, here.data(), here.size());
         } else {
             sha.add(here.data(), here.size());
         }
-        cursor.advance(here.size());
+        reader_.advance(here.size());
     }
+    reader_.seek(first_);
     if (kind == Checksum::CRC32C) {
         return base64(crc);
     }
     return sha.finish();
 }
 
-std::string addDigest(S3Request& request, const PieceSource& source, const Store& store) {
+std::string addDigest(S3Request& request, PieceSource& source, const Store& store) {
     const bool sha = store.settings.checksum == Checksum::SHA256;
     std::string checksum;
     if (sha || store.settings.signPayload) {
@@ -92,14 +95,18 @@ class PutTask final : public S3Task {
         request.bodySize = object_.size;
         request.source = &source_;
         checksum_ = addDigest(request, source_, store());
-        return {};
+        return source_.status().ok() ? Status() : failure(source_.status().message(), EIO);
     }
+    bool cutShort() const override { return !source_.status().ok(); }
     std::string what() const override {
         return "write " + store().name(object_.key) + ": 0 of " + std::to_string(object_.size) +
                " bytes";
     }
     // A checksum that the store gives back must be that of what was sent.
     Verdict accept(HttpAnswer& answer) override {
+        if (cutShort()) {
+            return {Verdict::FAILED, failure(source_.status().message(), EIO)};
+        }
         const std::string_view theirs =
             answer.header(store().settings.checksum == Checksum::SHA256 ? "x-amz-checksum-sha256"
                                                                         : "x-amz-checksum-crc32c");
@@ -110,6 +117,7 @@ class PutTask final : public S3Task {
         return {};
     }
     void ended(Status status) override {
+        source_.stop();
         std::vector<SegmentFailure> failures;
         if (!status.ok() && status.code() != ErrorCode::CANCELED) {
             failures = failuresOf(work_->layout().piecesOf(object_), 0, object_.size, 0,
@@ -215,13 +223,17 @@ class PartTask final : public S3Task {
         request.bodySize = size_;
         request.source = &source_;
         checksum_ = upload_->checksums ? addDigest(request, source_, store()) : std::string();
-        return {};
+        return source_.status().ok() ? Status() : failure(source_.status().message(), EIO);
     }
+    bool cutShort() const override { return !source_.status().ok(); }
     std::string what() const override {
         return upload_->what() + ", part " + std::to_string(number_ + 1) + " of " +
                std::to_string(upload_->parts.size());
     }
     Verdict accept(HttpAnswer& answer) override {
+        if (cutShort()) {
+            return {Verdict::FAILED, failure(source_.status().message(), EIO)};
+        }
         const std::string_view etag = answer.header("etag");
         if (etag.empty() || etag.size() > 1024) {
             return {Verdict::AGAIN, failure("the store's answer has no ETag", EIO)};
@@ -229,7 +241,10 @@ class PartTask final : public S3Task {
         upload_->parts[number_] = {std::string(etag), checksum_};
         return {};
     }
-    void ended(Status status) override { upload_->partEnded(std::move(status)); }
+    void ended(Status status) override {
+        source_.stop();
+        upload_->partEnded(std::move(status));
+    }
 
     const std::shared_ptr<Upload> upload_;
     const size_t number_;
