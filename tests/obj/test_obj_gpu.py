@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+from obj_support import parameters
 
 HERE = pathlib.Path(__file__).resolve().parent
 BUILD = pathlib.Path(os.environ.get("NIXL_BUILD_DIR", HERE.parents[1] / "build/release"))
@@ -18,11 +20,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("case", ["both_ways", "pieces", "merge", "short", "held", "errors"])
-def test_gpu_memory(weed, prefix, case) -> None:
+def run(*words: object) -> None:
     """In a process of its own: a driver stays open until the process ends."""
     done = subprocess.run(
-        [sys.executable, HERE / "gpu_objects.py", case, weed.endpoint, f"gpu-{case}-{prefix}"],
+        [sys.executable, *words],
         capture_output=True,
         text=True,
         timeout=120,
@@ -30,3 +31,15 @@ def test_gpu_memory(weed, prefix, case) -> None:
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.endswith("passed\n")
+
+
+@pytest.mark.parametrize("case", ["both_ways", "pieces", "merge", "short", "held", "errors"])
+def test_gpu_memory(weed, prefix, case) -> None:
+    run(HERE / "gpu_objects.py", case, weed.endpoint, f"gpu-{case}-{prefix}")
+
+
+def test_blocks_of_hicache(weed, tmp_path) -> None:
+    pytest.importorskip("torch")
+    plugin = {"obj": {**parameters(weed.endpoint), "active": True}}
+    program = HERE.parent / "python" / "hicache" / "gpu_blocks.py"
+    run(program, tmp_path, json.dumps({"plugin": plugin}), "OBJ:files", "OBJ:packed")
