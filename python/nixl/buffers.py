@@ -7,6 +7,8 @@ import errno
 import fcntl
 import mmap
 import os
+import secrets
+import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -20,13 +22,19 @@ __all__ = ["Buffer", "DeviceBuffer", "alloc", "alloc_tensor"]
 _F_ADD_SEALS = getattr(fcntl, "F_ADD_SEALS", 1033)
 _F_SEAL_SHRINK = getattr(fcntl, "F_SEAL_SHRINK", 2)
 _F_SEAL_GROW = getattr(fcntl, "F_SEAL_GROW", 4)
+_SHM = "/dev/shm"
 
 
 class Buffer(mmap.mmap):
     """Shareable memory: a writable buffer that NumPy, torch and memoryview take as it is.
 
-    Its pages are allocated up front and its file can no longer shrink, so peers may map it.
+    Its pages are allocated up front and its file can no longer shrink, so peers may map it. One
+    that is ``named`` is a file below /dev/shm, which has a ``path`` until the buffer goes.
     """
+
+    #: Of a named one; else empty.
+    path: str = ""
+    _unlink: weakref.finalize | None = None
 
     @property
     def address(self) -> int:
@@ -38,8 +46,19 @@ class Buffer(mmap.mmap):
         """How long it is."""
         return len(self)
 
+    def close(self) -> None:
+        """Unmaps it; as of ``mmap``, an error while somebody still has a view of it."""
+        super().close()
+        if self._unlink is not None:
+            self._unlink()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def __repr__(self) -> str:
-        return f"<nixl.Buffer of {len(self)} bytes>" if not self.closed else "<nixl.Buffer, closed>"
+        if self.closed:
+            return "<nixl.Buffer, closed>"
+        return f"<nixl.Buffer of {len(self)} bytes{self.path and f', {self.path}'}>"
 
 
 class DeviceBuffer:
@@ -131,18 +150,43 @@ def _available() -> int:
     return left
 
 
+def _remove(path: str, owner: int) -> None:
+    """Takes the name away; in a forked child it is the parent's."""
+    if os.getpid() == owner:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def _named(size: int) -> Buffer:
+    """A file below /dev/shm, for who has to find it by its path: it cannot be sealed."""
+    path = f"{_SHM}/nixl-{os.getpid()}-{secrets.token_hex(8)}"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+        buffer = Buffer(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    except BaseException:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(descriptor)
+    buffer.path = path
+    buffer._unlink = weakref.finalize(buffer, _remove, path, os.getpid())
+    return buffer
+
+
 @overload
-def alloc(nbytes: int) -> Buffer: ...
+def alloc(nbytes: int, device: None = None, *, named: bool = False) -> Buffer: ...
 @overload
-def alloc(nbytes: int, device: None) -> Buffer: ...
-@overload
-def alloc(nbytes: int, device: Any) -> Any: ...
-def alloc(nbytes: int, device: Any = None) -> Any:
+def alloc(nbytes: int, device: Any, *, named: bool = False) -> Any: ...
+def alloc(nbytes: int, device: Any = None, *, named: bool = False) -> Any:
     """Allocates ``nbytes`` of shareable memory. Freed with the last reference to it.
 
     Host memory, zeroed; with ``device="cuda:0"`` memory of that GPU (a DeviceBuffer), whose content
-    is not set. Raises OSError (ENOSPC) when there is not that much host memory, nixlError when the
-    GPU has not, and nixlNotSupportedError where there is no such GPU.
+    is not set. With ``named`` host memory is a file below /dev/shm, which 3FS reads and writes
+    without a copy (backend HF3FS, mem_config dram_zc or auto); such a file cannot be sealed, so
+    peers of this host reach it as they reach other memory. Raises OSError (ENOSPC) when there is
+    not that much host memory, nixlError when the GPU has not, and nixlNotSupportedError where there
+    is no such GPU.
     """
     if isinstance(nbytes, bool) or not hasattr(nbytes, "__index__"):
         raise TypeError(f"nbytes must be an integer, not {type(nbytes).__name__}")
@@ -150,10 +194,14 @@ def alloc(nbytes: int, device: Any = None) -> Any:
     if size <= 0:
         raise nixlInvalidParamError(f"nbytes={size}: must be at least 1")
     number = None if device is None else _device_number(device)
+    if number is not None and named:
+        raise nixlInvalidParamError(f"device={device!r}: memory of a GPU has no name below {_SHM}")
     if number is not None:
         return DeviceBuffer(nixlBind._deviceAlloc(size, number), size)
     if size > _available():
         raise OSError(errno.ENOSPC, f"nixl.alloc: {size} bytes, of {_available()} available")
+    if named:
+        return _named(size)
     descriptor = os.memfd_create("nixl", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.posix_fallocate(descriptor, 0, size)

@@ -42,6 +42,45 @@ def test_it_is_a_sealed_memory_file():
         os.fstat(fd)
 
 
+def test_a_named_one_is_a_file_that_goes_with_it():
+    buffer = nixl.alloc(10_000, named=True)
+    path = Path(buffer.path)
+    assert path.parent == Path("/dev/shm") and path.stat().st_size == 10_000
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert buffer.path in repr(buffer) and bytes(buffer[:4]) == bytes(4)
+    view = np.frombuffer(buffer, np.uint8)
+    view[7] = 9
+    assert path.read_bytes()[7] == 9
+    del buffer
+    gc.collect()
+    assert path.exists(), "a view keeps the buffer"
+    del view
+    gc.collect()
+    assert not path.exists()
+    with nixl.alloc(10, named=True) as short:
+        path = Path(short.path)
+    assert not path.exists()
+    with pytest.raises(nixl.nixlInvalidParamError, match="has no name below /dev/shm"):
+        nixl.alloc(10, device="cuda:0", named=True)
+    assert nixl.alloc(10).path == ""
+
+
+def test_the_name_of_a_buffer_is_the_parents(run_python):
+    """A child that ends leaves it; the end of the process takes it."""
+    program = """
+import os, nixl
+buffer = nixl.alloc(100, named=True)
+child = os.fork()
+if child == 0:
+    raise SystemExit(0)
+os.waitpid(child, 0)
+assert os.path.exists(buffer.path)
+print(buffer.path)
+"""
+    path = run_python(program).stdout.strip()
+    assert path.startswith("/dev/shm/nixl-") and not os.path.exists(path)
+
+
 @pytest.mark.parametrize(("size", "error"), [(0, nixl.nixlInvalidParamError), ("x", TypeError)])
 def test_wrong_sizes(size, error):
     with pytest.raises(error, match="nbytes"):

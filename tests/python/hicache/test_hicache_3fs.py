@@ -100,3 +100,35 @@ def test_parameters_are_checked(mount) -> None:
         with pytest.raises(nixl.nixlNotFoundError, match=r'mount_point "/no/such/place"'):
             agent.create_backend("HF3FS", {"mount_point": "/no/such/place"})
         agent.create_backend("3FS", {"mount_point": str(mount)})
+
+
+def test_named_memory_goes_without_a_copy(mount) -> None:
+    import nixl
+
+    agent = nixl.nixl_agent("zero-copy", nixl.nixl_agent_config(backends=[]))
+    try:
+        agent.create_backend("HF3FS", {"mount_point": str(mount), "mem_config": "dram_zc"})
+        with pytest.raises(nixl.nixlNotSupportedError, match="cannot be an iov"):
+            agent.register_memory(np.frombuffer(nixl.alloc(4096), np.uint8))
+        buffer = nixl.alloc(300_000, named=True)
+        memory = np.frombuffer(buffer, np.uint8)
+        memory[:] = np.random.default_rng(4).integers(0, 256, memory.size, np.uint8)
+        data = memory.tobytes()
+        near = agent.register_memory(memory)
+        agent.register_memory([(0, memory.size, 7, f"rw,create:{mount}/file")], "FILE")
+        (link,) = (mount / "3fs-virt" / "iovs").iterdir()
+        assert os.readlink(link) == buffer.path
+        far = agent.get_xfer_descs([(0, memory.size, 7)], "FILE")
+        for op in ("WRITE", "READ"):
+            handle = agent.initialize_xfer(op, near.trim(), far, agent.name)
+            assert "without a copy" in str(agent.explain(handle))
+            agent.transfer(handle)
+            assert handle.wait(30) == "DONE"
+            handle.release()
+            if op == "WRITE":
+                assert (mount / "file").read_bytes() == data
+                memory[:] = 0
+        assert memory.tobytes() == data
+        agent.deregister_memory(near)
+    finally:
+        agent.close()
