@@ -68,6 +68,7 @@ store.close()
     ("library", "where", "reason"),
     [
         ("/no/such/libhf3fs.so", "", "the 3FS client library cannot be opened"),
+        ("libc.so.6", "", "the 3FS client library libc.so.6 has no hf3fs_is_hf3fs"),
         (str(STANDIN), "/usr", "not on a mounted 3FS"),
     ],
 )
