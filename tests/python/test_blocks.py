@@ -6,6 +6,8 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 
 import nixl
 import pytest
@@ -72,6 +74,50 @@ def test_what_does_not_fit_says_so(blocks, tmp_path) -> None:
     with pytest.raises(Exception, match="4096 of 8192 bytes, end of file"):
         blocks.transfer(handle)
         handle.wait(30)
+
+
+@pytest.fixture
+def short() -> Iterator[pathlib.Path]:
+    """A folder of few letters: the client takes paths of 64 bytes."""
+    with tempfile.TemporaryDirectory(prefix="nixl_gusli_", dir="/tmp") as folder:
+        yield pathlib.Path(folder)
+
+
+def test_devices_of_servers_go_through_the_client(make_agent, short, monkeypatch) -> None:
+    """Against the stand-in of the GUSLI client, whose servers serve plain files."""
+    build = pathlib.Path(os.environ.get("NIXL_BUILD_DIR", ROOT / "build/release"))
+    standin = build / "lib/standins/libnixl_gusli_adapter.so"
+    if not standin.is_file():
+        pytest.skip(f"{standin} is not built (the target gusli_standin)")
+    monkeypatch.setenv("NIXL_GUSLI_LIBRARY", str(standin))
+    (short / "served").write_bytes(bytes(MIB))
+    devices = f"version=1\n20 N W D {short}/served sec=0x10\n11 F W N {short}/local\n"
+    agent = make_agent("client", backends=())
+    agent.create_backend("GUSLI", {"config_file": devices, "client_name": "the-tests"})
+    data = np.frombuffer(os.urandom(64 * 4096 + 3), np.uint8)[3:].copy()
+    target = np.zeros_like(data)
+    regs = [agent.register_memory([data, target])]
+    regs.append(agent.register_memory([(0, MIB, 20, "")], "BLOCK"))
+    places = [(4096 * (i * 7 % 64), 4096, 20) for i in range(64)]
+    far = agent.get_xfer_descs(places, "BLOCK")
+    for operation, near in (("WRITE", data), ("READ", target)):
+        pieces = [(near.ctypes.data + i * 4096, 4096, 0) for i in range(64)]
+        handle = agent.initialize_xfer(
+            operation, agent.get_xfer_descs(pieces, "DRAM"), far, agent.name
+        )
+        agent.transfer(handle)
+        assert handle.wait(30) == "DONE"
+        assert "the GUSLI client" in str(agent.explain(handle))
+        handle.release()
+    assert (target == data).all()
+    served = (short / "served").read_bytes()
+    assert all(served[o : o + 4096] == data.tobytes()[i * 4096 : (i + 1) * 4096]
+               for i, (o, _, _) in enumerate(places))  # fmt: skip
+    (there,) = agent.query_memory([(0, 0, 20, "")], "GUSLI", "BLOCK")
+    assert there == {"block_size": "4096", "kind": "N", "path": f"{short}/served",
+                     "size": str(MIB)}  # fmt: skip
+    for reg in regs:
+        agent.deregister_memory(reg)
 
 
 def test_the_list_of_devices_is_checked(make_agent, tmp_path) -> None:
