@@ -6,6 +6,7 @@
 
 #include "base/mutex.h"
 #include "device/plan_copy.h"
+#include "lanes/local/local_post.h"
 
 namespace nixl::peer {
 namespace {
@@ -26,26 +27,14 @@ class DeviceTransfer final : public BackendTransfer {
     Status post(CompletionPtr completion,
                 std::string_view notification,
                 bool has_notification) override {
-        auto operation = std::make_shared<PostOperation>();
-        operation->target = target_.lock();
-        if (operation->target == nullptr) {
-            return Status::disconnected("agent \"" + std::string(plan_.peer.name) +
-                                        "\" of this process has been destroyed");
-        }
-        if (!plan_.peer.self) {
-            NIXL_RETURN_IF_ERROR(pinTarget(*operation->target, plan_, operation->pins));
-        }
-        operation->notify = has_notification;
-        if (has_notification) {
-            operation->notification = notification;
-            operation->from = self_;
-        }
-        operation->completion = std::move(completion);
+        auto operation = std::make_shared<LocalPost>();
+        NIXL_RETURN_IF_ERROR(operation->begin(self_, plan_, target_, std::move(completion),
+                                              notification, has_notification));
         const bool small = device::PlanCopy::isSmall(plan_);
         const auto copy = device::PlanCopy::create(
             services_.devices(), services_.copyPool(), plan_, device::placesOf(plan_.remoteRegions),
             [operation](Status status, std::vector<SegmentFailure> failures) {
-                finish(*operation, std::move(status), std::move(failures));
+                operation->end(std::move(status), std::move(failures));
             });
         {
             const MutexLock lock(mutex_);
@@ -86,38 +75,9 @@ class DeviceTransfer final : public BackendTransfer {
     }
 
   private:
-    // What one post keeps until its end.
-    struct PostOperation {
-        CompletionPtr completion;
-        std::shared_ptr<TargetAccess> target;
-        std::vector<RegionPin> pins;
-        std::string notification;
-        bool notify = false;
-        Identity from;
-    };
-
     std::shared_ptr<device::PlanCopy> current() {
         const MutexLock lock(mutex_);
         return copy_;
-    }
-
-    static void finish(PostOperation& operation,
-                       Status status,
-                       std::vector<SegmentFailure> failures) {
-        const CompletionPtr completion = std::move(operation.completion);
-        if (status.ok() && operation.notify) {
-            status =
-                operation.target->deliverLocal(operation.from, std::move(operation.notification));
-        }
-        operation.pins.clear();
-        operation.target.reset();
-        if (status.ok()) {
-            completion->succeed();
-        } else if (status.code() == ErrorCode::CANCELED) {
-            completion->cancel();
-        } else {
-            completion->fail(std::move(status), std::move(failures));
-        }
     }
 
     const Identity& self_;

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <memory>
-#include <vector>
 
 #include "nixl/backend.h"
 #include "nixl/services.h"
@@ -11,9 +10,6 @@
 #include "session/target_access.h"
 
 namespace nixl::peer {
-
-// Pins all remote regions of a plan at their owner, so that none is deregistered meanwhile.
-Status pinTarget(TargetAccess& target, const TransferPlan& plan, std::vector<RegionPin>& pins);
 
 std::unique_ptr<BackendTransfer> makeDeviceTransfer(const Identity& self,
                                                     const TransferPlan& plan,

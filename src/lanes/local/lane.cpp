@@ -13,6 +13,7 @@
 #include "base/threads.h"
 #include "device/plan_copy.h"
 #include "lanes/local/device_transfer.h"
+#include "lanes/local/local_post.h"
 #include "session/target_access.h"
 
 namespace nixl::peer {
@@ -128,25 +129,13 @@ class LocalTransfer final : public BackendTransfer {
         // A copy inside post needs nothing that outlives it, and posts are serialised.
         const std::shared_ptr<PostOperation> operation =
             inline_ ? inlineOperation_ : std::make_shared<PostOperation>();
-        operation->target = target_.lock();
-        if (operation->target == nullptr) {
-            return Status::disconnected("agent \"" + std::string(plan_.peer.name) +
-                                        "\" of this process has been destroyed");
-        }
-        if (!plan_.peer.self) {
-            NIXL_RETURN_IF_ERROR(pinTarget(*operation->target, plan_, operation->pins));
-        }
-        operation->notify = has_notification;
-        if (has_notification) {
-            operation->notification = notification;
-            operation->from = self_;
-        }
-        operation->completion = std::move(completion);
+        NIXL_RETURN_IF_ERROR(operation->begin(self_, plan_, target_, std::move(completion),
+                                              notification, has_notification));
         if (inline_) {
             if (plan_.bytes > 0) {
                 copyRange(plan_, 0, plan_.bytes);
             }
-            finish(*operation, true);
+            operation->finish(true);
             return {};
         }
         start(operation);
@@ -182,15 +171,9 @@ class LocalTransfer final : public BackendTransfer {
     }
 
   private:
-    // What one post keeps until its end.
-    struct PostOperation {
-        CompletionPtr completion;
-        std::shared_ptr<TargetAccess> target;
-        std::vector<RegionPin> pins;
-        std::string notification;
-        bool notify = false;
-        Identity from;
+    struct PostOperation : LocalPost {
         std::atomic<uint64_t> copied{0};
+        void finish(bool whole) { end(whole ? Status() : Status::canceled("")); }
     };
 
     std::shared_ptr<base::ChunkedJob> current() {
@@ -224,7 +207,7 @@ class LocalTransfer final : public BackendTransfer {
                 return true;
             },
             [operation, bytes = plan.bytes] {
-                finish(*operation, operation->copied.load() == bytes);
+                operation->finish(operation->copied.load() == bytes);
             });
         const auto workers = static_cast<unsigned>(
             std::min<uint64_t>(chunks, std::max(1U, services.copyPool().threads())));
@@ -233,24 +216,6 @@ class LocalTransfer final : public BackendTransfer {
             job_ = job;
         }
         job->start(services.copyPool(), workers, plan_.bytes > base::kBulkBytes);
-    }
-
-    static void finish(PostOperation& operation, bool whole) {
-        const CompletionPtr completion = std::move(operation.completion);
-        Status status;
-        if (whole && operation.notify) {
-            status =
-                operation.target->deliverLocal(operation.from, std::move(operation.notification));
-        }
-        operation.pins.clear();
-        operation.target.reset();
-        if (!whole) {
-            completion->cancel();
-        } else if (!status.ok()) {
-            completion->fail(std::move(status));
-        } else {
-            completion->succeed();
-        }
     }
 
     const Identity& self_;
@@ -308,19 +273,6 @@ class LocalLane final : public Lane {
 };
 
 }  // namespace
-
-Status pinTarget(TargetAccess& target, const TransferPlan& plan, std::vector<RegionPin>& pins) {
-    pins.clear();  // of a post that was refused
-    pins.reserve(plan.remoteRegions.size());
-    for (const PlanRegion& region : plan.remoteRegions) {
-        Result<RegionPin> pin = target.pin(region.id, region.generation);
-        if (!pin.ok()) {
-            return pin.status();
-        }
-        pins.push_back(std::move(pin).value());
-    }
-    return {};
-}
 
 std::unique_ptr<Lane> makeLocalLane(const Identity& self,
                                     PluginServices& services,
