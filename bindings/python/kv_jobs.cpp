@@ -61,6 +61,7 @@ void bindKvJobs(nb::module_& module) {
                 auto job = std::make_shared<KvJob>(self.agent(), std::move(left), std::move(right));
                 job->setShape(each, first, buffers, notification.str());
                 self.push(job);
+                self.ring();
                 return job;
             },
             nb::arg("agent"), nb::arg("local"), nb::arg("local_block"), nb::arg("local_pages"),

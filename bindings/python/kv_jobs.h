@@ -4,20 +4,18 @@
 // time.
 //
 // Threads: a KvPusher owns one thread, started with the first job and joined by close() or its
-// destructor. A KvJob is shared by that thread and by Python; its mutex guards what is not atomic.
+// destructor; it alone posts jobs and sees them end. A KvJob is shared by that thread and by
+// Python; its mutex guards what is not atomic.
 #pragma once
 
-#include <condition_variable>
-#include <csignal>
 #include <deque>
 #include <mutex>
-#include <thread>
 
 #include <nanobind/stl/shared_ptr.h>
-#include <pthread.h>
 #include <sched.h>
 
 #include "indices.h"
+#include "kv_bell.h"
 #include "module.h"
 
 namespace nixl::python {
@@ -31,7 +29,18 @@ struct KvSide {
     std::vector<int32_t> pages;
 };
 
-class KvJob {
+// Whose job it is: told by the pusher's thread that one has ended.
+class KvJobOwner {
+  public:
+    KvJobOwner() = default;
+    KvJobOwner(const KvJobOwner&) = delete;
+    KvJobOwner& operator=(const KvJobOwner&) = delete;
+    virtual ~KvJobOwner() = default;
+    virtual void jobEnded() = 0;
+};
+
+// Shared as C++ shares: an owner that Python's reference counts would need the GIL to go.
+class KvJob : public std::enable_shared_from_this<KvJob> {
   public:
     KvJob(std::shared_ptr<LiveAgent> agent, KvSide local, KvSide remote)
         : agent_(std::move(agent)), local_(std::move(local)), remote_(std::move(remote)) {}
@@ -46,28 +55,45 @@ class KvJob {
         notification_ = std::move(notification);
     }
 
-    // Whether it is over; asks the transfer where it was posted.
+    void setOwner(std::weak_ptr<KvJobOwner> owner) {
+        const std::lock_guard lock(mutex_);
+        owner_ = std::move(owner);
+    }
+
+    // As the pusher's thread last saw it.
     JobState state() {
         const JobState seen = state_.load(std::memory_order_acquire);
-        if (seen != JobState::POSTED) {
+        if (seen != JobState::POSTED || agent_->ifOpen() != nullptr) {
             return seen;
         }
-        // Who polls does not wait for whoever is at it.
-        const std::unique_lock lock(mutex_, std::try_to_lock);
-        if (lock.owns_lock()) {
-            settle();
-        }
+        const std::lock_guard lock(mutex_);  // the thread is gone
+        settle();
         return state_.load(std::memory_order_acquire);
+    }
+
+    // Whether it is over; asks the transfer. Called by the pusher's thread alone, as post().
+    bool ended() {
+        std::shared_ptr<KvJobOwner> owner;
+        {
+            const std::unique_lock lock(mutex_, std::try_to_lock);  // else it is being cancelled
+            if (lock.owns_lock()) {
+                settle();
+            }
+            if (!lock.owns_lock() || state_.load() <= JobState::POSTED) {
+                return false;
+            }
+            owner = owner_.lock();
+            owner_.reset();
+        }
+        if (owner != nullptr) {
+            owner->jobEnded();
+        }
+        return true;
     }
 
     std::string error() {
         const std::lock_guard lock(mutex_);
         return error_;
-    }
-
-    HandleId posted() {
-        const std::lock_guard lock(mutex_);
-        return id_;
     }
 
     void cancel() {
@@ -86,7 +112,6 @@ class KvJob {
         }
     }
 
-    // Called by the pusher's thread alone.
     void post() {
         const std::lock_guard lock(mutex_);
         if (state_.load(std::memory_order_relaxed) != JobState::QUEUED) {
@@ -187,26 +212,30 @@ class KvJob {
     std::mutex mutex_;
     HandleId id_ = 0;
     std::string error_;
+    std::weak_ptr<KvJobOwner> owner_;
 };
 
 class KvPusher {
   public:
-    KvPusher(const RawAgent& agent, size_t window) : agent_(agent.live), window_(window) {}
+    KvPusher(const RawAgent& agent, size_t window)
+        : agent_(agent.live), window_(window), bell_(agent.live) {}
     KvPusher(const KvPusher&) = delete;
     KvPusher& operator=(const KvPusher&) = delete;
     ~KvPusher() { close(); }
 
+    // Jobs wait until ring().
     void push(std::shared_ptr<KvJob> job) {
         const std::lock_guard lock(mutex_);
-        if (closed_) {
+        if (closed_.load()) {
             throw Error(Status::notAllowed("the pusher was closed"));
         }
-        if (!thread_.joinable()) {
-            startThread();
+        if (!thread_.started()) {
+            bell_.open();
+            thread_.start([this] { run(); });
         }
         queue_.push_back(std::move(job));
-        wake_.notify_one();
     }
+    void ring() { bell_.ring(); }
 
     size_t queued() {
         const std::lock_guard lock(mutex_);
@@ -214,16 +243,14 @@ class KvPusher {
     }
 
     void close() {
-        std::thread thread;
+        KvThread thread;
         {
             const std::lock_guard lock(mutex_);
-            closed_ = true;
-            thread.swap(thread_);
-            wake_.notify_one();
+            closed_.store(true);
+            std::swap(thread, thread_);
         }
-        if (thread.joinable()) {
-            thread.join();
-        }
+        bell_.ring();
+        thread.join();
         std::deque<std::shared_ptr<KvJob>> left;
         {
             const std::lock_guard lock(mutex_);
@@ -237,77 +264,45 @@ class KvPusher {
     const std::shared_ptr<LiveAgent>& agent() const { return agent_; }
 
   private:
-    static constexpr std::chrono::milliseconds kLookAgain{2};
-
-    // Signals are the application's: the thread blocks them all.
-    void startThread() {
-        sigset_t all;
-        sigset_t before;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
-        thread_ = std::thread([this] { run(); });
-        pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    }
+    // Others who use the agent may take the news of it that this thread sleeps for.
+    static constexpr std::chrono::milliseconds kLookAgain{5};
+    static constexpr std::chrono::milliseconds kForever{-1};
 
     void run() {
         // A batch thread takes no processor from who wakes it: the scheduler, inside send().
         const sched_param none{};
         pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
-        std::unique_lock lock(mutex_);
-        while (true) {
-            wake_.wait(lock, [&] { return closed_ || !queue_.empty(); });
-            if (closed_) {
-                return;
-            }
-            const std::shared_ptr<KvJob> job = std::move(queue_.front());
-            queue_.pop_front();
-            lock.unlock();
-            makeRoom();
-            job->post();
-            underWay_.push_back(job);
-            lock.lock();
-        }
-    }
-
-    // Waits while as many are under way as the window allows.
-    void makeRoom() {
-        while (underWay_.size() >= window_) {
-            std::erase_if(underWay_, [](const std::shared_ptr<KvJob>& job) {
-                return job->state() != JobState::POSTED;
-            });
-            Agent* agent = agent_->ifOpen();
-            if (underWay_.size() < window_ || agent == nullptr || stopped()) {
-                return;
-            }
-            std::vector<HandleId> ids;
-            for (const std::shared_ptr<KvJob>& job : underWay_) {
-                if (const HandleId id = job->posted(); id != 0) {
-                    ids.push_back(id);
-                }
-            }
-            try {
-                if (!ids.empty()) {
-                    agent->waitAny(ids, kLookAgain);
-                }
-            } catch (const Error&) {  // NOLINT(bugprone-empty-catch)
-                // One was released by its job meanwhile, or failed: the next look says which.
+        while (!closed_.load()) {
+            std::erase_if(underWay_,
+                          [](const std::shared_ptr<KvJob>& job) { return job->ended(); });
+            if (const std::shared_ptr<KvJob> job = next(); job != nullptr) {
+                job->post();
+                underWay_.push_back(job);
+            } else {
+                bell_.sleep(underWay_.empty() ? kForever : kLookAgain);
             }
         }
     }
 
-    bool stopped() {
+    // Null where none waits, or as many are under way as the window allows.
+    std::shared_ptr<KvJob> next() {
         const std::lock_guard lock(mutex_);
-        return closed_;
+        if (queue_.empty() || underWay_.size() >= window_) {
+            return nullptr;
+        }
+        std::shared_ptr<KvJob> job = std::move(queue_.front());
+        queue_.pop_front();
+        return job;
     }
 
     const std::shared_ptr<LiveAgent> agent_;
     const size_t window_;
+    KvBell bell_;
+    std::atomic<bool> closed_{false};
     std::mutex mutex_;
-    std::condition_variable wake_;
     std::deque<std::shared_ptr<KvJob>> queue_;
-    bool closed_ = false;
     std::vector<std::shared_ptr<KvJob>> underWay_;  // the thread's own
-    std::thread thread_;
+    KvThread thread_;
 };
 
 // The pages of a job's side, from an integer array or list; a number that fits no page is -1.

@@ -1,8 +1,9 @@
 // What a scheduler of nixl.disaggregation asks of its rooms again and again: send() of whole pages,
 // poll(), and the notifications behind them. What is seldom is in Python.
 //
-// Threads: any may call; each object's mutex guards what is not atomic. No call of Python is made
-// under one.
+// Threads: a poll is a few loads of what the pusher's and the inbox's threads have written, which
+// never hold the GIL: what belongs to Python is in a KvWatch, which they do not know. Any thread
+// may call; each object's mutex guards what is not atomic. No call of Python is made under one.
 #include <charconv>
 #include <unordered_map>
 
@@ -40,20 +41,18 @@ struct KvTail {
     std::string notification;
 };
 
-class KvInbox;
-
-class KvWatch {
+// What the threads know of a room.
+class KvRoom : public KvJobOwner, public std::enable_shared_from_this<KvRoom> {
   public:
     // `patience`: seconds without anything that ends or comes.
-    KvWatch(std::shared_ptr<KvInbox> inbox, nb::object slow, double patience)
-        : inbox_(std::move(inbox)), patience_(patience), slow_(std::move(slow)) {}
+    explicit KvRoom(double patience) : patience_(patience) {}
 
-    int poll();
-
-    // The jobs of a room, in order. Those that Python made are added; send() adds its own.
-    void add(std::shared_ptr<KvJob> job) {
+    // The jobs of a room, in order.
+    void add(const std::shared_ptr<KvJob>& job) {
+        job->setOwner(weak_from_this());
         const std::lock_guard lock(mutex_);
-        jobs_.push_back(std::move(job));
+        jobs_.push_back(job);
+        advance();  // it may be over
     }
     std::vector<std::shared_ptr<KvJob>> unfinished() {
         const std::lock_guard lock(mutex_);
@@ -75,6 +74,229 @@ class KvWatch {
         }
         return {};
     }
+    void jobEnded() override {
+        const std::lock_guard lock(mutex_);
+        advance();
+    }
+    // The last job is given: without one on its way the room is a success.
+    void setEnded() {
+        const std::lock_guard lock(mutex_);
+        ended_.store(true);
+        advance();
+    }
+    bool ended() const { return ended_.load(); }
+
+    // Of a receiver: a message has come from a writer.
+    void arrived(const std::string& source, bool aux, int64_t chunk, bool last, bool counts);
+    void expect(std::string secret, size_t sources, bool aux) {
+        const std::lock_guard lock(mutex_);
+        secret_ = std::move(secret);
+        sources_ = sources;
+        auxCame_ = !aux;
+    }
+    bool isSecret(std::string_view secret) {
+        const std::lock_guard lock(mutex_);
+        return !secret_.empty() && secret_ == secret;
+    }
+    std::pair<int64_t, size_t> progress() {
+        const std::lock_guard lock(mutex_);
+        return {came_, lasts_.size()};
+    }
+
+    // Whether Python has to look: something failed, or is late.
+    bool needsCare() const { return failed_.load() || now() > deadline_.load(); }
+    double endedAt() const { return endedAt_.load(); }
+    int status() const { return status_.load(); }
+    // Nothing follows a final state.
+    void setStatus(int status) {
+        int before = status_.load();
+        while (!isFinal(before) && !status_.compare_exchange_weak(before, status)) {
+        }
+    }
+    void setDeadline(double deadline) { deadline_.store(deadline); }
+    double deadline() const { return deadline_.load(); }
+    void postpone() { deadline_.store(now() + patience_); }
+
+  private:
+    // Under the lock.
+    void advance() {
+        while (done_ < jobs_.size()) {
+            const JobState state = jobs_[done_]->state();
+            if (state > JobState::DONE) {
+                failed_.store(true);
+            }
+            if (state != JobState::DONE) {
+                return;
+            }
+            ++done_;
+            postpone();
+        }
+        if (ended_.load() && !isFinal(status_.load())) {
+            endedAt_.store(now());
+            setStatus(kSuccess);
+        }
+    }
+
+    const double patience_;
+    std::atomic<int> status_{1};
+    std::atomic<double> deadline_{0}, endedAt_{0};
+    std::atomic<bool> ended_{false}, failed_{false};
+    std::mutex mutex_;  // guards what follows
+    std::vector<std::shared_ptr<KvJob>> jobs_;
+    size_t done_ = 0;
+    std::string secret_;
+    size_t sources_ = 0;
+    bool auxCame_ = true;
+    int64_t came_ = 0;
+    std::unordered_map<std::string, int64_t> lasts_;
+};
+
+// A decode rank's notifications: a thread of its own takes them, so that no poll has to.
+class KvInbox {
+  public:
+    KvInbox(const RawAgent& agent, nb::object other)
+        : agent_(agent.live), bell_(agent.live), other_(std::move(other)) {}
+    KvInbox(const KvInbox&) = delete;
+    KvInbox& operator=(const KvInbox&) = delete;
+    ~KvInbox() { end(); }
+
+    // Takes what has come, without Python.
+    void look() {
+        const std::lock_guard lock(taking_);
+        Agent* agent = agent_->ifOpen();
+        if (agent == nullptr) {
+            return;
+        }
+        for (Notification& one : agent->takeNotifications()) {
+            if (!take(one)) {
+                const std::lock_guard others(mutex_);
+                strange_.push_back(std::move(one));
+                anyStrange_.store(true);
+            }
+        }
+    }
+    // Tells `other` of what is of no room.
+    bool strange() const { return anyStrange_.load(std::memory_order_relaxed); }
+    void tell() {
+        std::vector<Notification> told;
+        nb::object other;
+        {
+            const std::lock_guard lock(mutex_);
+            anyStrange_.store(false);
+            told.swap(strange_);
+            other = other_;
+        }
+        for (const Notification& one : told) {
+            if (other.is_valid()) {
+                other(one.from, toBytes(one.message));
+            }
+        }
+    }
+
+    void add(int64_t room, std::shared_ptr<KvRoom> state) {
+        const std::lock_guard lock(mutex_);
+        rooms_[room] = std::move(state);
+        if (!thread_.started() && !ended_.load()) {
+            bell_.open();
+            thread_.start([this] { run(); });
+        }
+    }
+    void remove(int64_t room) {
+        const std::lock_guard lock(mutex_);
+        rooms_.erase(room);
+    }
+    void end() {
+        nb::object other;  // goes after the lock
+        KvThread thread;
+        {
+            const std::lock_guard lock(mutex_);
+            ended_.store(true);
+            std::swap(thread, thread_);
+            std::swap(other, other_);
+            rooms_.clear();
+        }
+        bell_.ring();
+        const GilRelease release;  // which a warning of the thread may want
+        thread.join();
+    }
+
+  private:
+    // Others who use the agent may take the news of it that this thread sleeps for.
+    static constexpr std::chrono::milliseconds kLookAgain{50};
+
+    void run() {
+        while (!ended_.load()) {
+            try {
+                look();
+            } catch (const Error&) {
+                return;  // the agent was closed, or is another process's (fork)
+            }
+            bell_.sleep(kLookAgain);
+        }
+    }
+
+    // ROOM_kv_CHUNK_LAST_SECRET, ROOM_kv_end_CHUNKS_SECRET, ROOM_aux_SECRET; false for all others.
+    bool take(const Notification& one) {
+        std::string_view rest = one.message;
+        std::string_view words[5];
+        size_t count = 0;
+        while (count < 5) {
+            const size_t end = rest.find('_');
+            words[count++] = rest.substr(0, end);
+            if (end == std::string_view::npos) {
+                break;
+            }
+            rest.remove_prefix(end + 1);
+        }
+        const bool aux = count == 3 && words[1] == "aux";
+        const bool none = count == 5 && words[2] == "end";
+        int64_t room = 0;
+        int64_t chunk = 0;
+        if (!(aux || (count == 5 && words[1] == "kv")) || !number(words[0], room) ||
+            (!aux && !number(words[none ? 3 : 2], chunk))) {
+            return false;
+        }
+        std::shared_ptr<KvRoom> state;
+        {
+            const std::lock_guard lock(mutex_);
+            const auto found = rooms_.find(room);
+            state = found == rooms_.end() ? nullptr : found->second;
+        }
+        if (state == nullptr || !state->isSecret(words[aux ? 2 : 4])) {
+            return false;
+        }
+        const bool last = none || (!aux && words[3] == "1");
+        state->arrived(one.from, aux, none ? chunk - 1 : chunk, last, !none);
+        return true;
+    }
+
+    static bool number(std::string_view text, int64_t& out) {
+        const auto read = std::from_chars(text.data(), text.data() + text.size(), out);
+        return read.ec == std::errc() && read.ptr == text.data() + text.size() && out >= 0;
+    }
+
+    const std::shared_ptr<LiveAgent> agent_;
+    KvBell bell_;
+    std::atomic<bool> ended_{false}, anyStrange_{false};
+    std::mutex taking_;  // so that one sender's are told in order
+    std::mutex mutex_;   // guards what follows
+    nb::object other_;
+    std::vector<Notification> strange_;
+    std::unordered_map<int64_t, std::shared_ptr<KvRoom>> rooms_;
+    KvThread thread_;
+};
+
+// A room, as its scheduler sees it.
+class KvWatch {
+  public:
+    KvWatch(std::shared_ptr<KvInbox> inbox, nb::object slow, double patience)
+        : inbox_(std::move(inbox)),
+          room_(std::make_shared<KvRoom>(patience)),
+          slow_(std::move(slow)) {}
+
+    int poll();
+
+    const std::shared_ptr<KvRoom>& room() const { return room_; }
 
     void addRoute(KvRoute route) {
         const std::lock_guard lock(mutex_);
@@ -101,29 +323,8 @@ class KvWatch {
         return {at_, number_};
     }
     bool send(nb::handle pages);
-
-    // Of a receiver: a message has come from a writer.
-    void arrived(const std::string& source, bool aux, int64_t chunk, bool last, bool counts);
-    void expect(std::string secret, size_t sources, bool aux) {
-        const std::lock_guard lock(mutex_);
-        secret_ = std::move(secret);
-        sources_ = sources;
-        auxCame_ = !aux;
-    }
-    bool isSecret(std::string_view secret) {
-        const std::lock_guard lock(mutex_);
-        return !secret_.empty() && secret_ == secret;
-    }
-    std::pair<int64_t, size_t> progress() {
-        const std::lock_guard lock(mutex_);
-        return {came_, lasts_.size()};
-    }
-
-    // The last job is given: without one on its way the room is a success.
-    void setEnded() { ended_.store(true); }
-    bool ended() const { return ended_.load(); }
-    double endedAt() const { return endedAt_.load(); }
     double firstSend() const { return firstSend_.load(); }
+
     // The room is over: forgets the call, through which the room may hold this object.
     void end() {
         nb::object slow;  // goes after the lock
@@ -133,176 +334,47 @@ class KvWatch {
         routes_.clear();
         tails_.clear();
     }
-    int status() const { return status_.load(); }
-    // Nothing follows a final state.
-    void setStatus(int status) {
-        int before = status_.load();
-        while (!isFinal(before) && !status_.compare_exchange_weak(before, status)) {
-        }
-    }
-    void setDeadline(double deadline) { deadline_.store(deadline); }
-    double deadline() const { return deadline_.load(); }
 
   private:
-    // Whether Python has to look: something failed, or is late.
-    bool look() {
-        const std::lock_guard lock(mutex_);
-        while (done_ < jobs_.size()) {
-            const JobState state = jobs_[done_]->state();
-            if (state > JobState::DONE) {
-                return true;
-            }
-            if (state != JobState::DONE) {
-                break;
-            }
-            ++done_;
-            deadline_.store(now() + patience_);
-        }
-        if (done_ == jobs_.size() && ended_.load()) {
-            endedAt_.store(now());
-            setStatus(kSuccess);
-            return false;
-        }
-        return now() > deadline_.load();
-    }
-
     nb::object call() {
         const std::lock_guard lock(mutex_);
         return slow_;
     }
+    void give(const std::shared_ptr<KvJob>& job) {
+        pusher_->push(job);
+        room_->add(job);
+    }
 
     const std::shared_ptr<KvInbox> inbox_;
-    const double patience_;
-    std::atomic<int> status_{1};
-    std::atomic<double> deadline_{0}, endedAt_{0}, firstSend_{0};
-    std::atomic<bool> ended_{false};
-    std::mutex mutex_;  // guards what follows
+    const std::shared_ptr<KvRoom> room_;
+    std::atomic<double> firstSend_{0};
+    std::mutex mutex_;  // guards what follows; only who has the GIL takes it
     nb::object slow_;
-    std::vector<std::shared_ptr<KvJob>> jobs_;
-    size_t done_ = 0;
     std::vector<KvRoute> routes_;
     std::vector<KvTail> tails_;
     std::shared_ptr<KvPusher> pusher_;
     int64_t at_ = 0, number_ = 0, count_ = 0;
     size_t limit_ = 0;
-    std::string secret_;
-    size_t sources_ = 0;
-    bool auxCame_ = true;
-    int64_t came_ = 0;
-    std::unordered_map<std::string, int64_t> lasts_;
-};
-
-// A decode rank's notifications. Whoever asks an agent for them in quick succession serves its
-// sockets; many rooms are polled in a row, and a scheduler's time is not for that: so seldom.
-class KvInbox {
-  public:
-    KvInbox(const RawAgent& agent, nb::object other)
-        : agent_(agent.live), other_(std::move(other)) {}
-
-    void look() {
-        const double time = now();
-        double before = looked_.load(std::memory_order_relaxed);
-        if (time - before < kPause || !looked_.compare_exchange_strong(before, time)) {
-            return;
-        }
-        for (const Notification& one : agent_->get().takeNotifications()) {
-            if (!take(one)) {
-                if (const nb::object other = call(); other.is_valid()) {
-                    other(one.from, toBytes(one.message));
-                }
-            }
-        }
-    }
-
-    void add(int64_t room, std::shared_ptr<KvWatch> watch) {
-        const std::lock_guard lock(mutex_);
-        rooms_[room] = std::move(watch);
-    }
-    void remove(int64_t room) {
-        const std::lock_guard lock(mutex_);
-        rooms_.erase(room);
-    }
-    void end() {
-        nb::object other;  // goes after the lock
-        const std::lock_guard lock(mutex_);
-        std::swap(other, other_);
-        rooms_.clear();
-    }
-
-  private:
-    static constexpr double kPause = 150e-6;
-
-    // ROOM_kv_CHUNK_LAST_SECRET, ROOM_kv_end_CHUNKS_SECRET, ROOM_aux_SECRET; false for all others.
-    bool take(const Notification& one) {
-        std::string_view rest = one.message;
-        std::string_view words[5];
-        size_t count = 0;
-        while (count < 5) {
-            const size_t end = rest.find('_');
-            words[count++] = rest.substr(0, end);
-            if (end == std::string_view::npos) {
-                break;
-            }
-            rest.remove_prefix(end + 1);
-        }
-        const bool aux = count == 3 && words[1] == "aux";
-        const bool none = count == 5 && words[2] == "end";
-        int64_t room = 0;
-        int64_t chunk = 0;
-        if (!(aux || (count == 5 && words[1] == "kv")) || !number(words[0], room) ||
-            (!aux && !number(words[none ? 3 : 2], chunk))) {
-            return false;
-        }
-        std::shared_ptr<KvWatch> watch;
-        {
-            const std::lock_guard lock(mutex_);
-            const auto found = rooms_.find(room);
-            watch = found == rooms_.end() ? nullptr : found->second;
-        }
-        if (watch == nullptr || !watch->isSecret(words[aux ? 2 : 4])) {
-            return false;
-        }
-        const bool last = none || (!aux && words[3] == "1");
-        watch->arrived(one.from, aux, none ? chunk - 1 : chunk, last, !none);
-        return true;
-    }
-
-    static bool number(std::string_view text, int64_t& out) {
-        const auto read = std::from_chars(text.data(), text.data() + text.size(), out);
-        return read.ec == std::errc() && read.ptr == text.data() + text.size() && out >= 0;
-    }
-
-    nb::object call() {
-        const std::lock_guard lock(mutex_);
-        return other_;
-    }
-
-    const std::shared_ptr<LiveAgent> agent_;
-    std::atomic<double> looked_{0};
-    std::mutex mutex_;  // guards what follows
-    nb::object other_;
-    std::unordered_map<int64_t, std::shared_ptr<KvWatch>> rooms_;
 };
 
 int KvWatch::poll() {
-    if (const int seen = status_.load(); isFinal(seen)) {
+    const int seen = room_->status();
+    if (inbox_ != nullptr && inbox_->strange()) {
+        inbox_->tell();
+    }
+    if (isFinal(seen) || !room_->needsCare()) {
         return seen;
     }
-    if (inbox_ != nullptr) {
-        inbox_->look();
+    if (const nb::object slow = call(); slow.is_valid()) {
+        slow();
     }
-    if (!isFinal(status_.load()) && look()) {
-        if (const nb::object slow = call(); slow.is_valid()) {
-            slow();
-        }
-    }
-    return status_.load();
+    return room_->status();
 }
 
 // False where Python has to do it: other layers, other types, too many pages, a full queue.
 bool KvWatch::send(nb::handle pages) {
     const std::lock_guard lock(mutex_);
-    if (pusher_ == nullptr || isFinal(status_.load()) ||
+    if (pusher_ == nullptr || isFinal(room_->status()) ||
         pusher_->queued() + routes_.size() + tails_.size() > limit_) {
         return false;
     }
@@ -312,6 +384,11 @@ bool KvWatch::send(nb::handle pages) {
         return false;
     }
     const bool last = at_ + count == count_;
+    room_->setStatus(kTransferring);
+    room_->postpone();
+    if (number_ == 0) {
+        firstSend_.store(now());
+    }
     for (const KvRoute& route : routes_) {
         KvSide local{route.local.list, route.local.block, here};
         const auto from = route.remote.pages.begin() + at_;
@@ -320,32 +397,25 @@ bool KvWatch::send(nb::handle pages) {
         job->setShape(
             route.each, 0, route.buffers,
             route.prefix + std::to_string(number_) + (last ? "_1_" : "_0_") + route.suffix);
-        pusher_->push(job);
-        jobs_.push_back(std::move(job));
+        give(job);
     }
     for (const KvTail& tail : tails_) {
         if (last) {
             auto job = std::make_shared<KvJob>(pusher_->agent(), tail.local, tail.remote);
             job->setShape(tail.each, 0, 1, tail.notification);
-            pusher_->push(job);
-            jobs_.push_back(std::move(job));
+            give(job);
         }
     }
-    const double time = now();
-    if (number_ == 0) {
-        firstSend_.store(time);
-    }
+    pusher_->ring();
     at_ += count;
     ++number_;
-    setStatus(kTransferring);
-    deadline_.store(time + patience_);
     if (last) {
-        ended_.store(true);
+        room_->setEnded();
     }
     return true;
 }
 
-void KvWatch::arrived(const std::string& source, bool aux, int64_t chunk, bool last, bool counts) {
+void KvRoom::arrived(const std::string& source, bool aux, int64_t chunk, bool last, bool counts) {
     const std::lock_guard lock(mutex_);
     if (isFinal(status_.load())) {
         return;
@@ -363,7 +433,7 @@ void KvWatch::arrived(const std::string& source, bool aux, int64_t chunk, bool l
         expected += chunks;
     }
     setStatus(kTransferring);
-    deadline_.store(now() + patience_);
+    postpone();
     if (auxCame_ && lasts_.size() == sources_ && came_ == expected) {
         endedAt_.store(now());
         setStatus(kSuccess);
@@ -381,28 +451,33 @@ void bindWatch(nb::module_& module) {
              nb::arg("slow"), nb::arg("patience"))
         .def("poll", &KvWatch::poll)
         .def("send", &KvWatch::send)
-        .def("add", &KvWatch::add)
-        .def_prop_ro("unfinished", &KvWatch::unfinished)
-        .def_prop_ro("error", &KvWatch::error)
+        .def("add", [](KvWatch& self, const std::shared_ptr<KvJob>& job) { self.room()->add(job); })
+        .def_prop_ro("unfinished", [](KvWatch& self) { return self.room()->unfinished(); })
+        .def_prop_ro("error", [](KvWatch& self) { return self.room()->error(); })
         .def("open", &KvWatch::open)
         .def("shut",
              [](KvWatch& self) {
                  const auto [at, number] = self.shut();
                  return nb::make_tuple(at, number);
              })
-        .def("expect", &KvWatch::expect)
+        .def("expect", [](KvWatch& self, std::string secret, size_t sources,
+                          bool aux) { self.room()->expect(std::move(secret), sources, aux); })
         .def_prop_ro("progress",
                      [](KvWatch& self) {
-                         const auto [came, lasts] = self.progress();
+                         const auto [came, lasts] = self.room()->progress();
                          return nb::make_tuple(came, lasts);
                      })
-        .def("set_ended", &KvWatch::setEnded)
-        .def_prop_ro("ended", &KvWatch::ended)
-        .def_prop_ro("ended_at", &KvWatch::endedAt)
+        .def("set_ended", [](KvWatch& self) { self.room()->setEnded(); })
+        .def_prop_ro("ended", [](KvWatch& self) { return self.room()->ended(); })
+        .def_prop_ro("ended_at", [](KvWatch& self) { return self.room()->endedAt(); })
         .def_prop_ro("first_send", &KvWatch::firstSend)
         .def("end", &KvWatch::end)
-        .def_prop_rw("status", &KvWatch::status, &KvWatch::setStatus)
-        .def_prop_rw("deadline", &KvWatch::deadline, &KvWatch::setDeadline);
+        .def_prop_rw(
+            "status", [](KvWatch& self) { return self.room()->status(); },
+            [](KvWatch& self, int status) { self.room()->setStatus(status); })
+        .def_prop_rw(
+            "deadline", [](KvWatch& self) { return self.room()->deadline(); },
+            [](KvWatch& self, double deadline) { self.room()->setDeadline(deadline); });
     watch.def("route",
               [](KvWatch& self, const RawAgent& raw, const DlistHandle& local, int64_t local_block,
                  const DlistHandle& remote, int64_t remote_block, nb::handle pages, int64_t each,
@@ -428,8 +503,17 @@ void bindWatch(nb::module_& module) {
 void bindKvRooms(nb::module_& module) {
     nb::class_<KvInbox>(module, "_KvInbox", "What comes for rooms; all else goes to `other`.")
         .def(nb::init<const RawAgent&, nb::object>(), nb::arg("agent"), nb::arg("other"))
-        .def("look", &KvInbox::look)
-        .def("add", &KvInbox::add)
+        .def("look",
+             [](KvInbox& self) {
+                 {
+                     const GilRelease release;
+                     self.look();
+                 }
+                 self.tell();
+             })
+        .def("tell", &KvInbox::tell)
+        .def("add",
+             [](KvInbox& self, int64_t room, KvWatch& watch) { self.add(room, watch.room()); })
         .def("remove", &KvInbox::remove)
         .def("end", &KvInbox::end);
     bindWatch(module);

@@ -423,6 +423,7 @@ class DecodePart:
 
     def decode_tick(self: Any) -> None:
         now = time.monotonic()
+        self.inbox.tell()
         with self.lock:
             self.collect()
             rooms = list(self.rooms.values())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
-from kv_support import Cache, KVPoll, until
+from kv_support import PATIENCE, Cache, KVPoll, until
 from nixl.disaggregation.conn import NixlKVReceiver, NixlKVSender
 
 
@@ -42,3 +44,27 @@ def test_a_room(place, mla):
     for end in (sender, receiver):
         end.failure_exception()
         end.clear()
+
+
+def test_rooms_move_on_while_nobody_polls(place):
+    """A scheduler's poll tells what threads of ours have seen: it takes no notification."""
+    source, target = Cache(), Cache()
+    source.fill(1)
+    prefill, decode = place.rank("prefill", source), place.rank("decode", target)
+    receiver = NixlKVReceiver(decode, place.address, 7)
+    sender = NixlKVSender(prefill, place.address, 7, [0], 0)
+    here = np.array([3, 4, 9], np.int32)
+    receiver.init(here, 5)
+    until(sender, wanted=KVPoll.WaitingForInput)
+    sender.init(3, 2)
+    sender.send(here[:1])
+    sender.send(here[1:])
+    limit = time.monotonic() + PATIENCE
+    while not decode.check_transfer_done(7):
+        assert time.monotonic() < limit
+        time.sleep(0.001)  # sleeps: nothing tells of it but what is looked at here
+    equal_pages(source, target, here, here)
+    while prefill.check_status(7) != KVPoll.Success:
+        assert time.monotonic() < limit
+        time.sleep(0.001)  # sleeps: as above
+    assert (sender.poll(), receiver.poll()) == (KVPoll.Success, KVPoll.Success)
