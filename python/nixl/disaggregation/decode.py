@@ -199,6 +199,10 @@ class DecodeRoom(WatchedRoom):
         if mine.mla != row["mla"]:
             self.fail(f"MLA differs: prefill {row['mla']}, decode {mine.mla}")
             return
+        problem = mgr.place_layers([rank.row for rank in ranks])
+        if problem:
+            self.fail(problem)
+            return
         self.ranks = ranks
         self.deadline = time.monotonic() + mgr.settings.waiting_timeout
         self.set(KVPoll.WaitingForInput)
@@ -219,7 +223,8 @@ class DecodeRoom(WatchedRoom):
         aux_from = (writers[0], stages - 1)
         refused = ""
         for tp in told(layout.tp_rank, layout.tp_size, *sizes):
-            needed = len(takers(tp, row["tp_size"], layout.tp_size, *sizes[1:]))
+            # Each stage of the decode side asks for itself.
+            needed = mgr.pp_size * len(takers(tp, row["tp_size"], layout.tp_size, *sizes[1:]))
             for rank in (r for r in self.ranks if r.row["tp_rank"] == tp):
                 aux = (tp, rank.row["pp_rank"]) == aux_from and self.aux_index is not None
                 pages = tp in writers and _overlap(rank.row, layout)
@@ -251,6 +256,10 @@ def _overlap(row: dict[str, Any], layout: Layout) -> bool:
     return first < layout.first_layer + layout.layers and layout.first_layer < last
 
 
+def _spans(layers: list[tuple[int, int]]) -> str:
+    return ", ".join(f"{first} to {last - 1}" for first, last in layers)
+
+
 class DecodePart:
     """Methods of NixlKVManager."""
 
@@ -276,6 +285,30 @@ class DecodePart:
             if made.status == KVPoll.Bootstrapping:
                 self._ask_group(group, 0.0)
             return made
+
+    def place_layers(self: Any, rows: list[dict[str, Any]]) -> str:
+        """Why these prefill ranks do not have the layers of this rank; empty where they do."""
+        mine = self.layout
+        held = sorted({(row["first_layer"], row["first_layer"] + row["layers"]) for row in rows})
+        if self.pp_rank and not mine.first_layer:  # schedulers tell it of prefill stages only
+            same = [row for row in rows if row["pp_rank"] == self.pp_rank]
+            if rows[0]["pp_size"] != self.pp_size or same[0]["layers"] != mine.layers:
+                return (
+                    f"prefill_start_layer of decode stage {self.pp_rank} is not known, which it "
+                    f"must be where the stages differ (prefill {rows[0]['pp_size']} with layers "
+                    f"{_spans(held)}, decode {self.pp_size}, this one of {mine.layers} layers)"
+                )
+            mine = dataclasses.replace(mine, first_layer=same[0]["first_layer"])
+        at, end = mine.first_layer, mine.first_layer + mine.layers
+        for first, last in held:
+            at = last if first <= at < last else at
+        if at < end or (self.pp_size == 1 and at > end):
+            return (
+                f"layers differ: prefill {_spans(held)}, decode "
+                f"{_spans([(mine.first_layer, end)])}"
+            )
+        self.layout = mine
+        return ""
 
     # Bootstrap servers.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kv_support import Cache, KVPoll, until
+from kv_support import Cache, KVPoll, until, why
 from nixl.disaggregation.conn import NixlKVReceiver, NixlKVSender
 from nixl.disaggregation.routes import sources, takers, told
 
@@ -38,7 +38,7 @@ def part_of(whole: Cache, heads: slice, layers: slice) -> Cache:
     return made
 
 
-def serve(place, whole, prefill_tp, decode_tp, pp=1, decode_pp=1, chunks=(5,)):
+def serve(place, whole, prefill_tp, decode_tp, pp=1, decode_pp=1, chunks=(5,), tell_layers=True):
     """All ranks do one room; the decode ranks' caches hold afterwards what they should."""
     here = RNG.permutation(32)[: sum(chunks)].astype(np.int32)
     there = RNG.permutation(32)[: sum(chunks)].astype(np.int32)
@@ -60,8 +60,8 @@ def serve(place, whole, prefill_tp, decode_tp, pp=1, decode_pp=1, chunks=(5,)):
             wanted = part_of(whole, heads_of(tp, decode_tp), layers)
             own = Cache(layers=wanted.layers, heads=wanted.heads, mla=whole.mla)
             rank = place.rank(
-                "decode", own, tp, tp_size=decode_tp, total_kv_head_num=total,
-                prefill_start_layer=layers.start,
+                "decode", own, tp, tp_size=decode_tp, pp_size=decode_pp, pp_rank=stage,
+                prefill_start_layer=layers.start if tell_layers else 0, total_kv_head_num=total,
             )  # fmt: skip
             receiver = NixlKVReceiver(rank, place.address, 1)
             receiver.init(there, 3)
@@ -96,6 +96,44 @@ def test_mla_is_whole_everywhere(place, prefill_tp, decode_tp):
 @pytest.mark.parametrize(("pp", "prefill_tp"), [(2, 1), (4, 1), (2, 2)])
 def test_pipeline_stages(place, pp, prefill_tp):
     serve(place, whole_cache(), prefill_tp, 1, pp=pp, chunks=(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("pp", "decode_pp", "prefill_tp", "decode_tp"),
+    [(1, 2, 1, 1), (2, 2, 1, 1), (4, 2, 1, 1), (2, 4, 1, 1), (2, 2, 2, 1), (1, 2, 1, 2)],
+)
+def test_pipeline_stages_of_both(place, pp, decode_pp, prefill_tp, decode_tp):
+    serve(place, whole_cache(), prefill_tp, decode_tp, pp=pp, decode_pp=decode_pp, chunks=(3, 2))
+
+
+def test_decode_stages_take_the_layers_of_the_same_prefill_stage(place):
+    """As SGLang's schedulers, which tell a decode stage of no first layer."""
+    serve(place, whole_cache(), 1, 1, pp=2, decode_pp=2, tell_layers=False)
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "told"),
+    [
+        ({"layers": 2}, {"layers": 3}, "layers differ: prefill 0 to 1, decode 0 to 2"),
+        ({"layers": 3}, {"layers": 2}, "layers differ: prefill 0 to 2, decode 0 to 1"),
+        (
+            {"layers": 4},
+            {"layers": 2, "pp_size": 2, "pp_rank": 1},
+            "prefill_start_layer of decode stage 1 is not known, which it must be where the stages "
+            "differ (prefill 1 with layers 0 to 3, decode 2, this one of 2 layers)",
+        ),
+        (
+            {"layers": 4},
+            {"layers": 2, "pp_size": 2, "pp_rank": 1, "prefill_start_layer": 3},
+            "layers differ: prefill 0 to 3, decode 3 to 4",
+        ),
+    ],
+)
+def test_layers_that_nobody_has(place, prefill, decode, told):
+    place.rank("prefill", Cache(layers=prefill.pop("layers")), **prefill)
+    rank = place.rank("decode", Cache(layers=decode.pop("layers")), **decode)
+    receiver = NixlKVReceiver(rank, place.address, 1)
+    assert told in why(receiver)
 
 
 def test_every_prefill_rank_hears_of_every_room():
