@@ -6,7 +6,6 @@ does is in prefill.py and decode.py.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import threading
@@ -39,21 +38,11 @@ logger = get_logger("nixl.disaggregation")
 _TICK = 0.05
 _REGISTER_AGAIN = 2.0
 _REGISTER_TIMEOUT = 2.0
-_DEVICE_MEMORY = 2  # of CUDA's memory types
 
 
 def _memory_kind(pointer: int) -> str:
     """Whether CUDA, where a driver is, knows this address as a GPU's."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-        kind = ctypes.c_uint(0)
-        get = driver.cuPointerGetAttribute
-        get.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64]
-        if get(ctypes.byref(kind), _DEVICE_MEMORY, pointer) == 0 and kind.value == _DEVICE_MEMORY:
-            return "VRAM"
-    except (OSError, AttributeError):
-        pass
-    return "DRAM"
+    return "VRAM" if _bindings._deviceOf(pointer) >= 0 else "DRAM"
 
 
 def _own_address(server_args: Any) -> str:
