@@ -48,12 +48,16 @@ def _warning_once(self: logging.Logger, text: str, *words: Any) -> None:
     self.debug(text, *words)
 
 
-def load(tp_size: int, tp_rank: int, host: str, port: int) -> types.SimpleNamespace:
-    """The connector for one rank. Changes what is imported for good: once in a process."""
+def load(
+    tp_size: int, tp_rank: int, host: str, port: int, slices: bool = False
+) -> types.SimpleNamespace:
+    """The connector for one rank, with `slices` for unequal numbers of ranks too. Changes what is
+    imported for good: once in a process."""
     import torch
 
+    hollow = [name for name in HOLLOW if not (slices and name.endswith("staging_buffer"))]
     missing = [name for name in ("psutil",) if importlib.util.find_spec(name) is None]
-    sys.meta_path.insert(0, HollowFinder(HOLLOW + missing))
+    sys.meta_path.insert(0, HollowFinder(hollow + missing))
     without_their_init("sglang", "srt", "srt.utils", "srt.disaggregation", "srt.observability")
     logging.Logger.warning_once = _warning_once  # type: ignore[attr-defined]
     if not hasattr(torch, "get_device_module"):

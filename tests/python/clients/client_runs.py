@@ -18,11 +18,11 @@ def needs(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
-def run(program: str, *words: str) -> None:
+def run(program: str, *words: str, **environment: str) -> None:
     path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, HERE / program, *words],
-        env=os.environ | {"PYTHONPATH": path, "NIXL_LOG_LEVEL": "ERROR"},
+        env=os.environ | {"PYTHONPATH": path, "NIXL_LOG_LEVEL": "ERROR"} | environment,
         capture_output=True,
         text=True,
         timeout=120,

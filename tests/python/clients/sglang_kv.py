@@ -1,14 +1,17 @@
 """SGLang's own nixl/conn.py, as published, over this package: rooms between two processes.
 
 Run as a program: `sglang_kv.py PREFILL_TP DECODE_TP` starts every rank as its child and compares
-the decode ranks' pages with those of the prefill ranks. The connector, its bootstrap server and its
-messages are SGLang's code; hollow is the runtime around them (benchmarks/versus/sglang_conn.py).
+the decode ranks' pages with those of the prefill ranks. Caches are in memory of a GPU where
+NIXL_CUDA_LIBRARY names a driver, which unequal numbers of ranks need. The connector, its bootstrap
+server and its messages are SGLang's code; hollow is the runtime around them
+(benchmarks/versus/sglang_conn.py).
 Exits with 0 when everything was as it should be.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import socket
 import subprocess
@@ -18,7 +21,8 @@ import time
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "benchmarks" / "versus"))
+sys.path[:0] = [str(ROOT / "benchmarks" / "versus"), str(ROOT / "tests" / "gpu")]
+ON_GPU = "NIXL_CUDA_LIBRARY" in os.environ
 LAYERS, HEADS, DIM, PAGE, PAGES, AUX = 3, 4, 8, 4, 24, 6
 ROOMS = {11: (4, [3]), 12: (2, [2]), 13: (6, [2, 3, 1])}  # aux slot, pages of each chunk
 PATIENCE = 60.0
@@ -33,9 +37,11 @@ def fields(rank: int, size: int, fill: bool) -> tuple[dict, list, list]:
         kv[...] = whole[:, :, :, rank * heads : (rank + 1) * heads]
         aux[...] = np.arange(1, AUX + 2, dtype=np.uint8)[:, None]
     parts = list(kv)
+    on_gpu = [of_gpu(part) for part in parts] if ON_GPU else []
     told = {
         "engine_rank": rank,
-        "kv_data_ptrs": [part.ctypes.data for part in parts],
+        "kv_data_ptrs": [one.address for one in on_gpu] or [part.ctypes.data for part in parts],
+        "kv_data_mem_kinds": ["VRAM" if ON_GPU else "DRAM"] * len(parts),
         "kv_data_lens": [part.nbytes for part in parts],
         "kv_item_lens": [part[0].nbytes for part in parts],
         "aux_data_ptrs": [aux.ctypes.data],
@@ -46,7 +52,15 @@ def fields(rank: int, size: int, fill: bool) -> tuple[dict, list, list]:
         "page_size": PAGE,
     }
     wanted = whole[:, :, :, rank * heads : (rank + 1) * heads]
-    return told, [kv, aux], [wanted]
+    return told, [kv, aux, on_gpu], [wanted]
+
+
+def of_gpu(part: np.ndarray):
+    import gpu_support
+
+    made = gpu_support.GpuMemory(part.nbytes)
+    made.set(part.tobytes())
+    return made
 
 
 def places() -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -73,7 +87,7 @@ def until(ends: dict, state: int, poll) -> None:
 def rank(mode: str, at: int, size: int, port: int) -> None:
     import sglang_conn
 
-    sglang = sglang_conn.load(size, at, "127.0.0.1", port)
+    sglang = sglang_conn.load(size, at, "127.0.0.1", port, slices=ON_GPU)
     told, memory, wanted = fields(at, size, mode == "prefill")
     if mode == "prefill" and at == 0:
         server = sglang.conn.NixlKVBootstrapServer("127.0.0.1", port)
@@ -106,7 +120,9 @@ def rank(mode: str, at: int, size: int, port: int) -> None:
             ends[room].send_metadata(places()[room][1], aux - 1)
     until(ends, 4, rest)
     if mode == "decode":
-        kv, aux_memory = memory
+        kv, aux_memory, on_gpu = memory
+        for part, one in zip(kv, on_gpu, strict=False):
+            part[...] = np.frombuffer(one.get(), np.uint8).reshape(part.shape)
         for room, (aux, _) in ROOMS.items():
             here, there = places()[room]
             assert np.array_equal(kv[:, there], wanted[0][:, here]), room
