@@ -39,37 +39,30 @@ std::vector<Cover::Range> Cover::live(uint64_t begin, const Piece& piece) {
     return parts;
 }
 
-// A piece may outlive the registration it was made for, when another one holds a part of it. The
-// memory of the rest may be another one by now: the engine learns of it anew.
-Status Cover::renew(const Range& range) {
-    for (auto at = firstIn(range); at != pieces_.end() && at->first < range.second;) {
-        const Range whole{at->first, at->second.end};
-        const std::vector<Range> parts =
-            at->second.whole != 0 ? std::vector<Range>{whole} : live(at->first, at->second);
-        const Range shared{std::max(whole.first, range.first),
-                           std::min(whole.second, range.second)};
-        const bool dead = std::none_of(parts.begin(), parts.end(),
-                                       [&](const Range& part) { return holds(part, shared); });
-        if (!dead) {
-            ++at;
+// Gives back what of a piece no registration holds any more.
+void Cover::trim(Pieces::iterator at) {
+    const Range whole{at->first, at->second.end};
+    const std::vector<Range> parts = live(at->first, at->second);
+    if (parts == std::vector<Range>{whole}) {
+        return;
+    }
+    const std::multiset<Range> users = std::move(at->second.users);
+    calls_.remove(whole);
+    pieces_.erase(at);
+    for (const Range& part : parts) {
+        if (const Status status = calls_.add(part); !status.ok()) {
+            calls_.lost(status);
             continue;
         }
-        const std::multiset<Range> users = std::move(at->second.users);
-        calls_.remove(whole);
-        at = pieces_.erase(at);
-        for (const Range& part : parts) {
-            NIXL_RETURN_IF_ERROR(calls_.add(part));
-            Piece piece{part.second, {}, 0};
-            for (const Range& user : users) {
-                if (meets(user, part)) {
-                    piece.users.insert(user);
-                    piece.whole += holds(user, part) ? 1 : 0;
-                }
+        Piece piece{part.second, {}, 0};
+        for (const Range& user : users) {
+            if (meets(user, part)) {
+                piece.users.insert(user);
+                piece.whole += holds(user, part) ? 1 : 0;
             }
-            pieces_.emplace(part.first, std::move(piece));
         }
+        pieces_.emplace(part.first, std::move(piece));
     }
-    return {};
 }
 
 // Registers what of the range no piece holds.
@@ -91,7 +84,6 @@ Status Cover::fill(const Range& range, std::vector<Range>& added) {
 
 Result<std::vector<uint64_t>> Cover::add(const Range& range) {
     const std::lock_guard lock(mutex_);
-    NIXL_RETURN_IF_ERROR(renew(range));
     std::vector<Range> added;
     if (Status status = fill(range, added); !status.ok()) {
         std::for_each(added.begin(), added.end(), calls_.remove);
@@ -114,16 +106,14 @@ Result<std::vector<uint64_t>> Cover::add(const Range& range) {
 void Cover::remove(const Range& range) {
     const std::lock_guard lock(mutex_);
     for (auto at = firstIn(range); at != pieces_.end() && at->first < range.second;) {
-        Piece& piece = at->second;
+        const auto here = at++;
+        Piece& piece = here->second;
         if (const auto user = piece.users.find(range); user != piece.users.end()) {
             piece.users.erase(user);
-            piece.whole -= holds(range, {at->first, piece.end}) ? 1 : 0;
+            piece.whole -= holds(range, {here->first, piece.end}) ? 1 : 0;
         }
-        if (piece.users.empty()) {
-            calls_.remove({at->first, piece.end});
-            at = pieces_.erase(at);
-        } else {
-            ++at;
+        if (piece.whole == 0) {
+            trim(here);
         }
     }
 }

@@ -18,17 +18,19 @@ namespace nixl::mooncake {
 class Cover {
   public:
     using Range = std::pair<uint64_t, uint64_t>;  // begin, end
-    // The engine's calls; a Status names what it refuses.
+    // The engine's calls; a Status names what it refuses. `lost`: it takes no more what it had.
     struct Calls {
         std::function<Status(const Range&)> add;
         std::function<void(const Range&)> remove;
+        std::function<void(const Status&)> lost;
     };
     explicit Cover(Calls calls) : calls_(std::move(calls)) {}
 
     // Where inside the range one piece ends and the next begins: the engine moves nothing across.
     // They stay as long as the registration does. All or nothing.
     Result<std::vector<uint64_t>> add(const Range& range);
-    // REQUIRES: added before
+    // Nothing but what registrations hold stays with the engine. Where a piece is made smaller,
+    // what remains of it is unknown to the engine for a moment. REQUIRES: added before
     void remove(const Range& range);
     std::vector<Range> pieces() const;
 
@@ -41,7 +43,7 @@ class Cover {
     using Pieces = std::map<uint64_t, Piece>;  // by begin
 
     Pieces::iterator firstIn(const Range& range);
-    Status renew(const Range& range);
+    void trim(Pieces::iterator at);
     Status fill(const Range& range, std::vector<Range>& added);
     static std::vector<Range> live(uint64_t begin, const Piece& piece);
 

@@ -65,6 +65,7 @@ class Knocking {
 
   private:
     void knock() const {
+        std::this_thread::sleep_for(kFirst);
         while (!over_) {
             const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
             if (fd >= 0) {
@@ -76,7 +77,8 @@ class Knocking {
         }
     }
 
-    static constexpr auto kKnock = std::chrono::milliseconds(2);
+    static constexpr auto kFirst = std::chrono::milliseconds(3);
+    static constexpr auto kKnock = std::chrono::milliseconds(15);  // it logs each
     sockaddr_in address_{};
     std::atomic<bool> over_{false};
     std::thread thread_;

@@ -135,6 +135,10 @@ class MooncakeLane final : public Lane, public RemoteSupport {
             },
             [engine = serving_](const Cover::Range& range) {
                 engine->unregisterMemory(range.first);
+            },
+            [this](const Status& status) {
+                services_.log(LogLevel::WARN,
+                              "peers reach some memory no more: " + status.message());
             }});
         NIXL_RETURN_IF_ERROR(startWorker());
         services_.log(LogLevel::INFO, "Mooncake's engine from " + library_->path + ", protocol " +
@@ -255,20 +259,20 @@ class MooncakeLane final : public Lane, public RemoteSupport {
         }
         if (engine_.protocol == "rdma" && devices.empty()) {
             return Status::notFound(
-                "MOONCAKE: protocol=\"rdma\": this machine has no RDMA device; "
+                "protocol=\"rdma\": this machine has no RDMA device; "
                 "protocol tcp works without one");
         }
         for (const std::string& device : options_.devices) {
             if (engine_.protocol == "rdma" &&
                 std::find(devices.begin(), devices.end(), device) == devices.end()) {
-                return Status::notFound("MOONCAKE: device_name=\"" + device +
-                                        "\": this machine has " + names);
+                return Status::notFound("device_name=\"" + device + "\": this machine has " +
+                                        names);
             }
         }
         const char* const framing = std::getenv("MC_TCP_PROTO");
         if (engine_.protocol == "tcp" && framing != nullptr && std::string_view(framing) == "1") {
             return Status::notAllowed(
-                "MOONCAKE: MC_TCP_PROTO=1 in the environment has Mooncake tell of a WRITE's end "
+                "MC_TCP_PROTO=1 in the environment has Mooncake tell of a WRITE's end "
                 "before the bytes are there; unset it");
         }
         engine_.host = options_.host.empty() ? ownAddress() : options_.host;

@@ -8,13 +8,16 @@
 
 namespace nixl::mooncake {
 
+namespace {
+
+constexpr char kUnconfirmed[] =
+    "canceled; remote_unconfirmed: the peer did not answer, and the engine was ended";
+
+}  // namespace
+
 struct MooncakePeer::Batch {
-    struct Piece {
-        uint64_t planOffset;
-        uint64_t size;
-    };
     uint64_t id = kNoBatch;
-    std::vector<Piece> pieces;
+    std::vector<Segment> pieces;
     size_t ended = 0;  // all before it have
     uint64_t bytes = 0;
 };
@@ -22,16 +25,20 @@ struct MooncakePeer::Batch {
 struct MooncakePeer::Active {
     explicit Active(MooncakeJob its_job)
         : job(std::move(its_job)), cursor(job.runs, *job.localCuts, *job.remoteCuts, kPiece) {}
+    bool more() const { return !again.empty() || cursor.more(); }
 
     MooncakeJob job;
     EntryCursor cursor;
     std::deque<Batch> batches;  // that the engine has
-    std::vector<SegmentFailure> failures;
-    Status error;         // nothing more is submitted
-    bool ready = false;   // the session is up
-    bool issued = false;  // the engine has got everything
-    bool told = false;    // the user
+    std::vector<Segment> failed;
+    std::deque<Segment> again;  // those that failed once
+    Status error;               // nothing more is submitted
+    bool ready = false;         // the session is up
+    bool issued = false;        // the engine has got everything
+    bool told = false;          // the user
+    bool repeated = false;
     std::optional<Clock::time_point> decideAt;
+    std::optional<Clock::time_point> giveUpAt;
 };
 
 // --- the engine
@@ -168,12 +175,17 @@ void MooncakePeer::run(const Calls& calls) {
 bool MooncakePeer::step(Calls& calls) {
     bool moved = false;
     for (const ActivePtr& active : active_) {
-        moved = look(*active) || moved;
+        const bool its = look(*active);
+        giveUp(*active, its);
+        moved = its || moved;
     }
     checkLink();
     for (const ActivePtr& active : active_) {
-        if (active->error.ok() && active->job.completion->cancelRequested() && !active->issued) {
+        const bool open = active->error.ok() || active->decideAt.has_value();
+        if (open && active->job.completion->cancelRequested() &&
+            (!active->issued || !active->failed.empty())) {
             active->error = Status::canceled("canceled");
+            active->decideAt.reset();
         }
         while (submit(*active)) {
             moved = true;
@@ -213,12 +225,28 @@ bool MooncakePeer::lookAt(Active& active, Batch& batch) {
     bool good = false;
     while (batch.id != kNoBatch && batch.ended < batch.pieces.size() &&
            engine_->ended(batch.id, batch.ended, good)) {
-        const Batch::Piece& piece = batch.pieces[batch.ended++];
+        const Segment& piece = batch.pieces[batch.ended++];
         if (!good) {
-            active.failures.push_back({piece.planOffset, piece.size, 0, 0});
+            active.failed.push_back(piece);
         }
     }
     return batch.ended != before;
+}
+
+// The engine cannot take back what it has, and tries a peer that is silent again and again. Whoever
+// waits for memory gets it by the end of the engine; others begin again with the next one.
+void MooncakePeer::giveUp(Active& active, bool moved) {
+    const bool unwanted = active.job.completion->cancelRequested() ||
+                          (!active.error.ok() && !active.decideAt.has_value());
+    if (!unwanted || active.batches.empty()) {
+        return;
+    }
+    const auto now = Clock::now();
+    if (moved || !active.giveUpAt.has_value()) {
+        active.giveUpAt = now + kGiveUp;
+    } else if (now >= *active.giveUpAt) {
+        asking_->retire(engine_, true);
+    }
 }
 
 // A link of an engine that has failed is used no more, once the engine has nothing of it.
@@ -239,17 +267,22 @@ void MooncakePeer::checkLink() {
 std::vector<EngineRequest> MooncakePeer::take(Active& active, Batch& batch) const {
     std::vector<EngineRequest> requests;
     Segment piece;
-    for (EntryCursor next = active.cursor;
-         requests_ + requests.size() < kMostRequests && next.next(piece);) {
+    while (requests_ + requests.size() < kMostRequests) {
+        EntryCursor next = active.cursor;
+        if (!active.again.empty()) {
+            piece = active.again.front();
+        } else if (!next.next(piece)) {
+            break;
+        }
         const uint64_t bytes = bytes_ + batch.bytes;
         if (bytes != 0 && bytes + piece.size > kMostBytes) {
             break;
         }
-        active.cursor = next;
+        active.again.empty() ? void(active.cursor = next) : active.again.pop_front();
         requests.push_back({active.job.read ? kEngineRead : kEngineWrite,
                             reinterpret_cast<void*>(piece.local), handle_, 0, piece.remote,
                             piece.size});
-        batch.pieces.push_back({piece.planOffset, piece.size});
+        batch.pieces.push_back(piece);
         batch.bytes += piece.size;
     }
     return requests;
@@ -262,7 +295,7 @@ bool MooncakePeer::submit(Active& active) {
     }
     Batch batch;
     std::vector<EngineRequest> requests = take(active, batch);
-    active.issued = !active.cursor.more();
+    active.issued = !active.more();
     if (requests.empty()) {
         return false;
     }
@@ -285,38 +318,51 @@ bool MooncakePeer::over(Active& active) {
     if (!active.batches.empty()) {
         return false;
     }
-    if (!active.failures.empty() && (active.error.ok() || active.decideAt.has_value())) {
+    if (!active.failed.empty() && (active.error.ok() || active.decideAt.has_value())) {
         return decided(active);
     }
     return active.issued || !active.error.ok();
 }
 
-// The peer is gone, or did not want it: the session tells which, in a moment.
+// The peer is gone, or did not want it: the session tells which, in a moment. If it does not, what
+// failed is tried once more, with another engine.
 bool MooncakePeer::decided(Active& active) {
     const auto now = Clock::now();
     if (!active.decideAt.has_value()) {
         active.decideAt = now + kSessionTells;
-        active.error = Status::backend("Mooncake failed " + std::to_string(active.failures.size()) +
+        active.error = Status::backend("Mooncake failed " + std::to_string(active.failed.size()) +
                                        " of its requests to " + segment_ +
                                        " (memory that is not registered there any more, or a "
                                        "broken connection: the log of its "
                                        "engines on stderr says which)");
     }
-    if (now < *active.decideAt) {
+    if (!active.repeated && now < *active.decideAt) {
         return false;
     }
     asking_->retire(engine_, false);
-    return true;
+    if (active.repeated) {
+        return true;
+    }
+    active.repeated = true;
+    active.issued = false;
+    active.decideAt.reset();
+    active.error = {};
+    active.again.assign(active.failed.begin(), active.failed.end());
+    active.failed.clear();
+    return false;
 }
 
 void MooncakePeer::finish(const ActivePtr& active, Calls& calls) {
-    if (active->error.code() == ErrorCode::CANCELED) {
-        active->failures.clear();
-    } else if (!active->error.ok() && !active->decideAt.has_value()) {
-        active->failures.assign(1, {0, active->job.bytes, 0, 0});  // what was moved is not told
+    std::vector<SegmentFailure> failures;
+    if (active->decideAt.has_value()) {
+        for (const Segment& piece : active->failed) {
+            failures.push_back({piece.planOffset, piece.size, 0, 0});
+        }
+    } else if (!active->error.ok() && active->error.code() != ErrorCode::CANCELED) {
+        failures.push_back({0, active->job.bytes, 0, 0});  // what was moved is not told
     }
-    calls.push_back([self = shared_from_this(), active] {
-        active->job.done(active->error, std::move(active->failures));
+    calls.push_back([self = shared_from_this(), active, failures = std::move(failures)] {
+        active->job.done(active->error, failures);
         self->count_.fetch_sub(1, std::memory_order_acq_rel);
     });
 }
@@ -369,10 +415,14 @@ void MooncakePeer::engineEnded(const std::shared_ptr<Engine>& engine) {
             return;
         }
         for (const ActivePtr& active : active_) {
-            if (active->error.ok() && (!active->batches.empty() || !active->failures.empty())) {
+            if (active->job.completion->cancelRequested() && !active->batches.empty()) {
+                active->error = active->error.ok() ? Status::canceled(kUnconfirmed) : active->error;
+            }
+            if (active->error.ok() && (!active->batches.empty() || !active->failed.empty())) {
                 const MooncakeJob& job = active->job;
                 active->cursor = EntryCursor(job.runs, *job.localCuts, *job.remoteCuts, kPiece);
-                active->failures.clear();
+                active->failed.clear();
+                active->again.clear();
                 active->issued = false;
             }
             active->batches.clear();

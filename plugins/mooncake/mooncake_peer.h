@@ -108,6 +108,7 @@ class MooncakePeer : public std::enable_shared_from_this<MooncakePeer> {
 
     bool step(Calls& calls);
     bool look(Active& active);
+    void giveUp(Active& active, bool moved);
     bool lookAt(Active& active, Batch& batch);
     bool submit(Active& active);
     std::vector<EngineRequest> take(Active& active, Batch& batch) const;
@@ -121,6 +122,8 @@ class MooncakePeer : public std::enable_shared_from_this<MooncakePeer> {
 
     // How long the session has to tell that the peer is lost, where the engine failed first.
     static constexpr auto kSessionTells = std::chrono::milliseconds(200);
+    // How long nothing of a post may end that nobody wants any more.
+    static constexpr auto kGiveUp = std::chrono::seconds(2);
 
     const std::string name_;
     const std::string segment_;

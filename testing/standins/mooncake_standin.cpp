@@ -94,9 +94,11 @@ Status carryOut(const Engine& from, const Request& request) {
 #pragma GCC visibility push(default)
 extern "C" {
 
+#ifndef MOONCAKE_STANDIN_OLD
 // As an engine has it whose tcp transport acknowledges.
 extern const char mooncakeStandinProtocol[];
 const char mooncakeStandinProtocol[] = "tcp_proto_version";
+#endif
 
 void* createTransferEngine(const char* metadata,
                            const char* name,
