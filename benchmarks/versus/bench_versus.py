@@ -28,7 +28,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import hosts  # noqa: E402
 import rows  # noqa: E402
-from rows_base import Metric, Row, Target  # noqa: E402
+from rows_base import Row, Target  # noqa: E402
 from utils import machine  # noqa: E402
 
 PEER_VERSION = "1.5.1"
@@ -235,8 +235,9 @@ def shown(figure: Figure) -> str:
     return f"{number(figure.median)} ({number(low)}-{number(high)})"
 
 
-def judge(metric: Metric, target: Target, ours: Figure, peer: Figure, limit: Figure) -> str:
-    reference = {"peer": peer, "limit": limit}.get(target.of)
+def judge(target: Target, ours: Figure, others: dict[str, Figure]) -> str:
+    """`others` by what a target may be of."""
+    reference = others.get(target.of)
     if not ours or (reference is not None and not reference):
         return f"{target.text}: -"
     reached = ours.median if reference is None else ours.over(reference)
@@ -253,6 +254,7 @@ def table_of(row: type[Row], results: list[dict]) -> list[list[str]]:
         limit = Figure(results, "ours", f"limit:{metric.name}", metric.higher)
         mooncake = Figure(results, "mooncake", metric.name, metric.higher)
         second = Figure(results, "ours", f"second:{metric.name}", metric.higher)
+        others = {"peer": peer, "limit": limit, "mooncake": mooncake}
         limits = [f"{shown(limit)} {metric.limit}".strip()] if limit else []
         limits += [f"{shown(second)} {metric.second}".strip()] if second else []
         lines.append(
@@ -263,15 +265,16 @@ def table_of(row: type[Row], results: list[dict]) -> list[list[str]]:
                 number(ours.over(peer)) if ours and peer else "-",
                 shown(mooncake),
                 "; ".join(limits) or "-",
-                "; ".join(judge(metric, t, ours, peer, limit) for t in metric.targets) or "-",
+                "; ".join(judge(t, ours, others) for t in metric.targets) or "-",
             ]
         )
     return lines
 
 
-def verdict(metric: Metric, target: Target, figures: dict[str, Figure]) -> dict[str, Any]:
+def verdict(target: Target, figures: dict[str, Figure]) -> dict[str, Any]:
     """A target for a program to read; reached is None where it could not be told."""
-    told = judge(metric, target, figures["ours"], figures["published"], figures["limit"])
+    others = {"peer": figures["published"]} | {k: figures[k] for k in ("limit", "mooncake")}
+    told = judge(target, figures["ours"], others)
     reached = {"yes": True, "NO": False}.get(told.rsplit(": ", 1)[1])
     return {"target": target.text, "of": target.of, "reached": reached, "told": told}
 
@@ -297,7 +300,7 @@ def record_of(row: type[Row], results: list[dict]) -> dict[str, Any]:
                 entry[name] = {"median": figure.median, "spread": [low, high]}
                 if name != "ours" and ours:
                     entry[name]["ours_over_it"] = ours.over(figure)
-        entry["targets"] = [verdict(metric, target, figures) for target in metric.targets]
+        entry["targets"] = [verdict(target, figures) for target in metric.targets]
         kept[metric.name] = entry
     return {"title": row.title, "metrics": kept}
 

@@ -9,6 +9,7 @@ from rows_gds import GDS_ROWS
 from rows_gusli import GUSLI_ROWS
 from rows_hosts import HOST_ROWS
 from rows_memory import MEMORY_ROWS
+from rows_mooncake import MOONCAKE_ROWS
 from rows_network import PAIR_ROWS
 from rows_peer import PEER_ROWS
 from rows_polling import POLLING_ROWS
@@ -23,6 +24,7 @@ ALL: list[type[Row]] = [
     *PAIR_ROWS,
     *HOST_ROWS,
     *UCX_MO_ROWS,
+    *MOONCAKE_ROWS,
     *POLLING_ROWS,
     *PEER_ROWS,
     *EXCHANGE_ROWS,

@@ -12,9 +12,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Target:
-    """What ours must reach: `factor` times the peer's or the limit's figure, or a plain value."""
+    """What ours must reach: `factor` times another figure, or a plain value."""
 
-    of: str  # "peer", "limit" or "value"
+    of: str  # "peer", "mooncake", "limit" or "value"
     factor: float
     text: str
 

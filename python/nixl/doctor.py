@@ -30,6 +30,12 @@ from collections.abc import Callable
 LIBRARIES = [
     ("UCX", "ucp", "libucp.so.0", "Debian: libucx0, PyPI: libucx-cu13"),
     ("LIBFABRIC", "fabric", "libfabric.so.1", "Debian: libfabric1"),
+    (
+        "Mooncake (MOONCAKE)",
+        "transfer_engine",
+        "libtransfer_engine.so",
+        "Mooncake, built with -DBUILD_SHARED_LIBS=ON",
+    ),
     ("CUDA driver", "cuda", "libcuda.so.1", "the NVIDIA driver"),
     ("cuFile (GDS)", "cufile", "libcufile.so.0", "PyPI: nvidia-cufile"),
     ("libcurl (OBJ, etcd)", "curl", "libcurl.so.4", "Debian: libcurl4"),
@@ -39,6 +45,7 @@ LIBRARIES = [
 ]
 # The variable that names a library to the plugin instead of the system.
 NAMED_BY = {
+    "libtransfer_engine.so": "NIXL_MOONCAKE_LIBRARY",
     "libhf3fs_api_shared.so": "NIXL_HF3FS_LIBRARY",
     "libnixl_gusli_adapter.so": "NIXL_GUSLI_LIBRARY",
 }
