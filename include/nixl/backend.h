@@ -158,7 +158,7 @@ class NIXL_API Completion {
     bool cancel(std::string why = "canceled");
     // For a mechanism that cannot stop at once (its peer is silent): the user is told of the end
     // now. The post itself ends by one of the above, later; until then its memory stays in use.
-    virtual void tellUser(Status /*why*/, std::vector<SegmentFailure> /*failures*/) {}
+    virtual void tellUser(const Status& /*why*/, const std::vector<SegmentFailure>& /*failures*/) {}
 
   protected:
     Completion() = default;

@@ -110,8 +110,9 @@ class PostCompletion final : public Completion {
           post_(post),
           notification_(std::move(self_notification)) {}
 
-    void tellUser(Status why, std::vector<SegmentFailure> failures) override {
-        state_->conclude(post_, TransferState::FAILED, std::move(why), std::move(failures));
+    void tellUser(const Status& why, const std::vector<SegmentFailure>& failures) override {
+        state_->conclude(post_, TransferState::FAILED, Status(why),
+                         std::vector<SegmentFailure>(failures));
     }
 
   protected:

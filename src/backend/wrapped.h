@@ -54,8 +54,8 @@ class InnerCompletion : public Completion {
     XferState endState() const { return state_; }
     const Status& status() const { return status_; }
     const std::vector<SegmentFailure>& failures() const { return failures_; }
-    void tellUser(Status why, std::vector<SegmentFailure> failures) override {
-        outer_->tellUser(std::move(why), std::move(failures));
+    void tellUser(const Status& why, const std::vector<SegmentFailure>& failures) override {
+        outer_->tellUser(why, failures);
     }
     // Ends the outer completion as this one ended.
     bool passOn() {
