@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -9,11 +10,14 @@ import random
 import socket
 import subprocess
 import sys
+import threading
+import urllib.request
 
+import nixl
 import numpy as np
 import pytest
 import zmq
-from kv_support import Cache, KVPoll, patient, until, why
+from kv_support import PATIENCE, Cache, KVPoll, patient, until, why
 from nixl.disaggregation import conn
 from nixl.disaggregation.frames import GUARD, TAG, note, read_note
 
@@ -191,6 +195,132 @@ def test_a_bootstrap_server_that_never_answers(place):
                 polls += 1
             assert polls > 10
     assert "waited 1 s" in why(receiver)
+
+
+class Between:
+    """Stands before a bootstrap server and holds its answers back, or answers itself."""
+
+    def __init__(self, port: int, answer: bytes | None = None) -> None:
+        self.port, self.answer = port, answer
+        self.go, self.asked = threading.Event(), 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self) -> None:
+        while True:
+            connection, _ = self.listener.accept()
+            with connection:
+                question = connection.recv(4096)
+                if not question:  # close() was here
+                    return
+                self.asked += 1
+                answer = self.answer
+                if answer is None:
+                    self.go.wait(PATIENCE)
+                    with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/ranks") as server:
+                        body = server.read()
+                    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+                with contextlib.suppress(OSError):
+                    connection.sendall(answer)
+
+    def close(self) -> None:
+        socket.create_connection(self.listener.getsockname()).close()
+        self.thread.join()
+        self.listener.close()
+
+
+def test_a_slow_bootstrap_server(place):
+    source, target = Cache(), Cache()
+    source.fill(5)
+    prefill, decode = place.rank("prefill", source), place.rank("decode", target)
+    slow = Between(place.server.port)
+    try:
+        receiver = conn.NixlKVReceiver(decode, slow.address, 1)
+        sender = conn.NixlKVSender(prefill, place.address, 1)
+        receiver.init([1, 2], 0)
+        sender.init(2, 0)
+        sender.send([3, 4])
+        while not slow.asked:
+            assert receiver.poll() == sender.poll() == KVPoll.Bootstrapping
+        for _ in range(100):
+            assert receiver.poll() == sender.poll() == KVPoll.Bootstrapping
+        slow.go.set()
+        until(receiver, sender)
+        assert np.array_equal(target.kv[0][[1, 2]], source.kv[0][[3, 4]])
+    finally:
+        slow.go.set()
+        slow.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-something\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhtml",
+        b'HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{"ranks": [{"a": 1}]}',
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n{",
+        b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n",
+        b"",
+    ],
+)
+def test_a_bootstrap_server_that_talks_nonsense(place, answer):
+    decode = place.rank("decode", Cache(), settings=patient(bootstrap_timeout=0.5))
+    server = Between(0, answer)
+    try:
+        receiver = conn.NixlKVReceiver(decode, server.address, 1)
+        told = why(receiver)
+        assert server.address in told and "has not answered yet" not in told
+        asked, again = server.asked, conn.NixlKVReceiver(decode, server.address, 2)
+        until(again, wanted=KVPoll.Failed)
+        assert server.asked > asked  # it is asked again for every room
+    finally:
+        server.close()
+
+
+def test_a_room_that_is_ended_twice(place):
+    source, target = Cache(), Cache()
+    source.fill(5)
+    prefill, decode = place.rank("prefill", source), place.rank("decode", target)
+    receiver = conn.NixlKVReceiver(decode, place.address, 1)
+    sender = conn.NixlKVSender(prefill, place.address, 1)
+    receiver.init([1], 0)
+    sender.init(1, 0)
+    sender.send([3])
+    until(receiver, sender)
+    for end in (receiver, sender):
+        end.abort()
+        end.failure_exception()
+        assert end.poll() == KVPoll.Success
+        end.clear()
+        end.clear()
+    assert np.array_equal(target.kv[0][1], source.kv[0][3])
+    for kind in (conn.NixlKVReceiver, conn.NixlKVSender):  # and one that has not begun
+        end = kind(decode if kind is conn.NixlKVReceiver else prefill, place.address, 2)
+        end.abort()
+        end.abort()
+        assert "aborted" in why(end)
+        end.clear()
+        end.clear()
+        assert end.poll() == KVPoll.Failed
+
+
+def test_a_rank_that_is_closed_with_rooms_under_way(place):
+    prefill, decode = place.rank("prefill", Cache()), place.rank("decode", Cache())
+    receiver = conn.NixlKVReceiver(decode, place.address, 1)
+    sender = conn.NixlKVSender(prefill, place.address, 1)
+    receiver.init([1, 2], 0)
+    sender.init(2, 0)
+    sender.send([1])
+    until(receiver, wanted=KVPoll.Transferring)
+    decode.close()
+    assert "the rank was closed" in why(receiver)
+    until(sender, wanted=KVPoll.Failed)
+    prefill.close()
+    with pytest.raises(nixl.nixlError, match="closed"):
+        pointers = decode.kv_args.kv_data_ptrs
+        prefill.send_kvcache(decode.agent.name, [1], pointers, [1], 0, b"")
 
 
 def test_not_all_prefill_ranks_have_come(place):
