@@ -129,7 +129,7 @@ endfunction()
 # the program plugin_NAME_test, which holds the plugin's objects and the whole core.
 function(nixl_plugin name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "EXPORTER" ""
-                        "SOURCES;TESTS;LINK;DEFINITIONS;INCLUDES;TEST_LINK")
+                        "SOURCES;SHARED_SOURCES;TESTS;LINK;DEFINITIONS;INCLUDES;TEST_LINK")
   string(TOLOWER "${name}" file_name)
   if(arg_EXPORTER)
     string(PREPEND file_name telemetry_exporter_)
@@ -144,7 +144,7 @@ function(nixl_plugin name)
     set(tests ${arg_TESTS})
   endif()
   set(objects plugin_${name}_objects)
-  add_library(${objects} OBJECT ${sources})
+  add_library(${objects} OBJECT ${sources} ${arg_SHARED_SOURCES}) # these of another plugin's folder
   nixl_public_includes(${objects} PUBLIC)
   target_include_directories(${objects} PRIVATE ${arg_INCLUDES})
   target_compile_definitions(${objects} PRIVATE ${arg_DEFINITIONS})

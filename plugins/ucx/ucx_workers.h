@@ -12,17 +12,13 @@
 
 #include "nixl/backend.h"
 
+#include "deal_runs.h"
 #include "ucx_worker.h"
 
 namespace nixl::ucx {
 
 // A part costs a hand-over, about what moving this much does.
 inline constexpr uint64_t kLeastUcxPart = 2 << 20;
-
-// Deals the bytes of runs out into at most `parts` of about the same size, each of segments of at
-// most `piece` bytes; parts of less than `least` bytes are not made.
-std::vector<std::vector<PlanRun>> dealRuns(
-    std::span<const PlanRun> runs, uint64_t bytes, size_t parts, uint64_t piece, uint64_t least);
 
 // Strings as one: for each its length (u32, little endian) and itself. Empty where they are none.
 std::string packList(std::span<const std::string> all);
