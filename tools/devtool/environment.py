@@ -51,6 +51,7 @@ GROUPS = {
             "ccache",
             "git",
             "libcurl4-openssl-dev",
+            "libfabric-dev",
             "libgmock-dev",
             "libgtest-dev",
             "libibverbs1",
