@@ -48,7 +48,9 @@ NAMED_BY = {
     "libtransfer_engine.so": "NIXL_MOONCAKE_LIBRARY",
     "libhf3fs_api_shared.so": "NIXL_HF3FS_LIBRARY",
     "libnixl_gusli_adapter.so": "NIXL_GUSLI_LIBRARY",
+    "libfabric.so.1": "NIXL_LIBFABRIC_LIBRARY",
 }
+FABRIC_PROVIDERS = ("efa", "verbs", "tcp")
 INFINIBAND = pathlib.Path("/sys/class/infiniband")
 YAMA = pathlib.Path("/proc/sys/kernel/yama/ptrace_scope")
 URING_DISABLED = pathlib.Path("/proc/sys/kernel/io_uring_disabled")
@@ -139,6 +141,30 @@ def libraries() -> None:
             variable = NAMED_BY.get(soname)
             named = f", or set {variable} to its path" if variable else ""
             say("note", what, f"absent; where it is wanted, install {package}{named}")
+
+
+def fabric_providers() -> bool:
+    """What of libfabric the backend LIBFABRIC can use here; each is tried."""
+    import nixl
+
+    works, errors = [], {}
+    for provider in FABRIC_PROVIDERS:
+        config = nixl.nixl_agent_config(backends=[], use_etcd=False)
+        with nixl.nixl_agent(f"doctor-{provider}-{os.getpid()}", config) as agent:
+            if "LIBFABRIC" not in agent.get_plugin_list():
+                return say("note", "libfabric providers", "this build has no plugin LIBFABRIC")
+            try:
+                agent.create_backend("LIBFABRIC", {"provider": provider})
+                works.append(provider)
+            except Exception as error:  # a backend may raise any class; each is only reported
+                errors[provider] = error
+    if not works:
+        return say("note", "libfabric providers", f"none: {errors['tcp']}")
+    text = f"{', '.join(works)}; no device of {', '.join(errors) or 'none'}"
+    if rdma_devices() and not {"efa", "verbs"} & set(works):
+        text += f"; LIBFABRIC would go over TCP although there is RDMA: {errors['verbs']}"
+        return say("note", "libfabric providers", text)
+    return say("ok", "libfabric providers", text)
 
 
 def ucx_modules() -> list[str]:
@@ -349,6 +375,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8888, help="the listener's port to try (8888)")
     options = parser.parse_args(arguments)
     checks: list[Callable[[], object]] = [machine, plugins, libraries, gpus, rdma]
+    checks += [fabric_providers]
     checks += [ucx_engines, cross_memory_attach, io_uring, limits, lambda: port(options.port), etcd]
     for check in checks:
         try:

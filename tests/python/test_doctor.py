@@ -36,7 +36,13 @@ def test_both_names_say_the_same_things():
         "UCX_MO",
     ):
         assert word in said
-    for word in ("open files", "port 8888", "NIXL_ETCD_ENDPOINTS is not set", "RDMA"):
+    for word in (
+        "open files",
+        "port 8888",
+        "NIXL_ETCD_ENDPOINTS is not set",
+        "RDMA",
+        "libfabric pr",
+    ):
         assert word in said
     other = run(str(ROOT / "check_nixl_plugins.py"), status=None)
     names = [line[:26] for line in said.splitlines()]
@@ -71,6 +77,14 @@ def test_rdma_that_would_be_lost_is_a_failure(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "ucx_modules", lambda: ["/usr/lib/ucx/libuct_ib.so.0"])
     monkeypatch.setattr(doctor, "loads", lambda soname, short: soname)
     assert doctor.rdma()
+
+
+def test_providers_of_libfabric(monkeypatch, capsys):
+    monkeypatch.setenv("NIXL_LIBFABRIC_LIBRARY", "/nowhere/libfabric.so.1")
+    assert doctor.fabric_providers()
+    said = capsys.readouterr().out
+    assert "note  libfabric providers" in said
+    assert "/nowhere/libfabric.so.1" in said or "no plugin LIBFABRIC" in said
 
 
 @pytest.fixture
