@@ -5,6 +5,7 @@ from __future__ import annotations
 from rows_base import Metric, Row, Target
 from rows_etcd import ETCD_ROWS
 from rows_exchange import EXCHANGE_ROWS
+from rows_fabric import FABRIC_ROWS
 from rows_gds import GDS_ROWS
 from rows_gusli import GUSLI_ROWS
 from rows_hosts import HOST_ROWS
@@ -32,6 +33,7 @@ ALL: list[type[Row]] = [
     *POSIX_ROWS,
     *POSIX_SIZE_ROWS,
     *GDS_ROWS,
+    *FABRIC_ROWS,
     *GUSLI_ROWS,
 ]
 
