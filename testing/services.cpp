@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <random>
 
+#include "agent/shared.h"
 #include "lanes/lane_backend.h"
 #include "lanes/local/lane.h"
 
@@ -30,7 +31,11 @@ class TestServices::Target final : public peer::TargetAccess {
         if (services_ == nullptr) {
             return Status::disconnected("the test's agent has ended");
         }
-        services_->deliverNotification(from.name, std::move(message));
+        if (std::string_view(message).starts_with(agent::kLaneMark)) {
+            services_->deliverToLane(from, message.substr(agent::kLaneMark.size()));
+        } else {
+            services_->deliverNotification(from.name, std::move(message));
+        }
         return {};
     }
 
@@ -101,6 +106,31 @@ void TestServices::notifyPeer(const PlanPeer& peer,
         return done({});
     }
     done(there->deliverLocal({name_, incarnation_}, std::move(message)));
+}
+
+void TestServices::sendLaneMessage(const PlanPeer& peer,
+                                   std::string_view lane,
+                                   std::string message,
+                                   std::function<void(Status)> done) {
+    notifyPeer(peer, agent::markedForLane(lane, message), std::move(done));
+}
+
+void TestServices::listenToLane(std::string_view lane, LaneListener call) {
+    const MutexLock lock(mutex_);
+    listeners_[std::string(lane)] = std::move(call);
+}
+
+void TestServices::deliverToLane(const peer::Identity& from, const std::string& message) {
+    LaneListener call;
+    const size_t end = message.find('\0');
+    {
+        const MutexLock lock(mutex_);
+        call = listeners_[message.substr(0, end)];
+    }
+    if (call != nullptr) {
+        call({from.name, from.incarnation, from.incarnation == incarnation_},
+             message.substr(end + 1));
+    }
 }
 
 Result<std::unique_ptr<Backend>> TestServices::createLaneBackend(LaneBackendSpec spec) {

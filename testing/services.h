@@ -45,6 +45,12 @@ class TestServices final : public PluginServices {
     void connectPeer(const PlanPeer& /*peer*/, std::function<void(Status)> done) override {
         done({});
     }
+    // As notifyPeer.
+    void sendLaneMessage(const PlanPeer& peer,
+                         std::string_view lane,
+                         std::string message,
+                         std::function<void(Status)> done) override;
+    void listenToLane(std::string_view lane, LaneListener call) override;
     Result<std::unique_ptr<Backend>> createLaneBackend(LaneBackendSpec spec) override;
 
     const std::array<uint8_t, 16>& incarnation() const { return incarnation_; }
@@ -58,6 +64,8 @@ class TestServices final : public PluginServices {
   private:
     class Target;
 
+    void deliverToLane(const peer::Identity& from, const std::string& message);
+
     const std::string name_;
     std::array<uint8_t, 16> incarnation_{};
     std::unique_ptr<base::EpollReactor> reactor_;
@@ -66,6 +74,7 @@ class TestServices final : public PluginServices {
     std::vector<std::pair<LogLevel, std::string>> lines_ NIXL_GUARDED_BY(mutex_);
     std::map<std::string, uint64_t, std::less<>> counters_ NIXL_GUARDED_BY(mutex_);
     std::vector<std::pair<std::string, std::string>> notifications_ NIXL_GUARDED_BY(mutex_);
+    std::map<std::string, LaneListener, std::less<>> listeners_ NIXL_GUARDED_BY(mutex_);
     base::ThreadPool pool_;  // last: its tasks use the rest
 };
 

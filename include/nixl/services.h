@@ -104,6 +104,18 @@ class NIXL_API PluginServices {
     virtual Result<std::unique_ptr<Backend>> createLaneBackend(LaneBackendSpec spec) = 0;
     // For lanes: null where there are none (before Lane::start, in tests without an agent).
     virtual Pollers* pollers() { return nullptr; }
+    // For lanes that have something to agree on: messages to the lane `lane` of a peer, over the
+    // agent's session, in order, at most 1 MiB. `done` is called once, as that of notifyPeer.
+    // Whoever listens is called by any thread and must not block; an empty function ends it, though
+    // a call may still be under way. What nobody listens to is dropped.
+    virtual void sendLaneMessage(const PlanPeer& /*peer*/,
+                                 std::string_view /*lane*/,
+                                 std::string /*message*/,
+                                 std::function<void(Status)> done) {
+        done(Status::notSupported("messages of lanes are not possible here"));
+    }
+    using LaneListener = std::function<void(const PlanPeer& from, std::string message)>;
+    virtual void listenToLane(std::string_view /*lane*/, LaneListener /*call*/) {}
 };
 
 }  // namespace nixl

@@ -40,6 +40,18 @@ void BackendServices::connectPeer(const PlanPeer& peer, std::function<void(Statu
     core_.connect({std::string(peer.name), peer.incarnation}, std::move(done));
 }
 
+void BackendServices::sendLaneMessage(const PlanPeer& peer,
+                                      std::string_view lane,
+                                      std::string message,
+                                      std::function<void(Status)> done) {
+    core_.notify({std::string(peer.name), peer.incarnation}, markedForLane(lane, message),
+                 std::move(done));
+}
+
+void BackendServices::listenToLane(std::string_view lane, LaneListener call) {
+    core_.shared->listenToLane(lane, std::move(call));
+}
+
 Result<std::unique_ptr<Backend>> BackendServices::createLaneBackend(LaneBackendSpec spec) {
     if (spec.wantedLanes.empty()) {
         spec.wantedLanes = core_.wantedLanes;

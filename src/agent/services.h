@@ -50,6 +50,11 @@ class BackendServices final : public PluginServices {
                     std::function<void(Status)> done) override;
     void connectPeer(const PlanPeer& peer, std::function<void(Status)> done) override;
     Result<std::unique_ptr<Backend>> createLaneBackend(LaneBackendSpec spec) override;
+    void sendLaneMessage(const PlanPeer& peer,
+                         std::string_view lane,
+                         std::string message,
+                         std::function<void(Status)> done) override;
+    void listenToLane(std::string_view lane, LaneListener call) override;
     Pollers* pollers() override { return core_.pollers ? core_.pollers() : nullptr; }
 
     std::map<std::string, uint64_t> counters() const;

@@ -112,9 +112,44 @@ void AgentShared::forgetGrants() {
     manyGrants_ = std::max<size_t>(4096, 2 * partial_.size());
 }
 
+std::string markedForLane(std::string_view lane, std::string_view message) {
+    std::string marked(kLaneMark);
+    marked += lane;
+    marked.push_back('\0');
+    marked += message;
+    return marked;
+}
+
+void AgentShared::listenToLane(std::string_view lane, PluginServices::LaneListener call) {
+    MutexLock lock(mutex_);
+    if (call == nullptr) {
+        laneListeners_.erase(std::string(lane));
+    } else {
+        laneListeners_[std::string(lane)] = std::move(call);
+    }
+}
+
+void AgentShared::deliverToLane(const peer::Identity& from, std::string_view message) {
+    const size_t end = message.find('\0');
+    PluginServices::LaneListener call;
+    if (end != std::string_view::npos) {
+        MutexLock lock(mutex_);
+        const auto found = laneListeners_.find(std::string(message.substr(0, end)));
+        if (found != laneListeners_.end()) {
+            call = found->second;
+        }
+    }
+    if (call != nullptr) {
+        call({from.name, from.incarnation, from == self_}, std::string(message.substr(end + 1)));
+    }
+}
+
 void AgentShared::deliver(const peer::Identity& from,
                           std::string message,
                           std::shared_ptr<void> credit) {
+    if (std::string_view(message).starts_with(kLaneMark)) {
+        return deliverToLane(from, std::string_view(message).substr(kLaneMark.size()));
+    }
     {
         MutexLock lock(mutex_);
         Sender& heard = heard_[from.name];

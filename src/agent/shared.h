@@ -10,9 +10,11 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "nixl/agent.h"
+#include "nixl/services.h"
 
 #include "agent/signal.h"
 #include "base/busy_poll.h"
@@ -26,6 +28,10 @@ namespace nixl::agent {
 // Bytes of notifications from agents of this process that may wait; more is refused. Sessions of
 // other processes have their own credits (docs/protocol.md).
 inline constexpr uint64_t kMaxQueuedBytes = 64 << 20;
+
+// Messages of lanes travel as notifications that begin so, with the lane's name and a NUL.
+inline constexpr std::string_view kLaneMark("\0nixl-lane\xb7\x1d\x52\x9e\0", 15);
+std::string markedForLane(std::string_view lane, std::string_view message);
 
 class AgentShared final : public peer::TargetAccess, public peer::NetworkAccess {
   public:
@@ -60,6 +66,9 @@ class AgentShared final : public peer::TargetAccess, public peer::NetworkAccess 
 
     // The grant that opens just these regions, for a partial blob: the same for the same regions.
     peer::Key partialGrant(std::vector<uint64_t> regions);
+
+    // Messages of lanes never reach the notifications. Empty: nobody listens any more.
+    void listenToLane(std::string_view lane, PluginServices::LaneListener call);
 
     std::vector<Notification> takeNotifications();
     bool hasNotifications() const;
@@ -109,6 +118,7 @@ class AgentShared final : public peer::TargetAccess, public peer::NetworkAccess 
         std::string why;  // of the last
     };
     void forgetGrants() NIXL_REQUIRES(mutex_);
+    void deliverToLane(const peer::Identity& from, std::string_view message);
 
     const peer::Identity self_;
     const peer::Key grant_;
@@ -122,6 +132,7 @@ class AgentShared final : public peer::TargetAccess, public peer::NetworkAccess 
     std::map<std::string, Sender> heard_ NIXL_GUARDED_BY(mutex_);
     uint64_t heardCount_ NIXL_GUARDED_BY(mutex_) = 0;
     size_t manySenders_ NIXL_GUARDED_BY(mutex_) = kManySenders;  // look again from here on
+    std::map<std::string, PluginServices::LaneListener> laneListeners_ NIXL_GUARDED_BY(mutex_);
     std::map<std::string, Undelivered> undelivered_ NIXL_GUARDED_BY(mutex_);
     std::map<peer::GrantId, Grant> grants_ NIXL_GUARDED_BY(mutex_);
     std::map<std::vector<uint64_t>, peer::Key> partial_ NIXL_GUARDED_BY(mutex_);

@@ -80,6 +80,29 @@ std::vector<std::string>& logged() {
     return lines;
 }
 
+TEST(AgentShared, MessagesOfLanesReachWhoListensAndNobodyElse) {
+    AgentShared shared({"bob", {1}}, {});
+    std::vector<std::string> from;
+    std::vector<std::string> heard;
+    shared.listenToLane("near", [&](const PlanPeer& who, std::string message) {
+        from.emplace_back(who.self ? "self" : who.name);
+        heard.push_back(std::move(message));
+    });
+    const std::string binary("a\0b", 3);
+    shared.deliver({"alice", {2}}, markedForLane("near", binary), nullptr);
+    shared.deliver({"bob", {1}}, markedForLane("near", "me"), nullptr);
+    shared.deliver({"alice", {2}}, markedForLane("far", "lost"), nullptr);
+    std::string endless(kLaneMark);
+    endless.append("no end");
+    shared.deliver({"alice", {2}}, endless, nullptr);
+    EXPECT_FALSE(shared.hasNotifications());
+    EXPECT_EQ(from, (std::vector<std::string>{"alice", "self"}));
+    EXPECT_EQ(heard, (std::vector<std::string>{binary, "me"}));
+    shared.listenToLane("near", nullptr);
+    shared.deliver({"alice", {2}}, markedForLane("near", "late"), nullptr);
+    EXPECT_EQ(heard.size(), 2U);
+}
+
 TEST(AgentShared, UndeliveredNotificationsAreToldOnce) {
     AgentShared shared({.name = "bob"}, {1});
     base::setLogSink([](LogLevel, std::string_view line) { logged().emplace_back(line); });
