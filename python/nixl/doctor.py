@@ -40,6 +40,7 @@ LIBRARIES = [
     ("cuFile (GDS)", "cufile", "libcufile.so.0", "PyPI: nvidia-cufile"),
     ("libcurl (OBJ, etcd)", "curl", "libcurl.so.4", "Debian: libcurl4"),
     ("OpenSSL (OBJ)", "crypto", "libcrypto.so.3", "Debian: libssl3"),
+    ("DOCA (GPUNETIO)", "doca_gpunetio", "libdoca_gpunetio.so", "NVIDIA DOCA (doca-sdk-gpunetio)"),
     ("3FS client", "hf3fs_api_shared", "libhf3fs_api_shared.so", "the 3FS client package"),
     ("GUSLI adapter", "nixl_gusli_adapter", "libnixl_gusli_adapter.so", "see plugins/gusli"),
 ]
@@ -47,6 +48,7 @@ LIBRARIES = [
 NAMED_BY = {
     "libtransfer_engine.so": "NIXL_MOONCAKE_LIBRARY",
     "libhf3fs_api_shared.so": "NIXL_HF3FS_LIBRARY",
+    "libdoca_gpunetio.so": "NIXL_DOCA_LIBRARY",
     "libnixl_gusli_adapter.so": "NIXL_GUSLI_LIBRARY",
     "libfabric.so.1": "NIXL_LIBFABRIC_LIBRARY",
 }
@@ -134,7 +136,10 @@ def plugins() -> bool:
 def libraries() -> None:
     """Libraries that plugins open where they exist."""
     for what, short, soname, package in LIBRARIES:
-        found = loads(os.environ.get(NAMED_BY.get(soname, "")) or soname, short)
+        path = os.environ.get(NAMED_BY.get(soname, "")) or soname
+        if os.path.isdir(path):  # the folder of several libraries
+            path = os.path.join(path, soname)
+        found = loads(path, short)
         if found:
             say("ok", what, found)
         else:

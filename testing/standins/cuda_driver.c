@@ -261,7 +261,7 @@ API int cuMemFreeHost(void* memory) {
 }
 API int cuMemHostRegister_v2(void* memory, size_t size, unsigned flags) {
     BEGIN("cuMemHostRegister")
-    if (memory == NULL || size == 0 || flags != 1) {
+    if (memory == NULL || size == 0 || (flags != 1 && flags != 7)) { /* 7: registers */
         END(INVALID_VALUE);
     }
     if (currentDevice() < 0) {

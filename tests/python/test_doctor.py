@@ -34,6 +34,7 @@ def test_both_names_say_the_same_things():
         "io_uring",
         "locked memory",
         "UCX_MO",
+        "DOCA (GPUNETIO)",
     ):
         assert word in said
     for word in (

@@ -121,11 +121,6 @@ GUIDE = [
         "storage/gds_benchmark.py --operation READ --file_path {file} --buffer_size 1GB "
         "--verify_data",
     ),
-    (
-        "GPUNETIO",
-        "multi_node/gpunetio_p2p.py --gpu_devices 0,1 --buffer_sizes 1MB,16MB,256MB "
-        "--etcd_endpoints http://127.0.0.1:1",
-    ),
     ("GUSLI", "storage/gusli_block.py --device_path {file}"),
 ]
 
