@@ -1,6 +1,6 @@
 /* The limit of the rows of LIBFABRIC: one-sided operations in a plain loop, by a caller that spins,
- * with a target that does nothing but look at its queue. The library is the one that NIXL opens. One
- * thread for each object. Without libfabric's headers there is no such limit. */
+ * with a target that does nothing but look at its queue. The library is the one that NIXL opens.
+ * One thread for each object. Without libfabric's headers there is no such limit. */
 #if __has_include(<rdma/fabric.h>)
 #include <dlfcn.h>
 #include <stdint.h>

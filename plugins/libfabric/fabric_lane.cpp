@@ -169,8 +169,8 @@ class FabricTransfer final : public BackendTransfer {
         auto all = std::make_shared<Gathering>();
         all->left = parts_.size();
         all->done = [this, completion, message = std::string(notification),
-                     has_notification](Status status) {
-            moved(completion, std::move(status), has_notification ? &message : nullptr);
+                     has_notification](const Status& status) {
+            moved(completion, status, has_notification ? &message : nullptr);
         };
         const size_t count = parts_.size();  // `this` may be gone once the last one runs
         const RailsPtr rails = rails_;
@@ -224,7 +224,9 @@ class FabricTransfer final : public BackendTransfer {
         return known ? status
                      : Status(status.code(), "agent \"" + name + "\": " + status.message());
     }
-    void moved(const CompletionPtr& completion, Status status, const std::string* notification) {
+    void moved(const CompletionPtr& completion,
+               const Status& status,
+               const std::string* notification) {
         if (!status.ok()) {
             // Which of the bytes are in place is not told: none is said to be.
             std::vector<SegmentFailure> failures;

@@ -52,6 +52,9 @@ struct Link::Job {
     Status error;
 };
 
+Link::Link(Domain& domain, std::string name, const RailAddress& own, std::function<void()> closing)
+    : domain_(domain), name_(std::move(name)), own_(own), closing_(std::move(closing)) {}
+
 Link::~Link() {
     closeEndpoint();
 }

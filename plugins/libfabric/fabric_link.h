@@ -41,8 +41,7 @@ class Link final : public EndpointEvents {
   public:
     // What tells this link of the rail from others, the rail itself, and what is called before the
     // endpoint (and its descriptor) is closed.
-    Link(Domain& domain, std::string name, const RailAddress& own, std::function<void()> closing)
-        : domain_(domain), name_(std::move(name)), own_(own), closing_(std::move(closing)) {}
+    Link(Domain& domain, std::string name, const RailAddress& own, std::function<void()> closing);
     ~Link() override;
     Link(const Link&) = delete;
     Link& operator=(const Link&) = delete;

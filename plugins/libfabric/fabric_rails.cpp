@@ -5,6 +5,7 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <set>
 #include <sstream>
 
@@ -234,9 +235,14 @@ Result<std::vector<InfoPtr>> chooseRails(const FabricLibrary& library, const Rai
         if (!std::all_of(mine.begin(), mine.end(), loopback)) {
             std::erase_if(mine, loopback);
         }
-        std::stable_sort(mine.begin(), mine.end(), [](const InfoPtr& one, const InfoPtr& other) {
-            return distanceOf(*one) < distanceOf(*other);
-        });
+        std::multimap<int, InfoPtr> by_distance;  // those of one distance in their order
+        for (const InfoPtr& info : mine) {
+            by_distance.emplace(distanceOf(*info), info);
+        }
+        mine.clear();
+        for (const auto& [distance, info] : by_distance) {
+            mine.push_back(info);
+        }
         count = count != 0 ? count : providerOf(*mine.front()) == "efa" ? mine.size() : 1;
     }
     if (count > mine.size()) {
