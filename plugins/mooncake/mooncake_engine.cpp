@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <system_error>
 #include <thread>
 
@@ -20,6 +21,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr char kPeerToPeer[] = "P2PHANDSHAKE";  // no server holds the metadata
 constexpr auto kEndPatience = std::chrono::milliseconds(300);
+constexpr int kTries = 5;
 constexpr auto kOwnPatience = std::chrono::seconds(10);
 // The engine counts an end before it has done with the batch.
 constexpr auto kRest = std::chrono::seconds(1);
@@ -98,10 +100,30 @@ NoSignals::~NoSignals() {
 
 Result<std::shared_ptr<Engine>> Engine::create(const MooncakeLibrary& library,
                                                const EngineOptions& options) {
-    std::shared_ptr<Engine> made(new Engine(library, options));
     const NoSignals for_its_threads;
-    NIXL_RETURN_IF_ERROR(made->open());
-    return made;
+    Status status;
+    for (int tries = 0; tries < kTries; ++tries) {
+        std::shared_ptr<Engine> made(new Engine(library, options));
+        if (made->openSafely(status)) {
+            NIXL_RETURN_IF_ERROR(status);
+            return made;
+        }
+    }
+    return status;
+}
+
+// False where another try may do: the engine looks for a free port, lets go of it, and throws where
+// somebody else has taken it by the time it listens there.
+bool Engine::openSafely(Status& status) {
+    try {
+        status = open();
+        return true;
+    } catch (const std::exception& error) {
+        status = Status::backend("Mooncake makes no engine for local_hostname \"" + options_.host +
+                                 "\": " + error.what());
+        engine_ = nullptr;  // half made, it stays as it is
+        return false;
+    }
 }
 
 Status Engine::open() {

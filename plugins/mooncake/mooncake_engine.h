@@ -65,6 +65,7 @@ class Engine {
   private:
     Engine(const MooncakeLibrary& library, EngineOptions options)
         : library_(library), options_(std::move(options)) {}
+    bool openSafely(Status& status);
     Status open();
     Status install();
     void freeOld(bool all);

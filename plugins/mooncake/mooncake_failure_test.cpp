@@ -132,6 +132,16 @@ TEST_F(MooncakeFailures, TransportsAndDevicesThatAreNotThere) {
     EXPECT_THAT(refusal(), HasSubstr("MC_TCP_PROTO=1"));
 }
 
+// The real engine throws where somebody has taken the port that it found free.
+TEST_F(MooncakeFailures, PortsThatAreTakenMeanwhile) {
+    setenv("NIXL_MOONCAKE_STANDIN", "no-port", 1);
+    EXPECT_THAT(refusal(), AllOf(HasSubstr("local_hostname \"127.0.0.1\""),
+                                 HasSubstr("Address already in use")));
+    setenv("NIXL_MOONCAKE_STANDIN", "port-taken", 1);
+    start();
+    EXPECT_TRUE(moves(OpType::WRITE, {100, 200}));
+}
+
 TEST_F(MooncakeFailures, MemoryThatTheEngineRefuses) {
     setenv("NIXL_MOONCAKE_STANDIN", "refuse-memory", 1);
     start();

@@ -12,6 +12,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -130,6 +131,10 @@ int getLocalIpAndPort(void* engine, char* text, size_t size) {
 
 void* installTransport(void* engine, const char* name, void** /*arguments*/) {
     auto* const own = static_cast<Engine*>(engine);
+    const std::lock_guard lock(world().mutex);
+    if (own->does("no-port") || (own->does("port-taken") && world().nextPort % 3 != 0)) {
+        throw std::runtime_error("bind: Address already in use");
+    }
     own->installed = std::strcmp(name, "tcp") == 0;
     return own->installed ? engine : nullptr;
 }
