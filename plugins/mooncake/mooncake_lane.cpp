@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <thread>
 
 #include "mooncake_machine.h"
 #include "mooncake_memory.h"
@@ -28,6 +29,8 @@ Cuts cutsOfAll(std::span<const PlanRegion> regions) {
     }
     return cuts;
 }
+
+constexpr uint64_t kLarge = 256 << 10;
 
 class MooncakeTransfer final : public BackendTransfer {
   public:
@@ -69,6 +72,9 @@ class MooncakeTransfer final : public BackendTransfer {
         const bool moved = peer_->advance();
         if (Pollers* const pollers = services_.pollers(); pollers != nullptr) {
             moved ? pollers->progressed(begin) : pollers->progress();
+        }
+        if (!moved && plan_.bytes > kLarge) {
+            std::this_thread::yield();  // to the engine's threads, which do the work
         }
     }
     TransferDescription describe() const override { return description_; }

@@ -293,6 +293,10 @@ bool MooncakePeer::submit(Active& active) {
     if (!active.ready || !active.error.ok() || active.issued || link_ != Link::OPEN) {
         return false;
     }
+    // Not one by one as room comes: a batch has its price.
+    if (requests_ > kMostRequests / 2 || bytes_ > kMostBytes / 2) {
+        return false;
+    }
     Batch batch;
     std::vector<EngineRequest> requests = take(active, batch);
     active.issued = !active.more();
