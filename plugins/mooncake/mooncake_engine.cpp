@@ -53,7 +53,7 @@ class Knocking {
         try {
             thread_ = std::thread([this] { knock(); });
         } catch (const std::system_error&) {
-            // then it takes its second
+            over_ = true;  // nobody knocks: it takes its second
         }
     }
     ~Knocking() {
@@ -71,8 +71,9 @@ class Knocking {
         while (!over_) {
             const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
             if (fd >= 0) {
-                static_cast<void>(
-                    connect(fd, reinterpret_cast<const sockaddr*>(&address_), sizeof(address_)));
+                // Whether it connects does not matter: the attempt wakes who listens.
+                [[maybe_unused]] const int connected =
+                    connect(fd, reinterpret_cast<const sockaddr*>(&address_), sizeof(address_));
                 close(fd);
             }
             std::this_thread::sleep_for(kKnock);

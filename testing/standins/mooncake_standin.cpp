@@ -97,8 +97,8 @@ extern "C" {
 
 #ifndef MOONCAKE_STANDIN_OLD
 // As an engine has it whose tcp transport acknowledges.
-extern const char mooncakeStandinProtocol[];
-const char mooncakeStandinProtocol[] = "tcp_proto_version";
+extern const char kMooncakeStandinProtocol[];
+const char kMooncakeStandinProtocol[] = "tcp_proto_version";
 #endif
 
 void* createTransferEngine(const char* metadata,
