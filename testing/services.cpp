@@ -110,14 +110,14 @@ void TestServices::notifyPeer(const PlanPeer& peer,
 
 void TestServices::sendLaneMessage(const PlanPeer& peer,
                                    std::string_view lane,
-                                   std::string message,
-                                   std::function<void(Status)> done) {
-    notifyPeer(peer, agent::markedForLane(lane, message), std::move(done));
+                                   std::string_view message,
+                                   const std::function<void(Status)>& done) {
+    notifyPeer(peer, agent::markedForLane(lane, message), done);
 }
 
-void TestServices::listenToLane(std::string_view lane, LaneListener call) {
+void TestServices::listenToLane(std::string_view lane, const LaneListener& call) {
     const MutexLock lock(mutex_);
-    listeners_[std::string(lane)] = std::move(call);
+    listeners_[std::string(lane)] = call;
 }
 
 void TestServices::deliverToLane(const peer::Identity& from, const std::string& message) {
@@ -129,7 +129,7 @@ void TestServices::deliverToLane(const peer::Identity& from, const std::string& 
     }
     if (call != nullptr) {
         call({from.name, from.incarnation, from.incarnation == incarnation_},
-             message.substr(end + 1));
+             std::string_view(message).substr(end + 1));
     }
 }
 

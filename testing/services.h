@@ -48,9 +48,9 @@ class TestServices final : public PluginServices {
     // As notifyPeer.
     void sendLaneMessage(const PlanPeer& peer,
                          std::string_view lane,
-                         std::string message,
-                         std::function<void(Status)> done) override;
-    void listenToLane(std::string_view lane, LaneListener call) override;
+                         std::string_view message,
+                         const std::function<void(Status)>& done) override;
+    void listenToLane(std::string_view lane, const LaneListener& call) override;
     Result<std::unique_ptr<Backend>> createLaneBackend(LaneBackendSpec spec) override;
 
     const std::array<uint8_t, 16>& incarnation() const { return incarnation_; }

@@ -110,12 +110,12 @@ class NIXL_API PluginServices {
     // a call may still be under way. What nobody listens to is dropped.
     virtual void sendLaneMessage(const PlanPeer& /*peer*/,
                                  std::string_view /*lane*/,
-                                 std::string /*message*/,
-                                 std::function<void(Status)> done) {
-        done(Status::notSupported("messages of lanes are not possible here"));
+                                 std::string_view /*message*/,
+                                 const std::function<void(Status)>& done) {
+        done(Status::notSupported("lanes cannot send messages here"));
     }
-    using LaneListener = std::function<void(const PlanPeer& from, std::string message)>;
-    virtual void listenToLane(std::string_view /*lane*/, LaneListener /*call*/) {}
+    using LaneListener = std::function<void(const PlanPeer& from, std::string_view message)>;
+    virtual void listenToLane(std::string_view /*lane*/, const LaneListener& /*call*/) {}
 };
 
 }  // namespace nixl

@@ -114,7 +114,7 @@ void Cuda::destroyStream(void* stream) {
 }
 
 Status Cuda::launch(void* kernel, void* stream, Job* job) {
-    void* arguments[] = {&job};
+    void* arguments[] = {static_cast<void*>(&job)};
     const int error = launchKernel_(kernel, 1, 1, 1, kThreads, 1, 1, 0, stream, arguments, nullptr);
     return error == 0 ? Status() : Status::backend(text("starting the kernel", error));
 }

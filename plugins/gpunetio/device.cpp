@@ -23,8 +23,9 @@ constexpr size_t kRemoteKeyAt = 40;
 
 template <typename T>
 T fieldAt(const void* object, size_t offset) {
-    T value;
-    std::memcpy(&value, static_cast<const char*>(object) + offset, sizeof(value));
+    T value{};
+    std::memcpy(static_cast<void*>(&value), static_cast<const char*>(object) + offset,
+                sizeof(value));
     return value;
 }
 

@@ -68,9 +68,9 @@ Result<std::shared_ptr<Engine>> Engine::create(PluginServices& services,
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     NIXL_RETURN_IF_ERROR(status);
     services.listenToLane(
-        kLaneName, [weak = made->weak_from_this()](const PlanPeer& from, std::string message) {
+        kLaneName, [weak = made->weak_from_this()](const PlanPeer& from, std::string_view message) {
             if (const auto engine = weak.lock(); engine != nullptr) {
-                engine->receive(peerOf(from), std::move(message));
+                engine->receive(peerOf(from), message);
             }
         });
     return made;
@@ -158,7 +158,7 @@ void Engine::losePeer(const Peer& peer, const Status& why) {
     post([gone] { gone->clear(); });  // takes a while
 }
 
-void Engine::receive(const Peer& from, std::string message) {
+void Engine::receive(const Peer& from, std::string_view message) {
     std::optional<LinkMessage> known = decode(message);
     if (!known.has_value()) {
         services_.log(LogLevel::WARN, "agent \"" + from.name + "\" sent what is no message");
@@ -316,7 +316,7 @@ bool Engine::stepSlot(Link& link, Slot& slot, std::vector<End>& ends) {
     if (slot.work.has_value()) {
         volatile Job& job = jobOf(*slot.work->share);
         if (job.ended == 0) {
-            heedCancel(link, slot);
+            heedCancel(link, slot, *slot.work);
             return false;
         }
         std::atomic_thread_fence(std::memory_order_acquire);
@@ -342,8 +342,7 @@ bool Engine::stepSlot(Link& link, Slot& slot, std::vector<End>& ends) {
 
 // What is posted cannot be taken back. A READ that does not end loses its queue pair: then no byte
 // of this side's memory changes any more.
-void Engine::heedCancel(Link& link, Slot& slot) {
-    Work& work = *slot.work;
+void Engine::heedCancel(Link& link, Slot& slot, Work& work) {
     if (!work.completion->cancelRequested()) {
         return;
     }

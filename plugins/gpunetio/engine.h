@@ -63,7 +63,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     void run(const Peer& peer, bool read, Share& share, const Completion& completion, Done done);
     // Ends what is pending with the peer by `why`.
     void losePeer(const Peer& peer, const Status& why);
-    void receive(const Peer& from, std::string message);
+    void receive(const Peer& from, std::string_view message);
     // Looks for ends, unless another thread does; never blocks.
     void help();
     void wake();
@@ -112,7 +112,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     bool step(std::vector<End>& ends);
     bool stepLink(Link& link, std::vector<End>& ends);
     bool stepSlot(Link& link, Slot& slot, std::vector<End>& ends);
-    void heedCancel(Link& link, Slot& slot);
+    void heedCancel(Link& link, Slot& slot, Work& work);
     void close(const Link& link);
     void begin(Link& link, Slot& slot, Work work, std::vector<End>& ends);
     Status ended(const Link& link, const Work& work, const Job& job) const;

@@ -59,7 +59,7 @@ std::vector<std::unique_ptr<Share>> sharesOf(const TransferPlan& plan) {
         share->bytes += segment.size;
         Piece piece;
         piece.localKey = static_cast<const GpuMemory*>(local.memory)->localKey();
-        piece.remoteKey = *remoteKeyOf(remote);
+        piece.remoteKey = remoteKeyOf(remote).value_or(0);
         for (uint64_t at = 0; at < segment.size; at += kMostPiece) {
             piece.local = segment.local + at;
             piece.remote = segment.remote + at;

@@ -8,6 +8,8 @@ namespace nixl::gpunetio {
 namespace {
 
 constexpr uint32_t kSlots = 1024;
+constexpr uint64_t kRequestsSize = uint64_t{kSlots} * kWqeSize;
+constexpr uint64_t kCompletionsSize = uint64_t{kSlots} * kCqeSize;
 constexpr uint32_t kReceives = 16;  // never used; the pair wants some
 constexpr uint64_t kQueuePage = 4096;
 constexpr uint64_t kReceiveRoom = 4096;
@@ -25,7 +27,7 @@ constexpr int kMtu1024 = 2;
 constexpr int kIpv4 = 0;
 constexpr int kNoGrh = 3;
 
-enum Attribute : int {
+enum Attribute : uint16_t {
     REMOTE_WRITE = 1 << 0,
     REMOTE_READ = 1 << 1,
     PKEY_INDEX = 1 << 2,
@@ -117,9 +119,9 @@ void Queue::endRing(Ring& ring) {
 }
 
 Status Queue::makeCompletions() {
-    const uint64_t size = kSlots * kCqeSize + kQueuePage;
+    const uint64_t size = kCompletionsSize + kQueuePage;
     NIXL_RETURN_IF_ERROR(makeRing(size, "completions", completions_));
-    std::vector<char> invalid(kSlots * kCqeSize);
+    std::vector<char> invalid(kCompletionsSize);
     for (size_t at = kCqeSize - 1; at < invalid.size(); at += kCqeSize) {
         invalid[at] = static_cast<char>(0xf1);  // of the hardware, no completion
     }
@@ -139,7 +141,7 @@ Status Queue::makeCompletions() {
 }
 
 Status Queue::makePair() {
-    NIXL_RETURN_IF_ERROR(makeRing(kSlots * kWqeSize + kReceiveRoom, "requests", requests_));
+    NIXL_RETURN_IF_ERROR(makeRing(kRequestsSize + kReceiveRoom, "requests", requests_));
     NIXL_RETURN_IF_ERROR(makeRing(kQueuePage, "a doorbell record", record_));
     Guard attributes{doca_.qpInitEnd};
     NIXL_RETURN_IF_ERROR(doca_.check(

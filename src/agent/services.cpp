@@ -42,14 +42,13 @@ void BackendServices::connectPeer(const PlanPeer& peer, std::function<void(Statu
 
 void BackendServices::sendLaneMessage(const PlanPeer& peer,
                                       std::string_view lane,
-                                      std::string message,
-                                      std::function<void(Status)> done) {
-    core_.notify({std::string(peer.name), peer.incarnation}, markedForLane(lane, message),
-                 std::move(done));
+                                      std::string_view message,
+                                      const std::function<void(Status)>& done) {
+    core_.notify({std::string(peer.name), peer.incarnation}, markedForLane(lane, message), done);
 }
 
-void BackendServices::listenToLane(std::string_view lane, LaneListener call) {
-    core_.shared->listenToLane(lane, std::move(call));
+void BackendServices::listenToLane(std::string_view lane, const LaneListener& call) {
+    core_.shared->listenToLane(lane, call);
 }
 
 Result<std::unique_ptr<Backend>> BackendServices::createLaneBackend(LaneBackendSpec spec) {

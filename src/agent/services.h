@@ -52,9 +52,9 @@ class BackendServices final : public PluginServices {
     Result<std::unique_ptr<Backend>> createLaneBackend(LaneBackendSpec spec) override;
     void sendLaneMessage(const PlanPeer& peer,
                          std::string_view lane,
-                         std::string message,
-                         std::function<void(Status)> done) override;
-    void listenToLane(std::string_view lane, LaneListener call) override;
+                         std::string_view message,
+                         const std::function<void(Status)>& done) override;
+    void listenToLane(std::string_view lane, const LaneListener& call) override;
     Pollers* pollers() override { return core_.pollers ? core_.pollers() : nullptr; }
 
     std::map<std::string, uint64_t> counters() const;

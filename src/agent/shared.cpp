@@ -140,7 +140,7 @@ void AgentShared::deliverToLane(const peer::Identity& from, std::string_view mes
         }
     }
     if (call != nullptr) {
-        call({from.name, from.incarnation, from == self_}, std::string(message.substr(end + 1)));
+        call({from.name, from.incarnation, from == self_}, message.substr(end + 1));
     }
 }
 

@@ -84,9 +84,9 @@ TEST(AgentShared, MessagesOfLanesReachWhoListensAndNobodyElse) {
     AgentShared shared({"bob", {1}}, {});
     std::vector<std::string> from;
     std::vector<std::string> heard;
-    shared.listenToLane("near", [&](const PlanPeer& who, std::string message) {
+    shared.listenToLane("near", [&](const PlanPeer& who, std::string_view message) {
         from.emplace_back(who.self ? "self" : who.name);
-        heard.push_back(std::move(message));
+        heard.emplace_back(message);
     });
     const std::string binary("a\0b", 3);
     shared.deliver({"alice", {2}}, markedForLane("near", binary), nullptr);
