@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import sys
 from typing import Any
 
@@ -31,6 +32,11 @@ def _system() -> str:
     return platform.system()
 
 
+def kernel() -> str:
+    """The version without what whoever built it appended: 6.18.44 of 6.18.44-cloud-amd64."""
+    return re.match(r"[\d.]*", platform.release())[0].rstrip(".") or platform.release()
+
+
 def facts() -> str:
     """Processor, memory, system, kernel, Python."""
     cores = len(os.sched_getaffinity(0))
@@ -40,7 +46,7 @@ def facts() -> str:
     memory = int(_field("/proc/meminfo", "MemTotal").split()[0]) / 1e6
     return (
         f"machine: {processor}, {cores} cores, {memory:.0f} GB; {_system()}, Linux"
-        f" {platform.release()}; Python {sys.version.split()[0]}; {load()}"
+        f" {kernel()}; Python {sys.version.split()[0]}; {load()}"
     )
 
 
@@ -62,7 +68,7 @@ def record() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(int(_field("/proc/meminfo", "MemTotal").split()[0]) / 1e6),
         "system": _system(),
-        "kernel": platform.release(),
+        "kernel": kernel(),
         "load": [round(one, 2) for one in os.getloadavg()],
         **gpu_facts(),
     }
