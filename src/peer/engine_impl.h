@@ -76,7 +76,8 @@ class EngineImpl final : public Admission, public std::enable_shared_from_this<E
   private:
     using LinkKey = std::pair<std::string, Key>;
     struct LinkOrder {
-        using is_transparent = void;  // looked up without a copy of the name
+        // Looked up without a copy of the name.
+        using is_transparent = void;  // NOLINT(readability-identifier-naming): the standard's
         template <typename A, typename B>
         bool operator()(const A& a, const B& b) const {
             const int names = std::string_view(a.first).compare(b.first);

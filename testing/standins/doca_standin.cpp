@@ -25,6 +25,8 @@
 
 using namespace standin;
 
+// NOLINTBEGIN(readability-identifier-naming): the names of DOCA
+
 namespace {
 
 bool failing(const char* symbol) {
@@ -400,3 +402,4 @@ API uint64_t docaStandinFigure(int which) {
     }
     return which == 0 ? moved.load() : which == 1 ? pairs.size() : registered;
 }
+// NOLINTEND(readability-identifier-naming)

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shutil
+import subprocess
 import zipfile
 
 import elf
@@ -94,6 +95,17 @@ def test_core_and_posix_need_only_libc_and_libstdcxx(site: pathlib.Path) -> None
             assert set(elf.dynamic(plugin, "NEEDED")) <= CXX_RUNTIME | {CORE}
     (module,) = (site / "nixl").glob("_bindings*.so")
     assert set(elf.dynamic(module, "NEEDED")) <= CXX_RUNTIME | {CORE}
+
+
+def test_the_command_runs(wheel_python: pathlib.Path) -> None:
+    command = wheel_python.with_name("nixl")
+    shown = subprocess.run([command, "--help"], capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0, shown.stderr
+    assert {"top", "bench", "doctor", "hicache"} <= set(re.findall(r"\w+", shown.stdout))
+    # It has what the package brings along; tables and pictures come with the extras.
+    told = subprocess.run([command, "doctor"], capture_output=True, text=True, timeout=240)
+    assert told.returncode in (0, 1) and "Traceback" not in told.stderr, told.stderr
+    assert "POSIX" in told.stdout
 
 
 @pytest.mark.parametrize("name", ["posix", "gusli", "hf3fs"])
