@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from obj_support import parameters
+from weed import BUCKET
 
 HERE = pathlib.Path(__file__).resolve().parent
 BUILD = pathlib.Path(os.environ.get("NIXL_BUILD_DIR", HERE.parents[1] / "build/release"))
@@ -38,6 +39,16 @@ def test_gpu_memory(weed, prefix, case) -> None:
     run(HERE / "gpu_objects.py", case, weed.endpoint, f"gpu-{case}-{prefix}")
 
 
+@pytest.fixture
+def empty_bucket(witness):
+    """Other tests count what is below this prefix."""
+    yield
+    listed = witness.list_objects_v2(Bucket=BUCKET, Prefix="nixl-hicache/")
+    for entry in listed.get("Contents", []):
+        witness.delete_object(Bucket=BUCKET, Key=entry["Key"])
+
+
+@pytest.mark.usefixtures("empty_bucket")
 def test_blocks_of_hicache(weed, tmp_path) -> None:
     pytest.importorskip("torch")
     plugin = {"obj": {**parameters(weed.endpoint), "active": True}}

@@ -83,8 +83,8 @@ def test_a_short_object_names_the_bytes(objects, witness, prefix):
     pieces = [(prefix + "short", 0, 60, 0), (prefix + "short", 60, 60, 60)]
     pieces.append((prefix + "short", 1000, 60, 120))
     with objects.transfer("READ", memory, pieces) as handle:
-        objects.agent.transfer(handle)
         with pytest.raises(nixl.nixlBackendError, match="the object ends at 100"):
+            objects.agent.transfer(handle)  # raises where it has failed by then
             handle.wait(30)
         assert {index: bytes_ for index, (_, bytes_) in handle.failed.items()} == {1: 40, 2: 0}
     assert memory[:100].tobytes() == b"x" * 100
@@ -97,8 +97,8 @@ def test_one_missing_object_of_many_is_one_failure(objects, witness, prefix):
     memory = np.full(200, 0xEE, np.uint8)
     pieces = [(f"{prefix}{number}", 0, 50, 50 * number) for number in range(4)]
     with objects.transfer("READ", memory, pieces) as handle:
-        objects.agent.transfer(handle)
         with pytest.raises(nixl.nixlNotFoundError, match=f'"{BUCKET}/{prefix}2".*NoSuchKey'):
+            objects.agent.transfer(handle)
             handle.wait(30)
         assert list(handle.failed) == [2]
     for number in (0, 1, 3):
