@@ -7,7 +7,6 @@ import errno
 import fcntl
 import mmap
 import os
-import secrets
 import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -159,7 +158,7 @@ def _remove(path: str, owner: int) -> None:
 
 def _named(size: int) -> Buffer:
     """A file below /dev/shm, for who has to find it by its path: it cannot be sealed."""
-    path = f"{_SHM}/nixl-{os.getpid()}-{secrets.token_hex(8)}"
+    path = f"{_SHM}/nixl-{os.getpid()}-{os.urandom(8).hex()}"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(descriptor, 0, size)

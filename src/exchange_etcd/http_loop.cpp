@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <new>
+#include <string>
 #include <system_error>
 #include <utility>
 
@@ -126,7 +127,9 @@ size_t HttpLoop::onBody(char* data, size_t size, size_t count, void* user) {
         return 0;
     }
     if (exchange.request.onData) {
-        exchange.request.onData(bytes);  // may cancel this very exchange
+        exchange.loop->inCallback_ = true;
+        exchange.request.onData(bytes);  // may cancel this very exchange, and send others
+        exchange.loop->inCallback_ = false;
     } else if (exchange.body.size() + bytes.size() > kMaxReply) {
         return 0;
     } else {
@@ -196,9 +199,32 @@ uint64_t HttpLoop::send(HttpRequest request) {
         return id;
     }
     setOptions(*exchange);
-    api_.multiAddHandle(multi_, exchange->easy);
     exchanges_[id] = std::move(exchange);
+    if (inCallback_) {
+        startTimer(Clock::now(), [this, id] { begin(id); });
+    } else {
+        begin(id);
+    }
     return id;
+}
+
+void HttpLoop::begin(uint64_t id) {
+    const auto found = exchanges_.find(id);
+    if (found == exchanges_.end() || found->second->cancelled) {
+        return;
+    }
+    const CURLMcode code = api_.multiAddHandle(multi_, found->second->easy);
+    if (code == CURLM_OK) {
+        return;
+    }
+    std::unique_ptr<Exchange> exchange = std::move(found->second);
+    exchanges_.erase(found);
+    HttpReply none;
+    none.error = "libcurl takes no request (CURLMcode " + std::to_string(code) + ")";
+    startTimer(Clock::now(), [done = std::move(exchange->request.done), none]() mutable {
+        done(std::move(none));
+    });
+    dispose(std::move(exchange));
 }
 
 void HttpLoop::cancel(uint64_t id) {

@@ -73,6 +73,7 @@ class HttpLoop {
     HttpLoop(const CurlApi& api, CURLM* multi, TlsFiles tls);
     void loop();
     void setOptions(Exchange& exchange);
+    void begin(uint64_t id);
     void dispose(std::unique_ptr<Exchange> exchange);
     std::chrono::milliseconds runTimers();
     void runTasks();
@@ -94,6 +95,7 @@ class HttpLoop {
     uint64_t nextId_ = 1;
     uint64_t requests_ = 0;
     std::map<uint64_t, std::unique_ptr<Exchange>> exchanges_;
+    bool inCallback_ = false;  // of libcurl, which takes no new request there
     std::vector<CURL*> idle_;
     std::map<std::pair<Clock::time_point, uint64_t>, std::function<void()>> timers_;
     std::map<uint64_t, Clock::time_point> timerTimes_;
