@@ -103,7 +103,8 @@ class NIXL_API PluginServices {
     // the plugin's.
     virtual Result<std::unique_ptr<Backend>> createLaneBackend(LaneBackendSpec spec) = 0;
     // For lanes: null where there are none (before Lane::start, in tests without an agent).
-    virtual Pollers* pollers() { return nullptr; }
+    // Whoever keeps it may use it after the agent's sessions have ended; nobody polls then.
+    virtual std::shared_ptr<Pollers> pollers() { return nullptr; }
     // For lanes that have something to agree on: messages to the lane `lane` of a peer, over the
     // agent's session, in order, at most 1 MiB. `done` is called once, as that of notifyPeer.
     // Whoever listens is called by any thread and must not block; an empty function ends it, though

@@ -205,7 +205,7 @@ class FabricTransfer final : public BackendTransfer {
         for (const auto& rail : rails_->all) {
             moved = rail->help() || moved;
         }
-        if (Pollers* const pollers = services_.pollers(); pollers != nullptr) {
+        if (const auto pollers = services_.pollers(); pollers != nullptr) {
             moved ? pollers->progressed(begin) : pollers->progress();
         }
     }

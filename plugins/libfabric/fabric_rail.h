@@ -115,7 +115,7 @@ class FabricRail final : public PolledWork, public std::enable_shared_from_this<
     std::vector<PeerPtr> busy_;
     std::vector<PeerPtr> stepped_;  // since it was last asked whether one may sleep
     Watch watch_;
-    Pollers* pollers_ = nullptr;
+    std::shared_ptr<Pollers> pollers_;
     uint64_t pollId_ = 0;
     bool left_ = false;
     uint64_t timer_ = 0;

@@ -18,7 +18,16 @@ using testkit::Subject;
 #define NIXL_MOONCAKE_ADAPTER ""
 #endif
 
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define UNDER_SANITIZER 1
+#endif
+#endif
+
 std::string withoutEngine() {
+#ifdef UNDER_SANITIZER
+    return "the engine was not built for a sanitizer, and has another language's runtime in it";
+#endif
     if (*NIXL_MOONCAKE_ADAPTER == '\0') {
         return "built without the PyPI package mooncake-transfer-engine-non-cuda";
     }

@@ -70,7 +70,7 @@ class MooncakeTransfer final : public BackendTransfer {
     void help() override {
         const auto begin = std::chrono::steady_clock::now();
         const bool moved = peer_->advance();
-        if (Pollers* const pollers = services_.pollers(); pollers != nullptr) {
+        if (const auto pollers = services_.pollers(); pollers != nullptr) {
             moved ? pollers->progressed(begin) : pollers->progress();
         }
         if (!moved && plan_.bytes > kLarge) {

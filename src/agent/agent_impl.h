@@ -231,7 +231,7 @@ class AgentImpl : public std::enable_shared_from_this<AgentImpl> {
     // The same without waiting.
     void openSession(const peer::Identity& who, std::function<void(Status)> done);
     // Null before the first session.
-    Pollers* pollers() const;
+    std::shared_ptr<Pollers> pollers() const;
     // Tells the backends that keep connections of their own.
     void sessionLost(const peer::Identity& who, const Status& why);
     void endBackendConnections();

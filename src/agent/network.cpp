@@ -20,9 +20,9 @@ peer::Engine* AgentImpl::engine() const {
     return engineReady_.load(std::memory_order_acquire);
 }
 
-Pollers* AgentImpl::pollers() const {
+std::shared_ptr<Pollers> AgentImpl::pollers() const {
     peer::Engine* const sessions = engine();
-    return sessions == nullptr ? nullptr : &sessions->pollers();
+    return sessions == nullptr ? nullptr : sessions->pollers();
 }
 
 Status AgentImpl::ensureEngine() {

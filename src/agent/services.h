@@ -30,7 +30,7 @@ class BackendServices final : public PluginServices {
         LaneFactory lanes;
         std::function<void(const peer::Identity&, std::string, std::function<void(Status)>)> notify;
         std::function<void(const peer::Identity&, std::function<void(Status)>)> connect;
-        std::function<Pollers*()> pollers;
+        std::function<std::shared_ptr<Pollers>()> pollers;
     };
 
     BackendServices(std::string backend, Core core)
@@ -55,7 +55,9 @@ class BackendServices final : public PluginServices {
                          std::string_view message,
                          const std::function<void(Status)>& done) override;
     void listenToLane(std::string_view lane, const LaneListener& call) override;
-    Pollers* pollers() override { return core_.pollers ? core_.pollers() : nullptr; }
+    std::shared_ptr<Pollers> pollers() override {
+        return core_.pollers ? core_.pollers() : nullptr;
+    }
 
     std::map<std::string, uint64_t> counters() const;
 

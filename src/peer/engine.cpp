@@ -408,8 +408,8 @@ void Engine::progress() {
     impl_->pollSet.progress();
 }
 
-Pollers& Engine::pollers() {
-    return impl_->pollSet;
+std::shared_ptr<Pollers> Engine::pollers() {
+    return {impl_, &impl_->pollSet};
 }
 
 void Engine::aboutToSleep() {

@@ -96,8 +96,8 @@ class Engine {
     // the agent's descriptor. What comes is the threads' work then.
     void aboutToSleep();
     void sleepOnEvents();
-    // For lanes of plugins. As long as the engine.
-    Pollers& pollers();
+    // For lanes of plugins, which may keep it for longer than the engine.
+    std::shared_ptr<Pollers> pollers();
     // A session with the peer is up.
     bool ready(const Identity& peer) const;
     // It was added here, or has come by itself and is not known to be gone.
