@@ -48,10 +48,12 @@ class OverMooncake(TwoProcesses):
 
     @classmethod
     def environment(cls) -> dict[str, str]:
-        built = sorted(
-            (ROOT / "build").glob("*/lib/standins/libmooncake_adapter.so"),
-            key=lambda path: path.stat().st_mtime,
-        )
+        # Not those of sanitizers' trees, which no other program can load.
+        trees = [ROOT / "build" / name for name in ("bench", "release")]
+        if given := os.environ.get("NIXL_BUILD_DIR"):
+            trees.append(pathlib.Path(given).resolve())
+        paths = [tree / "lib" / "standins" / "libmooncake_adapter.so" for tree in trees]
+        built = sorted(filter(pathlib.Path.exists, paths), key=lambda path: path.stat().st_mtime)
         found = {"NIXL_MOONCAKE_LIBRARY": str(built[-1])} if built else {}
         return {"MC_LOG_LEVEL": "ERROR", **found} | {
             name: os.environ[name] for name in ("NIXL_MOONCAKE_LIBRARY",) if name in os.environ

@@ -217,7 +217,7 @@ void begin() {
     }
     table = static_cast<Table*>(
         mmap(nullptr, sizeof(Table), PROT_READ | PROT_WRITE, MAP_SHARED, tableFile, 0));
-    nextNumber = static_cast<uint32_t>(getpid() * 131 + time(nullptr)) & 0x7fff00;
+    nextNumber = static_cast<uint32_t>(int64_t{getpid()} * 131 + time(nullptr)) & 0x7fff00;
     std::thread(adapterLoop).detach();
 }
 

@@ -83,7 +83,7 @@ API void** ibv_get_device_list(int* count) {
     return list;
 }
 API void ibv_free_device_list(void** list) {
-    free(list);
+    free(static_cast<void*>(list));
 }
 API const char* ibv_get_device_name(void* device) {
     return as<std::string>(device)->c_str();
@@ -208,7 +208,7 @@ API int doca_rdma_bridge_open_dev_from_pd(void* pd, void** device) {
 
 #define ATTRIBUTES(type, prefix)                 \
     API int prefix##_create(void** made) {       \
-        *made = new type;                        \
+        *made = new (type);                      \
         return kOk;                              \
     }                                            \
     API int prefix##_destroy(void* attributes) { \
