@@ -365,3 +365,17 @@ class Companion:
         wanted = [f"{i}".encode() for i in range(self.rounds)]
         assert self.far.notifications(self.near.name, self.rounds) == wanted
         assert self.far.holds(7, 0, self.SIZE)
+
+
+def in_progress(near, far, operation: str, handle) -> None:
+    """Posts it; returns when the first bytes have moved."""
+    far.fill(3)
+    near.array[:] = pattern(near.array.size, 4)
+    before = near.array[::4096].copy()
+    first = far("array[::4096].tobytes()")
+    near.agent.transfer(handle)
+    if operation == "READ":
+        eventually(lambda: (near.array[::4096] != before).any())
+    else:
+        eventually(lambda: far("array[::4096].tobytes()") != first)
+    assert near.agent.check_xfer_state(handle) == "PROC"

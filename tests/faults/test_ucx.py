@@ -17,6 +17,7 @@ from faults_support import (  # noqa: E402
     UCX_OVER_TCP,
     eventually,
     fresh_name,
+    in_progress,
     open_descriptors,
     outcome,
     pattern,
@@ -57,20 +58,6 @@ def pair(make_near, make_far):
 def much(near, far, operation: str, notif: bytes = b"never"):
     """A transfer that takes a while: some GB of the same 8 MiB."""
     return near.prepare(operation, far, [(0, 0, SIZE)] * 512, notif)
-
-
-def in_progress(near, far, operation: str, handle) -> None:
-    """Posts it; returns when the first bytes have moved."""
-    far.fill(3)
-    near.array[:] = pattern(SIZE, 4)
-    before = near.array[::4096].copy()
-    first = far("array[::4096].tobytes()")
-    near.agent.transfer(handle)
-    if operation == "READ":
-        eventually(lambda: (near.array[::4096] != before).any())
-    else:
-        eventually(lambda: far("array[::4096].tobytes()") != first)
-    assert near.agent.check_xfer_state(handle) == "PROC"
 
 
 def companion_of(near, make_far):
