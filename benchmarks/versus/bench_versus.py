@@ -441,6 +441,7 @@ def main(words: list[str] | None = None) -> int:
     failed = 0
     with tempfile.TemporaryDirectory(dir=options.scratch, prefix="nixl-versus-") as scratch:
         for row in wanted:
+            load = os.getloadavg()[0]
             try:
                 results = run_row(row, sides, options.rounds, scratch)
             except hosts.NoHosts as why:
@@ -451,7 +452,7 @@ def main(words: list[str] | None = None) -> int:
                 failed += 1
                 continue
             everything[row.name] = results
-            kept[row.name] = record_of(row, results)
+            kept[row.name] = {**record_of(row, results), "load": round(load, 1)}
             fresh = table_of(row, results)
             lines += fresh
             if not options.markdown:

@@ -25,6 +25,7 @@ pytest.importorskip("numpy")
 import bench_versus  # noqa: E402
 import hogs  # noqa: E402
 import hosts  # noqa: E402
+import page  # noqa: E402
 import rows  # noqa: E402
 from rows_base import Metric, Row, at_least, at_most  # noqa: E402
 
@@ -255,3 +256,32 @@ def test_rows_are_kept_by_machine_with_what_was_reached(tmp_path: pathlib.Path) 
     assert [target["reached"] for target in metric["targets"]] == [True, False, None]
     assert bench_versus.keep(tmp_path, {"other": {"title": "another"}}) == path
     assert set(json.loads(path.read_text())["rows"]) == {"kept", "other"}
+
+
+def test_the_page_of_the_rows_is_what_is_kept() -> None:
+    reasons = json.loads(page.REASONS.read_text())
+    written = page.page(page.baselines(), reasons)
+    assert page.PAGE.read_text() == written, "run benchmarks/versus/page.py"
+    assert not page.unexplained(page.baselines(), reasons), page.REASONS
+
+
+def test_the_page_says_what_is_reached_and_what_is_not() -> None:
+    class Sample(Row):
+        name, title = "sample", "a row"
+        metrics = (
+            Metric("time", "us", (at_most("peer", 0.8),)),
+            Metric("rate", "GB/s", (at_least("limit", 0.9), at_most("value", 7)), higher=True),
+        )
+
+    ours = {"time": [9.0], "rate": [5.0], "limit:rate": [5.5]}
+    row = bench_versus.record_of(Sample, [{"ours": ours, "peer": {"time": [10.0]}}])
+    kept = {"m": {"machine": bench_versus.machine.record(), "rows": {"sample": row}}}
+    kept["m"]["rows"]["sample"]["date"] = "2026-01-02"
+    told = page.page(kept, {})
+    assert "| time, us | 9 | 10 | 0.9 |  |  | <= 0.8 x published | NO |" in told
+    assert "| rate, GB/s | 5 |  |  | 5.5 | 0.909 | >= 0.9 x limit; <= 7 | yes; yes |" in told
+    assert "2 targets reached, 1 not, 0 could not be told." in told
+    assert f"Not reached (time): {page.NO_REASON}" in told
+    assert page.unexplained(kept, {}) == ["sample"]
+    assert page.unexplained(kept, {"sample": "because"}) == []
+    assert "Not reached (time): because" in page.page(kept, {"sample": "because"})

@@ -18,6 +18,7 @@ GUIDE = (
     "multi_node/all_reduce.py",
 )
 VERSUS = "versus/bench_versus.py"
+VERSUS_PAGE = "versus/page.py"
 BASELINES = ROOT / "benchmarks" / "baselines"
 OTHERS = {"peer": "peer", "mooncake": "mooncake"}  # option → folder of .cache
 
@@ -50,7 +51,7 @@ def choose(words: list[str], found: dict[str, list[str]], rows: dict[str, str]) 
 
 def run_versus(words: list[str], rest: list[str]) -> int:
     """Rows beside the published package and the limits; makes the others' environments where they
-    are not there, and keeps what was measured in benchmarks/baselines."""
+    are not there, keeps what was measured in benchmarks/baselines, and writes the page of that."""
     builds.build("bench")
     env = venv_env(PYTHONPATH=builds.python_path("bench"))
     rows = versus_rows(env)
@@ -67,7 +68,11 @@ def run_versus(words: list[str], rest: list[str]) -> int:
             and not (ROOT / ".cache" / folder / "bin" / "python").exists()
         ]
     script = str(ROOT / "benchmarks" / VERSUS)
-    return subprocess.run([str(VENV_PYTHON), script, *chosen, *extra, *rest], env=env).returncode
+    status = subprocess.run([str(VENV_PYTHON), script, *chosen, *extra, *rest], env=env).returncode
+    if "--keep" in extra:
+        page = str(ROOT / "benchmarks" / VERSUS_PAGE)
+        status = max(status, subprocess.run([str(VENV_PYTHON), page], env=env).returncode)
+    return status
 
 
 def run_check(rest: list[str]) -> int:
