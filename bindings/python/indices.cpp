@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "small_arrays.h"
+
 namespace nixl::python {
 namespace {
 
@@ -33,6 +35,9 @@ int64_t readOne(nb::handle item, size_t at, const char* side) {
 Indices::Indices(nb::handle source, const char* side) {
     if (PyList_Check(source.ptr()) || PyTuple_Check(source.ptr())) {
         readSequence(source, side);
+    } else if (const int few = readSmallArray(source, few_, kFew); few >= 0) {
+        size_ = static_cast<size_t>(few);
+        wide_ = few_;
     } else if (readBuffer(source)) {
         return;
     } else if (nb::try_cast<AnyArray>(source, array_, false)) {

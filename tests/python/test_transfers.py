@@ -171,6 +171,53 @@ def test_indices_of_every_kind(pair, kind):
         assert pair.far_memory.get(i * 64, 64) == (b"\x22", b"\x11")[i % 3 == 0] * 64
 
 
+class Subclass(np.ndarray):
+    """What reads an ndarray's own fields need not know this."""
+
+
+WANTED = [5, 2, 60]
+PADDED = np.array([-1, 60, -1, 2, -1, 5, -1])
+
+
+@pytest.mark.parametrize("side", ["local", "remote"])
+@pytest.mark.parametrize(
+    "indices",
+    [
+        *(np.array(WANTED, dtype=kind) for kind in ("i4", "i8", "u1", "u8", ">i4", ">i8")),
+        PADDED[-2::-2],
+        PADDED.astype(np.int32)[-2::-2],
+        np.array(WANTED).view(Subclass),
+        np.frombuffer(b"\0" + np.array(WANTED, "i4").tobytes(), "i4", offset=1),  # odd address
+        np.array([*WANTED, *range(10, 30)])[:3],
+        np.array([*WANTED, *range(10, 30)]),
+    ],
+    ids=lambda indices: f"{type(indices).__name__}-{indices.dtype.str}-{indices.strides[0]}",
+)
+def test_few_indices_in_arrays_of_every_layout(pair, indices, side):
+    descs = [(pair.near_memory.address + i * 64, 64, 0) for i in range(64)]
+    far = [(pair.far_memory.address + i * 64, 64, 0) for i in range(64)]
+    left = pair.near.prep_xfer_dlist("", descs, "DRAM")
+    right = pair.near.prep_xfer_dlist(pair.far.name, far, "DRAM")
+    moved = list(range(len(indices)))
+    pairs = (indices, moved) if side == "local" else (moved, indices)
+    handle = pair.near.make_prepped_xfer("READ", left, pairs[0], right, pairs[1])
+    pair.far_memory.set(bytes(100 + i // 64 for i in range(64 * 64)))
+    pair.near.transfer(handle)
+    assert handle.wait(10) == "DONE"
+    expected = {int(here): 100 + int(there) for here, there in zip(*pairs, strict=True)}
+    for block, value in expected.items():
+        assert pair.near_memory.get(block * 64, 64) == bytes([value]) * 64
+
+
+def test_no_indices_at_all_in_an_array(pair):
+    left = pair.near.prep_xfer_dlist("", [(pair.near_memory.address, 64, 0)], "DRAM")
+    right = pair.near.prep_xfer_dlist(pair.far.name, [(pair.far_memory.address, 64, 0)], "DRAM")
+    for kind in ("i4", "i8"):
+        none = np.array([], dtype=kind)
+        with pytest.raises(nixlInvalidParamError, match="no indices"):
+            pair.near.make_prepped_xfer("READ", left, none, right, none)
+
+
 @pytest.mark.parametrize(
     ("indices", "error", "text"),
     [
