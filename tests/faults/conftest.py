@@ -16,6 +16,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "interop")]
 
 nixl = pytest.importorskip("nixl", reason="the Python module is not built")
 pytest.importorskip("numpy")
+pytest.register_assert_rewrite("lane_tests", "programs")
 support = pytest.importorskip("faults_support")
 
 import wire  # noqa: E402
@@ -24,28 +25,30 @@ from proxy import Proxy  # noqa: E402
 
 @pytest.fixture
 def make_far():
-    made: list[support.Far] = []
-
-    def make(*args, **options) -> support.Far:
-        made.append(support.Far(*args, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    yield from support.made_by(support.Far)
 
 
 @pytest.fixture
 def make_near():
-    made: list[support.Near] = []
+    yield from support.made_by(support.Near)
 
-    def make(*args, **options) -> support.Near:
-        made.append(support.Near(*args, **options))
-        return made[-1]
 
-    yield make
-    for one in made:
-        one.agent.close()
+@pytest.fixture(params=["WRITE", "READ"])
+def operation(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def pair(request, make_near, make_far):
+    """Makes a Near that knows a Far, by the SIZE and the options_of() of the test's file."""
+
+    def make(**more):
+        size, options = request.module.SIZE, request.module.options_of(**more)
+        near, far = make_near(size, **options), make_far(size, **options)
+        near.add_metadata_of(far)
+        return near, far
+
+    return make
 
 
 @pytest.fixture

@@ -103,8 +103,12 @@ class Far:
         self.size = size
         options = with_transport(options, transport)
         what = (self.name, size, transport == "mapped", options)
+        self.start([*prefix, sys.executable, str(HERE / "far.py"), repr(what)], environment)
+
+    def start(self, command: list[str], environment=None) -> None:
+        """Runs a program that obeys (obey.py); returns once it has its agent."""
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, str(HERE / "far.py"), repr(what)],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -206,6 +210,19 @@ result += agent.get_new_notifs().get({sender!r}, [])
             raise AssertionError(f"{self.name} did not end") from None
 
 
+def made_by(kind: Callable) -> Iterator[Callable]:
+    """The whole of a fixture that makes objects of a kind and closes them when the test ends."""
+    made: list = []
+
+    def make(*args, **options):
+        made.append(kind(*args, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
 class Near:
     """An agent in this process, with memory that holds pattern(size, 1)."""
 
@@ -217,6 +234,9 @@ class Near:
         self.array = pattern(size)
         self.base = self.array.ctypes.data
         self.registered = self.agent.register_memory(self.array)
+
+    def close(self) -> None:
+        self.agent.close()
 
     def add_metadata_of(self, far: Far, metadata: bytes | None = None) -> None:
         assert self.agent.add_remote_agent(metadata or far.metadata) == far.name.encode()

@@ -1,15 +1,14 @@
-"""A process of the tests of GPUNETIO: an agent with GPU memory of the stand-ins, which executes
-what the test sends, as far.py does. `array` is the GPU's memory as the host sees it."""
+"""A process of the tests of GPUNETIO: an agent with GPU memory of the stand-ins, as far.py
+is one with memory of the host. `array` is the GPU's memory as the host sees it."""
 
 from __future__ import annotations
 
-import ast
 import ctypes
 import os
-import sys
 
 import nixl
 import numpy as np
+from obey import obey
 
 GPU_BIT = 1 << 62
 
@@ -20,10 +19,7 @@ def standin() -> ctypes.CDLL:
     return library
 
 
-def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what is printed by mistake goes elsewhere
-    name, size, gpu, options = ast.literal_eval(sys.argv[1])
+def make(name, size, gpu, options):
     memory = nixl.alloc(size, device=f"cuda:{gpu}")
     there = (ctypes.c_ubyte * size).from_address(memory.address & ~GPU_BIT)
     array = np.frombuffer(there, np.uint8)
@@ -45,25 +41,7 @@ def main() -> None:
         except nixl.nixlError as error:
             return f"{type(error).__name__} {error}"
 
-    names = {**globals(), **locals()}
-    answers.write(repr((os.getpid(), memory.address, agent.get_agent_metadata())) + "\n")
-    answers.flush()
-    for line in sys.stdin:
-        code = ast.literal_eval(line)
-        try:
-            try:
-                value = eval(compile(code, "<test>", "eval"), names)
-            except SyntaxError:
-                names["result"] = None
-                exec(compile(code, "<test>", "exec"), names)
-                value = names["result"]
-            answer = (True, value)
-        except Exception as error:
-            answer = (False, type(error).__name__, str(error))
-        answers.write(repr(answer) + "\n")
-        answers.flush()
-    agent.close()
+    return agent, memory.address, {**globals(), **locals()}
 
 
-if __name__ == "__main__":
-    main()
+obey(make)

@@ -20,11 +20,6 @@ SEED = 2
 BOUND = 0.1 + 6.0  # 100 ms, and what a loaded machine may take; less than the peer timeout
 
 
-@pytest.fixture(params=["WRITE", "READ"])
-def operation(request) -> str:
-    return request.param
-
-
 class Stage:
     """A transfer that has got exactly as far as a phase and cannot go on until open()."""
 

@@ -28,11 +28,6 @@ SIZE = 8 * MIB
 SOON = 15  # seconds; "within a second" with room for a loaded machine
 
 
-@pytest.fixture(params=["WRITE", "READ"])
-def operation(request) -> str:
-    return request.param
-
-
 def test_killed_before_anything(make_far, make_near, transport, operation, companion):
     far, near = make_far(SIZE, transport), make_near(SIZE, transport)
     companion(near).more()

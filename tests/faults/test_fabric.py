@@ -13,18 +13,25 @@ nixl = pytest.importorskip("nixl", reason="the Python module is not built")
 np = pytest.importorskip("numpy")
 support = pytest.importorskip("faults_support")
 
-from faults_support import (  # noqa: E402
-    MIB,
-    eventually,
-    fresh_name,
-    in_progress,
-    outcome,
-    posted,
+from faults_support import MIB, eventually, in_progress, outcome, posted  # noqa: E402
+from lane_tests import (  # noqa: E402, F401
+    CANARY,
+    DISCONNECT,
+    comes_back,
+    goes_on_after_a_stop,
+    killed_in_the_middle,
+    lost,
+    much,
+    much_under_way,
+    skip_without,
+    stays_as_it_is,
+    test_agent_ends_in_the_middle,
+    test_idle_takes_no_time_and_wakes_up,
+    test_removed_and_added_again,
+    test_stopped_for_less_than_the_timeout,
 )
 
-DISCONNECT = "nixlRemoteDisconnectError"
 SIZE = 4 * MIB
-CANARY = 0xEE  # even: no pattern has it
 
 
 def options_of(**more) -> dict:
@@ -34,32 +41,7 @@ def options_of(**more) -> dict:
 
 @pytest.fixture(scope="module", autouse=True)
 def libfabric() -> None:
-    try:
-        nixl.nixl_agent(fresh_name("probe"), nixl.nixl_agent_config(**options_of())).close()
-    except nixl.nixlError as error:
-        pytest.skip(f"no libfabric here: {error}")
-
-
-@pytest.fixture(params=["WRITE", "READ"])
-def operation(request) -> str:
-    return request.param
-
-
-@pytest.fixture
-def pair(make_near, make_far):
-    def make(**more):
-        options = options_of(**more)
-        near, far = make_near(SIZE, **options), make_far(SIZE, **options)
-        near.add_metadata_of(far)
-        far.options = options
-        return near, far
-
-    return make
-
-
-def much(near, far, operation: str, notif: bytes = b"never"):
-    """A transfer that takes a while: some GB of the same 4 MiB."""
-    return near.prepare(operation, far, [(0, 0, SIZE)] * 1024, notif)
+    skip_without("libfabric", **options_of())
 
 
 # The other process writes 7 to this one's memory, again and again.
@@ -84,41 +66,18 @@ def test_killed_in_the_middle(pair, make_far, operation):
     """Its transfers fail; its name can come back."""
     near, far = pair(peer_timeout=60)
     near.works_with(far)
-    handle = much(near, far, operation)
-    in_progress(near, far, operation, handle)
-    far.kill()
-    assert outcome(handle) == DISCONNECT and far.name in str(handle.error)
-    assert handle.failed  # nothing is said to have been moved
-    far.gone()
-    again = make_far(SIZE, name=far.name, **far.options)
-    near.add_metadata_of(again)
-    near.works_with(again)
+    handle = killed_in_the_middle(near, far, operation)
+    comes_back(near, make_far, far, options_of(peer_timeout=60))
     assert posted(near, handle) == DISCONNECT  # of the one before
 
 
 def test_stopped_for_longer_than_the_timeout(pair, operation):
     near, far = pair(peer_timeout=2)
     near.works_with(far)
-    handle = much(near, far, operation)
-    in_progress(near, far, operation, handle)
+    handle = much_under_way(near, far, operation)
     far.stop()
-    assert outcome(handle) == DISCONNECT and far.name in str(handle.error)
-    far.resume()
-    again = near.prepare(operation, far, [(0, 0, SIZE)])
-    eventually(lambda: posted(near, again) == "DONE")  # the peer may think that the session lives
-    near.works_with(far)
-
-
-def test_stopped_for_less_than_the_timeout(pair, operation):
-    near, far = pair(peer_timeout=60)
-    near.works_with(far)
-    handle = near.prepare(operation, far, [(0, 0, SIZE)])
-    for number in range(3):
-        far.stop()
-        near.agent.transfer(handle, f"{number}".encode())
-        far.resume()
-        assert outcome(handle) == "DONE"
-    assert far.notifications(near.name, 3) == [b"0", b"1", b"2"]
+    lost(handle, far)
+    goes_on_after_a_stop(near, far, operation)
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -126,8 +85,7 @@ def test_cancelled_read_changes_no_byte(pair, stopped):
     """Where the end could not be had at once, the memory stays in use until there is one."""
     near, far = pair(peer_timeout=60)
     near.works_with(far)
-    handle = much(near, far, "READ")
-    in_progress(near, far, "READ", handle)
+    handle = much_under_way(near, far, "READ")
     if stopped:
         far.stop()
     handle.cancel()
@@ -135,9 +93,7 @@ def test_cancelled_read_changes_no_byte(pair, stopped):
     if "remote_unconfirmed" in str(handle.error):
         near.agent.deregister_memory(near.registered)  # waits for the end
         near.registered = near.agent.register_memory(near.array)
-    near.array[:] = CANARY
-    time.sleep(0.2)  # sleeps: for what nobody stopped
-    assert (near.array == CANARY).all()
+    stays_as_it_is(near)
     far.resume()
     handle.release()
     near.works_with(far)
@@ -145,8 +101,7 @@ def test_cancelled_read_changes_no_byte(pair, stopped):
 
 def test_cancelled_write_goes_no_further(pair):
     near, far = pair(peer_timeout=60)
-    handle = much(near, far, "WRITE")
-    in_progress(near, far, "WRITE", handle)
+    handle = much_under_way(near, far, "WRITE")
     handle.cancel()
     assert outcome(handle) == "nixlCancelledError"
     handle.release()
@@ -157,8 +112,7 @@ def test_cancelled_write_goes_no_further(pair):
 def test_deregistered_in_the_middle(pair, operation):
     """Once deregistering has returned the target's memory does not change any more."""
     near, far = pair(peer_timeout=60)
-    handle = much(near, far, operation)
-    in_progress(near, far, operation, handle)
+    handle = much_under_way(near, far, operation)
     far("agent.deregister_memory(registered)")
     at_rest = far("array.tobytes()")
     assert outcome(handle) == "nixlNotFoundError", str(handle.error)
@@ -169,11 +123,9 @@ def test_deregistered_in_the_middle(pair, operation):
     assert posted(near, handle) == "nixlNotFoundError"  # of the registration before
 
 
-def test_deregistered_while_its_peer_stands_still(make_near, make_far):
+def test_deregistered_while_its_peer_stands_still(pair):
     """The target does not wait for ever, and what the peer sends later hits nothing."""
-    options = options_of(peer_timeout=60)
-    near, far = make_near(SIZE, **options), make_far(SIZE, **options)
-    near.add_metadata_of(far)
+    near, far = pair(peer_timeout=60)
     metadata = near.agent.get_agent_metadata()
     far(f"agent.add_remote_agent({metadata!r})")
     far(WRITE_TO.format(address=near.base, size=SIZE, name=near.name))
@@ -184,37 +136,6 @@ def test_deregistered_while_its_peer_stands_still(make_near, make_far):
     far.resume()
     time.sleep(0.3)  # sleeps: for what nobody stopped
     assert (near.array == CANARY).all()
-
-
-def test_idle_takes_no_time(pair):
-    near, far = pair()
-    near.works_with(far)
-    # sleeps: idleness is what is measured
-    used = "import time; start = time.process_time(); time.sleep(1)\n"
-    used += "result = time.process_time() - start"
-    eventually(lambda: far(used) < 0.05)  # sessions open first
-    scope: dict[str, float] = {}
-    eventually(lambda: (exec(used, scope), scope["result"] < 0.05)[1])
-    near.works_with(far)
-
-
-def test_agent_ends_in_the_middle(pair, operation):
-    near, far = pair(peer_timeout=60)
-    handle = much(near, far, operation)
-    in_progress(near, far, operation, handle)
-    near.agent.close()
-    assert far("len(array)") == SIZE
-
-
-def test_removed_and_added_again(pair):
-    near, far = pair()
-    for _ in range(5):
-        near.works_with(far)
-        handle = much(near, far, "READ")
-        near.agent.transfer(handle)
-        near.agent.remove_remote_agent(far.name)
-        assert outcome(handle) == DISCONNECT
-        near.add_metadata_of(far)
 
 
 def test_the_initiator_is_killed(make_near, make_far):
@@ -231,9 +152,7 @@ def test_the_initiator_is_killed(make_near, make_far):
     far.gone()
     assert other("write.wait(60)") == "DONE"
     near.agent.deregister_memory(near.registered)
-    near.array[:] = CANARY
-    time.sleep(0.2)  # sleeps: for what nobody stopped
-    assert (near.array == CANARY).all()
+    stays_as_it_is(near)
 
 
 def test_forks_in_the_middle(pair, operation):
@@ -259,27 +178,24 @@ def test_a_process_that_just_ends(pair, operation):
     """Without closing its agent, in the middle; nothing of it is left in /dev/shm."""
     before = set(os.listdir("/dev/shm"))
     near, far = pair(peer_timeout=60)
-    handle = much(near, far, operation)
-    in_progress(near, far, operation, handle)
+    handle = much_under_way(near, far, operation)
     far.order("os._exit(0)")
     assert outcome(handle) == DISCONNECT
     far.gone()
     assert not [name for name in set(os.listdir("/dev/shm")) - before if str(far.pid) in name]
 
 
-def test_memory_that_is_gone(make_near, make_far):
+def test_memory_that_is_gone(pair):
     """Unmapped without a word: an error, for this transfer alone. (A READ into it would be the end
     of the process, as libfabric copies there itself.)"""
-    options = options_of()
-    near, far = make_near(SIZE, **options), make_far(SIZE, **options)
-    near.add_metadata_of(far)
+    near, far = pair()
     near.works_with(far)
-    lost = mmap.mmap(-1, SIZE)
-    where = np.frombuffer(lost, np.uint8).ctypes.data
+    gone = mmap.mmap(-1, SIZE)
+    where = np.frombuffer(gone, np.uint8).ctypes.data
     near.agent.register_memory([(where, SIZE, 0, "")], "DRAM")
     here = near.agent.get_xfer_descs([(where, SIZE, 0)], "DRAM")
     there = near.agent.get_xfer_descs([(far.base, SIZE, 0)], "DRAM")
     handle = near.agent.initialize_xfer("WRITE", here, there, far.name)
-    lost.close()
+    gone.close()
     assert posted(near, handle) == DISCONNECT and "Bad address" in str(handle.error)
     near.works_with(far)

@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-import queue
-import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -16,7 +13,8 @@ import pytest
 nixl = pytest.importorskip("nixl", reason="the Python module is not built")
 support = pytest.importorskip("faults_support")
 
-from faults_support import MIB, PATIENCE, eventually, fresh_name  # noqa: E402
+from faults_support import MIB, eventually, fresh_name  # noqa: E402
+from programs import DONE, created, ends_quietly, forks  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
 BUILD = pathlib.Path(os.environ.get("NIXL_BUILD_DIR", ROOT / "build/release"))
@@ -43,17 +41,8 @@ class Peer(support.Far):
         self.name, self.size, self.gpu = name or fresh_name("gpu"), SIZE, gpu
         options = {"backends": [backend], "peer_timeout": 60, **options}
         what = repr((self.name, SIZE, gpu, options))
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            [sys.executable, str(pathlib.Path(__file__).parent / "gpunetio_far.py"), what],
-            stdin=pipe,
-            stdout=pipe,
-            text=True,
-            env={**os.environ, **ENVIRONMENT},
-        )
-        self._lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-        self.pid, self.base, self.metadata = self._answer(PATIENCE)
+        program = pathlib.Path(__file__).parent / "gpunetio_far.py"
+        self.start([sys.executable, str(program), what], ENVIRONMENT)
 
     def knows(self, other: Peer) -> None:
         assert self(f"agent.add_remote_agent({other.metadata!r})") == other.name.encode()
@@ -80,15 +69,7 @@ class Peer(support.Far):
 
 @pytest.fixture
 def make():
-    made: list[Peer] = []
-
-    def one(*args, **options) -> Peer:
-        made.append(Peer(*args, **options))
-        return made[-1]
-
-    yield one
-    for peer in made:
-        peer.close()
+    yield from support.made_by(Peer)
 
 
 @pytest.fixture
@@ -99,11 +80,6 @@ def pair(make):
         return near, far
 
     return two
-
-
-@pytest.fixture(params=["WRITE", "READ"])
-def operation(request) -> str:
-    return request.param
 
 
 def test_moves_bytes_and_notifies(pair):
@@ -252,39 +228,26 @@ def test_idle_takes_no_time(pair):
     eventually(lambda: near(TICKS) <= 2)
 
 
-def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, **ENVIRONMENT, **environment}
-    command = [sys.executable, "-c", program]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-
-
-ASK = """
-import nixl
-agent = nixl.nixl_agent("a", nixl.nixl_agent_config(backends=[]))
-try:
-    agent.create_backend("GPUNETIO")
-    print("made")
-except nixl.nixlError as error:
-    print(type(error).__name__, error)
-"""
+def asked(**environment: str) -> str:
+    return created("GPUNETIO", **(ENVIRONMENT | environment))
 
 
 def test_libraries_that_are_missing_or_others(tmp_path):
-    said = run(ASK, NIXL_DOCA_LIBRARY=str(tmp_path / "none.so")).stdout
+    said = asked(NIXL_DOCA_LIBRARY=str(tmp_path / "none.so"))
     assert "NIXL_DOCA_LIBRARY" in said and str(tmp_path / "none.so") in said
-    said = run(ASK, NIXL_DOCA_LIBRARY=str(tmp_path)).stdout  # an empty folder
+    said = asked(NIXL_DOCA_LIBRARY=str(tmp_path))  # an empty folder
     assert ("libdoca_common.so" in said or "libibverbs.so.1" in said) and "install DOCA" in said
-    said = run(ASK, NIXL_DOCA_LIBRARY="").stdout
+    said = asked(NIXL_DOCA_LIBRARY="")
     assert "made" in said or "install DOCA" in said
-    said = run(ASK, NIXL_DOCA_LIBRARY=ENVIRONMENT["NIXL_CUDA_LIBRARY"]).stdout
+    said = asked(NIXL_DOCA_LIBRARY=ENVIRONMENT["NIXL_CUDA_LIBRARY"])
     assert "too old, or another one" in said and "doca_verbs_qp_create" in said
-    said = run(ASK, NIXL_CUDA_LIBRARY=str(tmp_path / "libcuda.so")).stdout
+    said = asked(NIXL_CUDA_LIBRARY=str(tmp_path / "libcuda.so"))
     assert "no CUDA driver" in said
-    assert "no CUDA-capable device" in run(ASK, CUDA_STANDIN_DEVICES="0").stdout
-    assert "no RDMA adapter" in run(ASK, DOCA_STANDIN_ADAPTERS="").stdout
-    said = run(ASK, NIXL_GPUNETIO_KERNELS=str(tmp_path / "none.fatbin")).stdout
+    assert "no CUDA-capable device" in asked(CUDA_STANDIN_DEVICES="0")
+    assert "no RDMA adapter" in asked(DOCA_STANDIN_ADAPTERS="")
+    said = asked(NIXL_GPUNETIO_KERNELS=str(tmp_path / "none.fatbin"))
     assert "NIXL_GPUNETIO_KERNELS" in said and "none.fatbin" in said
-    assert "made" in run(ASK).stdout
+    assert "made" in asked()
 
 
 PAIR = """
@@ -299,33 +262,14 @@ here = a.get_xfer_descs([(left.address, 1 << 20, 0)], "VRAM")
 there = a.get_xfer_descs([(right.address, 1 << 20, 1)], "VRAM")
 handle = a.initialize_xfer("WRITE", here, there, "b")
 """
-DONE = "a.transfer(handle); assert handle.wait(60) == 'DONE'"
 
 
 @pytest.mark.parametrize("steps", ["", "a.transfer(handle)", DONE, f"{DONE}; a.transfer(handle)"])
 def test_exit_in_every_state(steps):
-    done = run(PAIR + steps)
-    assert (done.returncode, done.stderr) == (0, "")
+    ends_quietly(PAIR + steps, **ENVIRONMENT)
 
 
 def test_fork_in_the_middle():
-    done = run(
-        PAIR
-        + """
-a.transfer(handle)
-child = os.fork()
-if child == 0:
-    try:
-        a.get_new_notifs()
-    except nixl.nixlNotAllowedError:
-        own = nixl.nixl_agent("of the child", config)
-        own.close()
-        os._exit(7)
-    os._exit(1)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-assert handle.wait(60) == "DONE"
-a.transfer(handle)
-assert handle.wait(60) == "DONE"
-"""
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    """The child can have an agent of its own."""
+    told = "nixl.nixl_agent('of the child', config).close(); os._exit(7)"
+    forks(PAIR, told, **ENVIRONMENT)

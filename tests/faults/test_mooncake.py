@@ -6,9 +6,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import subprocess
-import sys
-import threading
 import time
 
 import pytest
@@ -17,23 +14,30 @@ nixl = pytest.importorskip("nixl", reason="the Python module is not built")
 np = pytest.importorskip("numpy")
 support = pytest.importorskip("faults_support")
 
-from faults_support import (  # noqa: E402
-    MIB,
-    eventually,
-    fresh_name,
-    in_progress,
-    open_descriptors,
-    outcome,
-    pattern,
-    posted,
+from faults_support import MIB, eventually, open_descriptors, outcome, pattern, posted  # noqa: E402
+from lane_tests import (  # noqa: E402, F401
+    CANARY,
+    DISCONNECT,
+    SOON,
+    comes_back,
+    goes_on_after_a_stop,
+    killed_in_the_middle,
+    lost,
+    much_under_way,
+    skip_without,
+    stays_as_it_is,
+    test_eight_threads,
+    test_idle_takes_no_time_and_wakes_up,
+    test_killed_before_anything,
+    test_removed_and_added_again,
+    test_stopped_for_less_than_the_timeout,
+    unresolved,
 )
+from programs import run  # noqa: E402
 
 BUILD = pathlib.Path(os.environ.get("NIXL_BUILD_DIR", ""))
 ADAPTER = BUILD / "lib" / "standins" / "libmooncake_adapter.so"
-DISCONNECT = "nixlRemoteDisconnectError"
 SIZE = 8 * MIB
-CANARY = 0xEE  # even: no pattern has it
-SOON = 15  # seconds; "within a second" with room for a loaded machine
 
 
 def options_of(**more) -> dict:
@@ -48,41 +52,8 @@ def mooncake():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NIXL_MOONCAKE_LIBRARY", str(ADAPTER))
         patch.setenv("MC_LOG_LEVEL", "ERROR")
-        try:
-            nixl.nixl_agent(fresh_name("probe"), nixl.nixl_agent_config(**options_of())).close()
-        except nixl.nixlError as error:
-            pytest.skip(f"no Mooncake here: {error}")
+        skip_without("Mooncake", **options_of())
         yield
-
-
-@pytest.fixture(params=["WRITE", "READ"])
-def operation(request) -> str:
-    return request.param
-
-
-@pytest.fixture
-def pair(make_near, make_far):
-    def make(**more):
-        near, far = make_near(SIZE, **options_of(**more)), make_far(SIZE, **options_of(**more))
-        near.add_metadata_of(far)
-        return near, far
-
-    return make
-
-
-def much(near, far, operation: str, notif: bytes = b"never"):
-    """A transfer that takes a while: some GB of the same 8 MiB."""
-    return near.prepare(operation, far, [(0, 0, SIZE)] * 512, notif)
-
-
-def unresolved(near) -> bool:
-    """Whether its memory is still in use (it is registered again where it was not)."""
-    try:
-        near.agent.deregister_memory(near.registered)
-    except nixl.nixlTimeoutError:
-        return True
-    near.registered = near.agent.register_memory(near.array)
-    return False
 
 
 def test_moves_bytes_and_notifies(pair):
@@ -144,16 +115,6 @@ def test_memory_that_is_registered_no_more(pair, operation):
     assert posted(near, others) == "DONE"
 
 
-def test_killed_before_anything(pair, operation):
-    near, far = pair()
-    far.kill()
-    far.gone()
-    begin = time.monotonic()
-    handle = near.prepare(operation, far, [(0, 0, SIZE)])
-    assert posted(near, handle) == DISCONNECT and far.name in str(handle.error)
-    assert time.monotonic() - begin < SOON
-
-
 def test_killed_in_the_middle(pair, make_far, operation):
     """Its own transfers fail, soon; the others go on; its name can come back."""
     near, far = pair(peer_timeout=60)
@@ -162,18 +123,9 @@ def test_killed_in_the_middle(pair, make_far, operation):
         near.works_with(far)
         others.more()
         before = open_descriptors()
-        handle = much(near, far, operation)
-        in_progress(near, far, operation, handle)
-        begin = time.monotonic()
-        far.kill()
-        assert outcome(handle) == DISCONNECT and far.name in str(handle.error)
-        assert time.monotonic() - begin < SOON
-        assert handle.failed  # nothing is said to have been moved
+        handle = killed_in_the_middle(near, far, operation)
         others.more()
-        far.gone()
-        again = make_far(SIZE, name=far.name, **options_of())
-        near.add_metadata_of(again)
-        near.works_with(again)
+        comes_back(near, make_far, far, options_of())
         busy = "nixlRepostActiveError"  # until the engine has nothing of it any more
         assert eventually(lambda: {posted(near, handle)} - {busy}) == {DISCONNECT}
         handle.release()
@@ -190,15 +142,11 @@ def test_stopped_for_longer_than_the_timeout(pair, make_far, operation):
     others = support.Companion(near, make_far(MIB, **options_of()))
     try:
         near.works_with(far)
-        handle = much(near, far, operation)
-        in_progress(near, far, operation, handle)
+        handle = much_under_way(near, far, operation)
         far.stop()
-        assert outcome(handle) == DISCONNECT and far.name in str(handle.error)
+        lost(handle, far)
         others.more()
-        far.resume()
-        again = near.prepare(operation, far, [(0, 0, SIZE)])
-        eventually(lambda: posted(near, again) == "DONE")  # the peer may think the session lives
-        near.works_with(far)
+        goes_on_after_a_stop(near, far, operation)
     finally:
         others.end()
 
@@ -206,38 +154,19 @@ def test_stopped_for_longer_than_the_timeout(pair, make_far, operation):
 def test_stopped_for_good(pair, make_far, operation):
     near, far = pair(peer_timeout=2)
     near.works_with(far)
-    handle = much(near, far, operation)
-    in_progress(near, far, operation, handle)
+    handle = much_under_way(near, far, operation)
     far.stop()
-    assert outcome(handle) == DISCONNECT and far.name in str(handle.error)
+    lost(handle, far)
     eventually(lambda: not unresolved(near))  # once that engine has ended
-    near.array[:] = CANARY
-    time.sleep(0.2)  # sleeps: for what nobody stopped
-    assert (near.array == CANARY).all()
+    stays_as_it_is(near)
     far.kill()
-    far.gone()
-    far = make_far(SIZE, name=far.name, **options_of())
-    near.add_metadata_of(far)
-    near.works_with(far)
-
-
-def test_stopped_for_less_than_the_timeout(pair, operation):
-    near, far = pair(peer_timeout=60)
-    near.works_with(far)
-    handle = near.prepare(operation, far, [(0, 0, SIZE)])
-    for number in range(3):
-        far.stop()
-        near.agent.transfer(handle, f"{number}".encode())
-        far.resume()
-        assert outcome(handle) == "DONE"
-    assert far.notifications(near.name, 3) == [b"0", b"1", b"2"]
+    comes_back(near, make_far, far, options_of())
 
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_agent_ends_in_the_middle(pair, operation, stopped):
     near, far = pair(peer_timeout=60)
-    handle = much(near, far, operation)
-    in_progress(near, far, operation, handle)
+    _held = much_under_way(near, far, operation)
     if stopped:
         far.stop()
     begin = time.monotonic()
@@ -254,8 +183,7 @@ def test_cancelled_in_the_middle(pair, operation):
     """What the engine has is waited for; afterwards no byte changes, here or there."""
     near, far = pair(peer_timeout=60)
     for _ in range(3):
-        handle = much(near, far, operation)
-        in_progress(near, far, operation, handle)
+        handle = much_under_way(near, far, operation)
         handle.cancel()
         assert outcome(handle) == "nixlCancelledError"
         eventually(lambda: not unresolved(near))
@@ -271,8 +199,7 @@ def test_cancelled_in_the_middle(pair, operation):
 def test_cancelled_while_its_peer_stands_still(pair, operation):
     near, far = pair(peer_timeout=60)
     near.works_with(far)
-    handle = much(near, far, operation)
-    in_progress(near, far, operation, handle)
+    handle = much_under_way(near, far, operation)
     far.stop()
     begin = time.monotonic()
     handle.cancel()
@@ -287,62 +214,12 @@ def test_cancelled_while_its_peer_stands_still(pair, operation):
     near.works_with(far)
 
 
-def test_removed_and_added_again(pair):
-    near, far = pair()
-    for _ in range(10):
-        near.works_with(far)
-        handle = much(near, far, "READ")
-        near.agent.transfer(handle)
-        near.agent.remove_remote_agent(far.name)
-        assert outcome(handle) == DISCONNECT
-        near.add_metadata_of(far)
-
-
 def test_a_peer_without_the_backend(make_near, make_far):
     near, far = make_near(SIZE, **options_of()), make_far(SIZE, backends=["UCX"])
     near.add_metadata_of(far)
     with pytest.raises(nixl.nixlError, match="MOONCAKE") as error:
         near.prepare("WRITE", far, [(0, 0, SIZE)])
     assert far.name in str(error.value)
-
-
-def test_idle_takes_no_time_and_wakes_up(pair):
-    near, far = pair()
-    near.works_with(far)
-    # sleeps: idleness is what is measured
-    used = "import time; start = time.process_time(); time.sleep(1)\n"
-    used += "result = time.process_time() - start"
-    eventually(lambda: far(used) < 0.05)  # sessions open first
-    scope: dict[str, float] = {}
-    eventually(lambda: (exec(used, scope), scope["result"] < 0.05)[1])
-    near.works_with(far)
-
-
-def test_eight_threads(pair):
-    near, far = pair()
-    near.works_with(far)
-    near.array[:] = pattern(SIZE, 6)
-    share = SIZE // 8
-    errors: list[BaseException] = []
-
-    def move(number: int) -> None:
-        try:
-            at = number * share
-            scattered = [(at + i, at + i, 1024) for i in range(0, share, 2048)]
-            for pieces in ([(at, at, share)], scattered):
-                for operation in ("WRITE", "READ"):
-                    for _ in range(5):
-                        assert posted(near, near.prepare(operation, far, pieces)) == "DONE"
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=move, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
-    assert far.holds(6) and (near.array == pattern(SIZE, 6)).all()
 
 
 def test_two_hosts(make_far, network):
@@ -405,7 +282,5 @@ def test_fork_and_exit(how):
     """A child leaves the engine alone; whoever exits in the middle ends."""
     params = options_of()["backend_params"]
     program = FORKS.format(params=params, size=32 * MIB)
-    done = subprocess.run(
-        [sys.executable, "-c", program, how], capture_output=True, text=True, timeout=120
-    )
+    done = run(program, how)
     assert done.returncode == 0 and "ended" in done.stdout, done.stderr

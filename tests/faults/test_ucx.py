@@ -3,7 +3,6 @@ cancel, idling, workers, transports that cannot connect. SKIP where UCX is not i
 
 from __future__ import annotations
 
-import threading
 import time
 
 import pytest
@@ -16,48 +15,43 @@ from faults_support import (  # noqa: E402
     MIB,
     UCX_OVER_TCP,
     eventually,
-    fresh_name,
     in_progress,
     open_descriptors,
     outcome,
     pattern,
     posted,
 )
+from lane_tests import (  # noqa: E402, F401
+    CANARY,
+    DISCONNECT,
+    SOON,
+    comes_back,
+    eight_threads_move,
+    goes_on_after_a_stop,
+    idles_and_wakes_up,
+    killed_in_the_middle,
+    lost,
+    much,
+    much_under_way,
+    skip_without,
+    test_agent_ends_in_the_middle,
+    test_killed_before_anything,
+    test_removed_and_added_again,
+    test_stopped_for_less_than_the_timeout,
+    unresolved,
+)
 
-DISCONNECT = "nixlRemoteDisconnectError"
 SIZE = 8 * MIB
-CANARY = 0xEE  # even: no pattern has it
-SOON = 15  # seconds; "within a second" with room for a loaded machine
 TWO_WORKERS = {"UCX": {**UCX_OVER_TCP, "num_workers": "2"}}
+
+
+def options_of(**more) -> dict:
+    return {"transport": "ucx", **more}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def ucx() -> None:
-    config = nixl.nixl_agent_config(backends=["UCX"], lanes="ucx")
-    try:
-        nixl.nixl_agent(fresh_name("probe"), config).close()
-    except nixl.nixlError as error:
-        pytest.skip(f"no UCX here: {error}")
-
-
-@pytest.fixture(params=["WRITE", "READ"])
-def operation(request) -> str:
-    return request.param
-
-
-@pytest.fixture
-def pair(make_near, make_far):
-    def make(**options):
-        near, far = make_near(SIZE, "ucx", **options), make_far(SIZE, "ucx", **options)
-        near.add_metadata_of(far)
-        return near, far
-
-    return make
-
-
-def much(near, far, operation: str, notif: bytes = b"never"):
-    """A transfer that takes a while: some GB of the same 8 MiB."""
-    return near.prepare(operation, far, [(0, 0, SIZE)] * 512, notif)
+    skip_without("UCX", backends=["UCX"], lanes="ucx")
 
 
 def companion_of(near, make_far):
@@ -71,16 +65,6 @@ def test_moves_bytes_and_notifies(pair):
     assert near.agent.explain(handle)["lane"] == "ucx"
 
 
-def test_killed_before_anything(pair, operation):
-    near, far = pair()
-    far.kill()
-    far.gone()
-    begin = time.monotonic()
-    handle = near.prepare(operation, far, [(0, 0, SIZE)])
-    assert posted(near, handle) == DISCONNECT and far.name in str(handle.error)
-    assert time.monotonic() - begin < SOON
-
-
 def test_killed_in_the_middle(pair, make_far, operation):
     """Its own transfers fail, soon; the others go on; its name can come back."""
     near, far = pair(peer_timeout=60)
@@ -89,18 +73,9 @@ def test_killed_in_the_middle(pair, make_far, operation):
         near.works_with(far)
         others.more()
         before = open_descriptors()
-        handle = much(near, far, operation)
-        in_progress(near, far, operation, handle)
-        begin = time.monotonic()
-        far.kill()
-        assert outcome(handle) == DISCONNECT and far.name in str(handle.error)
-        assert time.monotonic() - begin < SOON
-        assert handle.failed  # nothing is said to have been moved
+        handle = killed_in_the_middle(near, far, operation)
         others.more()
-        far.gone()
-        again = make_far(SIZE, near.transport, name=far.name)
-        near.add_metadata_of(again)
-        near.works_with(again)
+        comes_back(near, make_far, far, {"transport": near.transport})
         assert posted(near, handle) == DISCONNECT  # of the one before
         handle.release()
         near.agent.remove_remote_agent(far.name)
@@ -116,18 +91,14 @@ def test_stopped_for_good(pair, make_far, operation):
     others = companion_of(near, make_far)
     try:
         near.works_with(far)
-        handle = much(near, far, operation)
-        in_progress(near, far, operation, handle)
+        handle = much_under_way(near, far, operation)
         far.stop()
         begin = time.monotonic()
-        assert outcome(handle) == DISCONNECT and far.name in str(handle.error)
+        lost(handle, far)
         assert time.monotonic() - begin < 2 + SOON
         others.more()
         far.kill()  # going on, UCX could abort it: see the plugin's README
-        far.gone()
-        far = make_far(SIZE, near.transport, name=far.name)
-        near.add_metadata_of(far)
-        near.works_with(far)
+        comes_back(near, make_far, far, {"transport": near.transport})
     finally:
         others.end()
 
@@ -139,37 +110,13 @@ def test_stopped_for_longer_than_the_timeout(pair, operation):
     handle = near.prepare(operation, far, [(0, 0, SIZE)], b"never")
     far.stop()
     near.agent.transfer(handle)
-    assert outcome(handle) == DISCONNECT and far.name in str(handle.error)
-    far.resume()
-    again = near.prepare(operation, far, [(0, 0, SIZE)])
-    eventually(lambda: posted(near, again) == "DONE")  # the peer may think that the session lives
-    near.works_with(far)
-
-
-def test_stopped_for_less_than_the_timeout(pair, operation):
-    near, far = pair(peer_timeout=60)
-    near.works_with(far)
-    handle = near.prepare(operation, far, [(0, 0, SIZE)])
-    for number in range(3):
-        far.stop()
-        near.agent.transfer(handle, f"{number}".encode())
-        far.resume()
-        assert outcome(handle) == "DONE"
-    assert far.notifications(near.name, 3) == [b"0", b"1", b"2"]
-
-
-def test_agent_ends_in_the_middle(pair, operation):
-    near, far = pair(peer_timeout=60)
-    handle = much(near, far, operation)
-    in_progress(near, far, operation, handle)
-    near.agent.close()
-    assert far("len(array)") == SIZE
+    lost(handle, far)
+    goes_on_after_a_stop(near, far, operation)
 
 
 def test_agent_ends_while_its_peer_stands_still(pair, operation):
     near, far = pair(peer_timeout=60)
-    handle = much(near, far, operation)
-    in_progress(near, far, operation, handle)
+    _held = much_under_way(near, far, operation)
     far.stop()
     begin = time.monotonic()
     near.agent.close()
@@ -223,55 +170,15 @@ def test_cancelled_write_ends(pair):
     assert far("agent.get_new_notifs()") == {}
 
 
-def unresolved(near) -> bool:
-    """Whether its memory is still in use (it is registered again where it was not)."""
-    try:
-        near.agent.deregister_memory(near.registered)
-    except nixl.nixlTimeoutError:
-        return True
-    near.registered = near.agent.register_memory(near.array)
-    return False
-
-
 def test_idle_takes_no_time_and_wakes_up(pair):
-    near, far = pair(backend_params=TWO_WORKERS)
-    near.works_with(far)
-    # sleeps: idleness is what is measured
-    used = "import time; start = time.process_time(); time.sleep(1)\n"
-    used += "result = time.process_time() - start"
-    eventually(lambda: far(used) < 0.05)  # sessions open first
-    scope: dict[str, float] = {}
-    eventually(lambda: (exec(used, scope), scope["result"] < 0.05)[1])
-    near.works_with(far)
+    idles_and_wakes_up(*pair(backend_params=TWO_WORKERS))
 
 
 def test_eight_threads_over_several_workers(pair):
     near, far = pair(backend_params=TWO_WORKERS)
     whole = near.prepare("WRITE", far, [(0, 0, SIZE)])
     assert "2 workers" in near.agent.explain(whole)["reason"]
-    near.works_with(far)
-    near.array[:] = pattern(SIZE, 6)
-    share = SIZE // 8
-    errors: list[BaseException] = []
-
-    def move(number: int) -> None:
-        try:
-            at = number * share
-            scattered = [(at + i, at + i, 1024) for i in range(0, share, 1024)]
-            for pieces in ([(at, at, share)], scattered):
-                for operation in ("WRITE", "READ"):
-                    for _ in range(10):
-                        assert posted(near, near.prepare(operation, far, pieces)) == "DONE"
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=move, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
-    assert far.holds(6) and (near.array == pattern(SIZE, 6)).all()
+    eight_threads_move(near, far, stride=1024, rounds=10)
 
 
 def test_agents_with_different_numbers_of_workers(make_near, make_far):
@@ -292,14 +199,3 @@ def test_transports_that_cannot_connect(make_near, make_far, transports, operati
         assert transports != "self"  # some versions of UCX can wire up over shared memory
     else:
         assert result == DISCONNECT and "add tcp to UCX_TLS" in str(handle.error)
-
-
-def test_removed_and_added_again(pair):
-    near, far = pair()
-    for _ in range(10):
-        near.works_with(far)
-        handle = much(near, far, "READ")
-        near.agent.transfer(handle)
-        near.agent.remove_remote_agent(far.name)
-        assert outcome(handle) == DISCONNECT
-        near.add_metadata_of(far)

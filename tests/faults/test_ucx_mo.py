@@ -3,10 +3,7 @@ carries what, and what is refused. SKIP where UCX is not installed."""
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
-import textwrap
 
 import pytest
 
@@ -14,42 +11,31 @@ nixl = pytest.importorskip("nixl", reason="the Python module is not built")
 np = pytest.importorskip("numpy")
 support = pytest.importorskip("faults_support")
 
-from faults_support import MIB, UCX_OVER_TCP, eventually, fresh_name, posted  # noqa: E402
-from test_ucx import (  # noqa: E402, F401
+from faults_support import MIB, UCX_OVER_TCP, eventually, posted  # noqa: E402
+from lane_tests import (  # noqa: E402, F401
     DISCONNECT,
-    SIZE,
+    skip_without,
     test_agent_ends_in_the_middle,
+    test_stopped_for_less_than_the_timeout,
+)
+from programs import DONE, created, ends_quietly, forks  # noqa: E402
+from test_ucx import (  # noqa: E402, F401
+    SIZE,
     test_cancelled_read_changes_no_byte,
     test_killed_in_the_middle,
     test_stopped_for_good,
-    test_stopped_for_less_than_the_timeout,
 )
 
 TRANSPORT = "ucx_mo"
 
 
+def options_of(**more) -> dict:
+    return {"transport": TRANSPORT, **more}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def ucx() -> None:
-    config = nixl.nixl_agent_config(backends=["UCX_MO"])
-    try:
-        nixl.nixl_agent(fresh_name("probe"), config).close()
-    except nixl.nixlError as error:
-        pytest.skip(f"no UCX here: {error}")
-
-
-@pytest.fixture(params=["WRITE", "READ"])
-def operation(request) -> str:
-    return request.param
-
-
-@pytest.fixture
-def pair(make_near, make_far):
-    def make(**options):
-        near, far = make_near(SIZE, TRANSPORT, **options), make_far(SIZE, TRANSPORT, **options)
-        near.add_metadata_of(far)
-        return near, far
-
-    return make
+    skip_without("UCX", backends=["UCX_MO"])
 
 
 def over_lo(**more: str) -> dict:
@@ -172,70 +158,35 @@ def test_transports_that_cannot_connect(make_near, make_far, operation):
     assert posted(near, handle) == DISCONNECT and "add tcp to UCX_TLS" in str(handle.error)
 
 
-def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    env = os.environ | environment
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-
-
 def test_the_library_is_missing(tmp_path):
-    done = run(
-        """
-        import nixl
-        agent = nixl.nixl_agent("a", nixl.nixl_agent_config(backends=[]))
-        try:
-            agent.create_backend("UCX_MO")
-        except nixl.nixlError as error:
-            print(type(error).__name__, error)
-        """,
-        NIXL_UCX_LIBRARY=str(tmp_path / "libucp.so.0"),
-    )
-    assert done.returncode == 0, done.stderr
-    assert str(tmp_path) in done.stdout and "NIXL_UCX_LIBRARY" in done.stdout
+    said = created("UCX_MO", NIXL_UCX_LIBRARY=str(tmp_path / "libucp.so.0"))
+    assert str(tmp_path) in said and "NIXL_UCX_LIBRARY" in said
 
 
 PAIR = """
-    import os, sys, nixl, numpy as np
-    params = {"UCX_MO": {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo", "num_ucx_engines": "2"}}
-    config = nixl.nixl_agent_config(backends=["UCX_MO"], lanes="ucx", backend_params=params)
-    a, b = nixl.nixl_agent("a", config), nixl.nixl_agent("b", config)
-    left, right = np.ones(16 << 20, np.uint8), np.zeros(16 << 20, np.uint8)
-    for agent, array in ((a, left), (b, right)):
-        agent.register_memory(array)
-    a.add_remote_agent(b.get_agent_metadata())
-    descs = a.get_xfer_descs
-    handle = a.initialize_xfer("WRITE", descs(left), descs(right), "b")
+import os, sys, nixl, numpy as np
+params = {"UCX_MO": {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo", "num_ucx_engines": "2"}}
+config = nixl.nixl_agent_config(backends=["UCX_MO"], lanes="ucx", backend_params=params)
+a, b = nixl.nixl_agent("a", config), nixl.nixl_agent("b", config)
+left, right = np.ones(16 << 20, np.uint8), np.zeros(16 << 20, np.uint8)
+for agent, array in ((a, left), (b, right)):
+    agent.register_memory(array)
+a.add_remote_agent(b.get_agent_metadata())
+descs = a.get_xfer_descs
+handle = a.initialize_xfer("WRITE", descs(left), descs(right), "b")
 """
-
-
-DONE = "a.transfer(handle); assert handle.wait(60) == 'DONE' and (left == right).all()"
+ARRIVED = "assert (left == right).all()"
 
 
 # Pending begins with a connection that is up: ending while UCX connects may end in its assertion
 # (plugins/ucx/README.md).
-@pytest.mark.parametrize("steps", ["", DONE, DONE + "; a.transfer(handle)"])
+@pytest.mark.parametrize(
+    "steps", ["", f"{DONE}; {ARRIVED}", f"{DONE}; {ARRIVED}; a.transfer(handle)"]
+)
 def test_exit_in_every_state(steps):
-    done = run(PAIR + f"    {steps}\n")
-    assert (done.returncode, done.stderr) == (0, "")
+    ends_quietly(PAIR + steps)
 
 
 def test_fork_in_the_middle():
-    """The child is told, and leaves; the parent's transfers go on."""
-    done = run(
-        PAIR
-        + """
-    a.transfer(handle)
-    child = os.fork()
-    if child == 0:
-        try:
-            a.get_new_notifs()
-        except nixl.nixlNotAllowedError:
-            sys.exit(7)
-        sys.exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    assert handle.wait(60) == "DONE" and (left == right).all()
-    a.transfer(handle)
-    assert handle.wait(60) == "DONE"
-    """
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    """The child leaves by the interpreter's end, with the agents that it has got."""
+    forks(PAIR, told="sys.exit(7)", then=ARRIVED)
