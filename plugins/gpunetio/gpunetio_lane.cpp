@@ -5,6 +5,8 @@
 #include <cstring>
 #include <mutex>
 
+#include "lane_ending.h"
+
 namespace nixl::gpunetio {
 namespace {
 
@@ -146,24 +148,9 @@ class GpunetioTransfer final : public BackendTransfer {
     void moved(const CompletionPtr& completion,
                Status status,
                const std::optional<std::string>& notification) {
-        if (!status.ok()) {
-            // Which of the bytes are in place the adapter does not tell: none is said to be.
-            std::vector<SegmentFailure> failures;
-            if (status.code() != ErrorCode::CANCELED) {
-                failures.push_back({0, plan_.bytes, 0, 0});
-            }
-            const bool named = status.message().find(peer_.name) != std::string::npos;
-            completion->fail(
-                named ? std::move(status)
-                      : Status(status.code(), "agent \"" + peer_.name + "\": " + status.message()),
-                std::move(failures));
-        } else if (notification.has_value()) {
-            services_.notifyPeer(plan_.peer, *notification, [completion](Status sent) {
-                sent.ok() ? completion->succeed() : completion->fail(std::move(sent));
-            });
-        } else {
-            completion->succeed();
-        }
+        std::vector<SegmentFailure> failures = allOf(plan_, status);
+        endPost(services_, plan_.peer, completion, std::move(status), std::move(failures),
+                notification.has_value() ? &*notification : nullptr);
     }
 
     const TransferPlan& plan_;

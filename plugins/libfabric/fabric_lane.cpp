@@ -8,15 +8,10 @@
 
 #include "deal_runs.h"
 #include "fabric_rail.h"
+#include "lane_ending.h"
 
 namespace nixl::fabric {
 namespace {
-
-std::string peerKey(const PlanPeer& peer) {
-    std::string key(peer.name);
-    key.append(reinterpret_cast<const char*>(peer.incarnation.data()), peer.incarnation.size());
-    return key;
-}
 
 // The rails of one agent. Owned by the lane, its memory and its transfers.
 struct Rails {
@@ -187,7 +182,7 @@ class FabricTransfer final : public BackendTransfer {
             job.completion = completion.get();
             job.done = [all](Status status) { all->end(std::move(status)); };
             job.tellUser = [this, completion](const Status& why) {
-                completion->tellUser(named(why), {{0, plan_.bytes, 0, 0}});
+                completion->tellUser(naming(plan_.peer.name, why), {{0, plan_.bytes, 0, 0}});
             };
             rails->all[rail]->run(std::move(job));
         }
@@ -218,29 +213,10 @@ class FabricTransfer final : public BackendTransfer {
     }
 
   private:
-    Status named(const Status& status) const {
-        const std::string name(plan_.peer.name);
-        const bool known = status.message().find(name) != std::string::npos;
-        return known ? status
-                     : Status(status.code(), "agent \"" + name + "\": " + status.message());
-    }
     void moved(const CompletionPtr& completion,
                const Status& status,
                const std::string* notification) {
-        if (!status.ok()) {
-            // Which of the bytes are in place is not told: none is said to be.
-            std::vector<SegmentFailure> failures;
-            if (status.code() != ErrorCode::CANCELED) {
-                failures.push_back({0, plan_.bytes, 0, 0});
-            }
-            completion->fail(named(status), std::move(failures));
-        } else if (notification != nullptr) {
-            services_.notifyPeer(plan_.peer, *notification, [completion](Status sent) {
-                sent.ok() ? completion->succeed() : completion->fail(std::move(sent));
-            });
-        } else {
-            completion->succeed();
-        }
+        endPost(services_, plan_.peer, completion, status, allOf(plan_, status), notification);
     }
 
     const TransferPlan& plan_;

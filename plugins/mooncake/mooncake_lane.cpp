@@ -8,18 +8,13 @@
 #include <mutex>
 #include <thread>
 
+#include "lane_ending.h"
 #include "mooncake_machine.h"
 #include "mooncake_memory.h"
 #include "mooncake_worker.h"
 
 namespace nixl::mooncake {
 namespace {
-
-std::string peerKey(const PlanPeer& peer) {
-    std::string key(peer.name);
-    key.append(reinterpret_cast<const char*>(peer.incarnation.data()), peer.incarnation.size());
-    return key;
-}
 
 Cuts cutsOfAll(std::span<const PlanRegion> regions) {
     Cuts cuts;
@@ -86,19 +81,9 @@ class MooncakeTransfer final : public BackendTransfer {
                const std::string* notification) const {
         if (status.code() == ErrorCode::CANCELED) {
             completion->cancel(status.message());
-        } else if (!status.ok()) {
-            const std::string name(plan_.peer.name);
-            const bool named = status.message().find(name) != std::string::npos;
-            completion->fail(
-                named ? std::move(status)
-                      : Status(status.code(), "agent \"" + name + "\": " + status.message()),
-                std::move(failures));
-        } else if (notification != nullptr) {
-            services_.notifyPeer(plan_.peer, *notification, [completion](Status sent) {
-                sent.ok() ? completion->succeed() : completion->fail(std::move(sent));
-            });
         } else {
-            completion->succeed();
+            endPost(services_, plan_.peer, completion, std::move(status), std::move(failures),
+                    notification);
         }
     }
 

@@ -5,17 +5,12 @@
 #include <mutex>
 #include <optional>
 
+#include "lane_ending.h"
 #include "ucx_machine.h"
 #include "ucx_workers.h"
 
 namespace nixl::ucx {
 namespace {
-
-std::string peerKey(const PlanPeer& peer) {
-    std::string key(peer.name);
-    key.append(reinterpret_cast<const char*>(peer.incarnation.data()), peer.incarnation.size());
-    return key;
-}
 
 // One registration at UCX: with every engine, so that each can move a part of a transfer.
 class UcxMemory final : public BackendMemory {
@@ -141,25 +136,9 @@ class UcxTransfer final : public BackendTransfer {
         }
     }
     void moved(const CompletionPtr& completion, Status status, const std::string* notification) {
-        if (!status.ok()) {
-            // Which of the bytes are in place UCX does not tell: none is said to be.
-            std::vector<SegmentFailure> failures;
-            if (status.code() != ErrorCode::CANCELED) {
-                failures.push_back({0, plan_.bytes, 0, 0});
-            }
-            const std::string name(plan_.peer.name);
-            const bool named = status.message().find(name) != std::string::npos;
-            completion->fail(
-                named ? std::move(status)
-                      : Status(status.code(), "agent \"" + name + "\": " + status.message()),
-                std::move(failures));
-        } else if (notification != nullptr) {
-            services_.notifyPeer(plan_.peer, *notification, [completion](Status sent) {
-                sent.ok() ? completion->succeed() : completion->fail(std::move(sent));
-            });
-        } else {
-            completion->succeed();
-        }
+        std::vector<SegmentFailure> failures = allOf(plan_, status);
+        endPost(services_, plan_.peer, completion, std::move(status), std::move(failures),
+                notification);
     }
 
     const TransferPlan& plan_;
