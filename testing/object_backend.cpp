@@ -183,6 +183,7 @@ const ParameterSpec kParameters[] = {
     {"bucket", ParameterType::STRING, "test", "name of the store"},
     {"max_object", ParameterType::SIZE, "1G", "limit of an object's size", 1},
     {"use_pool", ParameterType::BOOL, "true", "on the copy pool, else inside post"},
+    {"word", ParameterType::SECRET, "", "not used: a text that nothing may show"},
 };
 
 class ObjectBuffer final : public Buffer {

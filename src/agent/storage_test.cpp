@@ -4,8 +4,7 @@
 
 #include "nixl/agent.h"
 
-#include "backend/plugins.h"
-#include "testing/object_backend.h"
+#include "testing/agents.h"
 
 namespace nixl {
 namespace {
@@ -13,31 +12,9 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-const ParameterSpec kSecretParameters[] = {
-    {"bucket", ParameterType::STRING, "test", "as OBJECTS"},
-    {"max_object", ParameterType::SIZE, "1G", "as OBJECTS"},
-    {"use_pool", ParameterType::BOOL, "true", "as OBJECTS"},
-    {"word", ParameterType::SECRET, "", "nobody's business"},
-};
-
-// OBJECTS with a parameter that nothing may show.
-const PluginTable& secretTable() {
-    static const PluginTable kTable = [] {
-        PluginTable table = testkit::objectBackendTable();
-        table.parameters = kSecretParameters;
-        table.parameterCount = std::size(kSecretParameters);
-        return table;
-    }();
-    return kTable;
-}
-
 class AgentStorageTest : public ::testing::Test {
   protected:
-    static void SetUpTestSuite() {
-        ASSERT_TRUE(backend::PluginRegistry::instance().add(secretTable()).ok());
-    }
     AgentStorageTest() {
-        agent_.createBackend("OBJECTS", {{"bucket", "storage-test"}, {"word", "hush"}});
         RegistrationList list(MemType::OBJECT);
         for (uint64_t i = 0; i < 3; ++i) {
             list.append(0, 8, i + 1, "key-" + std::to_string(i));
@@ -56,7 +33,7 @@ class AgentStorageTest : public ::testing::Test {
     }
 
     char bytes_[24] = {};
-    Agent agent_{"storage"};
+    Agent agent_{"storage", testkit::objectsConfig({{"bucket", "storage-test"}, {"word", "hush"}})};
 };
 
 TEST_F(AgentStorageTest, RemovesManyAndTellsOfEach) {
