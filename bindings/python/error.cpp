@@ -3,12 +3,14 @@
 #include <nixl/error.h>
 
 #include "module.h"
+#include "once.h"
 
 namespace nixl::python {
 namespace {
 
 // Exception classes by negated code; filled when the module is imported, never freed.
 PyObject* classes[14] = {};
+FirstImport errors_module;
 
 void translate(const std::exception_ptr& pointer, void* /*payload*/) {
     try {
@@ -77,6 +79,11 @@ void bindErrors(nb::module_& module) {
     }
     module.attr("nixlError") = errors.attr("nixlError");
     nb::register_exception_translator(translate);
+    errors_module.keep(errors);
+}
+
+void repeatErrors() {
+    errors_module.repeat(nb::module_::import_("nixl.errors"));
 }
 
 }  // namespace nixl::python

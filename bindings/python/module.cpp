@@ -3,6 +3,8 @@
 
 #include <mutex>
 
+#include "once.h"
+
 namespace nixl::python {
 
 bool readText(PyObject* source, std::string_view& out, nb::detail::cleanup_list* cleanup) noexcept {
@@ -154,8 +156,13 @@ std::vector<std::string> backendNames(nb::handle sequence) {
 
 }  // namespace nixl::python
 
-NB_MODULE(_bindings, module) {
+NIXL_PYTHON_MODULE(_bindings, module) {
     nanobind::set_leak_warnings(false);
+    static nixl::python::FirstImport first;
+    if (first.repeat(module)) {
+        nixl::python::repeatErrors();
+        return;
+    }
     module.doc() = "The raw interface of NIXL: classes and functions of the C++ library.";
     nixl::python::bindErrors(module);
     nixl::python::bindDescriptors(module);
@@ -170,4 +177,5 @@ NB_MODULE(_bindings, module) {
     // Transfers that a GPU starts itself: see prep_mem_view.
     module.attr("HAVE_UCX_GPU_DEVICE_API") = false;
     module.attr("__version__") = nixl::version();
+    first.keep(module);
 }

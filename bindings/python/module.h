@@ -223,6 +223,8 @@ bool interrupted();
 std::shared_ptr<FrameworkStore> makePythonStore(nb::object store);
 
 void bindErrors(nb::module_& module);
+// Of a later import: the exception classes stay those that were raised and caught before.
+void repeatErrors();
 void bindDescriptors(nb::module_& module);
 void bindTransfers(nb::module_& module);
 void bindHandles(nb::module_& module);  // after the agent, which they name

@@ -78,7 +78,8 @@ def set_log_level_by_env(nixl_logger: logging.Logger) -> None:
 def setup_logging() -> None:
     """Gives the logger "nixl" its handler (once) and its level."""
     nixl_logger = logging.getLogger("nixl")
-    if not any(isinstance(handler, _OwnHandler) for handler in nixl_logger.handlers):
+    # By name: a class of an earlier import of this module is another one.
+    if not any(type(handler).__name__ == _OwnHandler.__name__ for handler in nixl_logger.handlers):
         handler = _OwnHandler()
         form = LOGGING_CONFIG["formatters"]["nixl"]  # type: ignore[index]
         handler.setFormatter(logging.Formatter(form["format"], form["datefmt"]))

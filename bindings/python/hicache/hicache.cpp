@@ -17,6 +17,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "../gil.h"
+#include "../once.h"
 #include "hicache/checksums.h"
 #include "hicache/payload.h"
 #include "hicache/store.h"
@@ -400,8 +401,12 @@ std::vector<uint64_t> lengths(const PyBatch& batch) {
 
 }  // namespace
 
-NB_MODULE(_hicache, m) {
+NIXL_PYTHON_MODULE(_hicache, m) {
     nb::set_leak_warnings(false);  // a connector may live until the interpreter ends
+    static nixl::python::FirstImport first;
+    if (first.repeat(m)) {
+        return;
+    }
     m.doc() = "The packed store of HiCache (internal; use nixl.hicache).";
     m.attr("MISS") = static_cast<int>(ItemState::MISS);
     m.attr("HIT") = static_cast<int>(ItemState::HIT);
@@ -455,4 +460,5 @@ NB_MODULE(_hicache, m) {
         .def("stats", &PyStore::stats)
         .def("check", &PyStore::check, nb::arg("directory"), nb::arg("start"), nb::arg("max_bytes"))
         .def_prop_ro("directories", &PyStore::directories);
+    first.keep(m);
 }
