@@ -174,24 +174,29 @@ nb::object queryMemory(RawAgent& self, const RegList& descs, nb::handle backend)
     return out;
 }
 
-nb::object listStorage(RawAgent& self, nb::handle backend, Text prefix, size_t limit) {
+nb::object listStorage(RawAgent& self, nb::handle backend, nb::handle prefix, size_t limit) {
     const std::string name = backendName(backend);
+    const std::string begin = readName(prefix, "prefix");
     Agent& agent = self.get();
     std::vector<StorageEntry> entries;
     {
         const GilRelease release;
-        entries = agent.listStorage(name, prefix.str(), limit);
+        entries = agent.listStorage(name, begin, limit);
     }
     nb::dict out;
     for (const StorageEntry& entry : entries) {
-        out[nb::str(entry.name.data(), entry.name.size())] = toDict(entry.attributes);
+        out[toName(entry.name)] = toDict(entry.attributes);
     }
     return out;
 }
 
 // What stands in the way of each name that is still there.
-nb::dict removeMany(RawAgent& self, nb::handle backend, const std::vector<std::string>& names) {
+nb::dict removeMany(RawAgent& self, nb::handle backend, const nb::list& given) {
     const std::string where = backendName(backend);
+    std::vector<std::string> names;
+    for (const nb::handle name : given) {
+        names.push_back(readName(name, "name " + std::to_string(names.size())));
+    }
     Agent& agent = self.get();
     std::vector<Status> ends;
     {
@@ -201,7 +206,7 @@ nb::dict removeMany(RawAgent& self, nb::handle backend, const std::vector<std::s
     nb::dict out;
     for (size_t i = 0; i < ends.size(); ++i) {
         if (!ends[i].ok()) {
-            out[names[i].c_str()] = makeError(Error(ends[i], {agent.name(), {}, where}));
+            out[toName(names[i])] = makeError(Error(ends[i], {agent.name(), {}, where}));
         }
     }
     return out;
@@ -235,11 +240,12 @@ void bindBackends(nb::class_<RawAgent>& agent) {
         .def("queryMem", &queryMemory, nb::arg("descs").lock(), nb::arg("backend"))
         .def("_listStorage", &listStorage)
         .def("_removeMany", &removeMany)
-        .def("_removeStorage", [](RawAgent& self, nb::handle backend, Text name) {
+        .def("_removeStorage", [](RawAgent& self, nb::handle backend, nb::handle given) {
             const std::string where = backendName(backend);
+            const std::string name = readName(given, "name");
             Agent& live = self.get();
             const GilRelease release;
-            live.removeStorage(where, name.str());
+            live.removeStorage(where, name);
         });
 }
 

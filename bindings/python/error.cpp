@@ -30,15 +30,15 @@ nb::object makeError(const Error& error) {
     PyObject* type = classes[known ? code : 8];
     const auto create =
         reinterpret_cast<newfunc>(PyType_GetSlot(reinterpret_cast<PyTypeObject*>(type), Py_tp_new));
-    const nb::tuple args = nb::make_tuple(error.what());
+    const nb::tuple args = nb::make_tuple(toShown(error.what()));
     nb::object made = nb::steal(create(reinterpret_cast<PyTypeObject*>(type), args.ptr(), nullptr));
     if (!made.is_valid()) {
         throw nb::python_error();
     }
     made.attr("args") = args;  // those that are OSErrors too leave that to __init__
-    made.attr("agent") = error.agent();
-    made.attr("peer") = error.peer();
-    made.attr("backend") = error.backend();
+    made.attr("agent") = toShown(error.agent());
+    made.attr("peer") = toShown(error.peer());
+    made.attr("backend") = toShown(error.backend());
     made.attr("descriptor_index") = error.descriptorIndex();
     made.attr("errno") = error.systemErrno();
     return made;

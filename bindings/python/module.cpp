@@ -81,6 +81,35 @@ nb::bytes toBytes(std::string_view text) {
     return nb::bytes(text.data(), text.size());
 }
 
+nb::object toShown(std::string_view text) {
+    return nb::steal(PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()),
+                                          "backslashreplace"));
+}
+
+nb::object toName(std::string_view name) {
+    return nb::steal(
+        PyUnicode_DecodeUTF8(name.data(), static_cast<Py_ssize_t>(name.size()), "surrogateescape"));
+}
+
+std::string readName(nb::handle source, const std::string& what) {
+    std::string_view text;
+    nb::object encoded;
+    if (PyUnicode_Check(source.ptr())) {
+        encoded = nb::steal(PyUnicode_AsEncodedString(source.ptr(), "utf-8", "surrogateescape"));
+    } else if (PyByteArray_Check(source.ptr()) || PyMemoryView_Check(source.ptr())) {
+        encoded = nb::steal(PyBytes_FromObject(source.ptr()));
+    } else {
+        encoded = nb::borrow(source);
+    }
+    if (encoded.is_valid() && readText(encoded.ptr(), text, nullptr)) {
+        return std::string(text);
+    }
+    PyErr_Clear();
+    const std::string kind = nb::type_name(source.type()).c_str();
+    throwTypeError(what + " must be str (that UTF-8 can encode) or bytes, not " +
+                   (PyUnicode_Check(source.ptr()) ? nb::repr(source).c_str() : kind));
+}
+
 bool interrupted() {
     const GilAcquire gil;
     return PyErr_CheckSignals() != 0;

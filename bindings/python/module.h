@@ -191,6 +191,12 @@ int64_t readInteger(nb::handle value, const char* name);
 std::chrono::nanoseconds readTimeout(nb::handle seconds);
 nb::object toTelemetry(const TransferTelemetry& figures, std::string backend);
 nb::bytes toBytes(std::string_view text);
+// Text for people: what is not UTF-8 (of a path or key) is shown as \xff.
+nb::object toShown(std::string_view text);
+// The name of a file or object, as Python makes and takes names: what is not UTF-8 is in a str as
+// os.fsdecode has it. `what` names the argument in the TypeError.
+nb::object toName(std::string_view name);
+std::string readName(nb::handle source, const std::string& what);
 
 // Throws the Python error that a signal's handler raised, if one did.
 inline void throwIfRaised() {

@@ -85,6 +85,9 @@ std::string readMeta(PyObject* value, size_t row, const char* what) {
     if (readText(value, text, nullptr)) {
         return std::string(text);
     }
+    if (PyUnicode_Check(value)) {  // a path as os.fsdecode gives it
+        return readName(value, "descriptor " + std::to_string(row) + ": the " + what);
+    }
     throwTypeError("descriptor " + std::to_string(row) + ": the " + what +
                    " must be str or bytes, not " + typeOf(value));
 }

@@ -111,6 +111,10 @@ nixl\._bindings\.nixlAgent\._listStorage$:
     def _listStorage(self, arg0: str | int, arg1: str | bytes, arg2: int, /) -> dict[str, dict[str, str]]:
         ...
 
+nixl\._bindings\.nixlAgent\._removeMany$:
+    def _removeMany(self, arg0: str | int, arg1: list[str | bytes], /) -> dict[str, nixlError]:
+        ...
+
 nixl\._bindings\.nixlAgent\._removeStorage$:
     def _removeStorage(self, arg0: str | int, arg1: str | bytes, /) -> None:
         ...

@@ -245,14 +245,15 @@ class nixl_agent(NotificationCalls, MetadataCalls):
 
     @plain_errors
     def list_storage(
-        self, backend: str, prefix: str = "", limit: int = 2**63 - 1
+        self, backend: str, prefix: str | bytes = "", limit: int = 2**63 - 1
     ) -> dict[str, dict[str, str]]:
-        """Names a storage backend holds, with what is known of each (size, mtime, ...)."""
+        """Names a storage backend holds, with what is known of each (size, mtime, ...). One that is
+        not UTF-8 is as os.fsdecode makes it; os.fsencode gives its bytes."""
         return self.agent._listStorage(backend, prefix, limit)
 
     @plain_errors
     def remove_storage(
-        self, backend: str, name: str | Sequence[str]
+        self, backend: str, name: str | bytes | Sequence[str | bytes]
     ) -> None | dict[str, nixlError]:
         """Removes a file or object by name, or many at a time: of a list of names, the answer
         has the error of each that was not removed."""

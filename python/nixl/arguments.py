@@ -96,6 +96,10 @@ def plain_errors(call: _Call) -> _Call:
 def text_of(name: Any, argument: str = "an agent's name") -> str:
     """An agent's name as str."""
     if isinstance(name, str):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise nixlInvalidParamError(f"{argument} {name!r}: UTF-8 cannot encode it") from None
         return name
     if isinstance(name, (bytes, bytearray, memoryview)):
         try:

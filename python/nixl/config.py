@@ -39,10 +39,28 @@ def _whole(value: Any, name: str, low: int, high: int) -> int:
     return int(number)
 
 
+def _utf8(text: Any, name: str) -> Any:
+    """The same; the library takes text that UTF-8 can encode. It may be a secret: not shown."""
+    if isinstance(text, str):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise nixlInvalidParamError(
+                f"{name}: UTF-8 cannot encode its character {error.start}"
+            ) from None
+    return text
+
+
 def _text(value: Any, name: str, *others: type) -> Any:
     if not isinstance(value, (str, *others)):
         raise TypeError(f"{name} must be a str, not {type(value).__name__}")
-    return value
+    return _utf8(value, name)
+
+
+def _path(value: Any, name: str) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a path, not {type(value).__name__}")
+    return str(_utf8(os.fsdecode(value), name))
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:
@@ -62,6 +80,7 @@ def _names(values: Any, name: str) -> list[str]:
     for value in names:
         if not isinstance(value, str):
             raise TypeError(f"{name}: {value!r} is not a str")
+        _utf8(value, name)
     return names
 
 
@@ -147,20 +166,24 @@ class nixl_agent_config:
         self.use_etcd = use_etcd
         self.listen_host = _text(listen_host, "listen_host")
         self.auth_key = _text(auth_key, "auth_key", bytes)
-        self.auth_key_file = os.fspath(auth_key_file)
+        self.auth_key_file = _path(auth_key_file, "auth_key_file")
         self.peer_timeout = _seconds(peer_timeout, "peer_timeout")
         self.xfer_timeout = _seconds(xfer_timeout, "xfer_timeout")
         self.lanes = lanes if isinstance(lanes, str) else ",".join(_names(lanes, "lanes"))
+        _utf8(self.lanes, "lanes")
         self.busy_poll_us = _whole(busy_poll_us, "busy_poll_us", 0, 1_000_000)
         self.raise_on_error = bool(raise_on_error)
         self.metadata_store = metadata_store if metadata_store is not None else ""
         self._store: str | FrameworkStore  # the directory, or who calls the object
         if isinstance(self.metadata_store, (str, os.PathLike)):
-            self._store = os.fspath(self.metadata_store)
+            self._store = _path(self.metadata_store, "metadata_store")
         else:
             self._store = FrameworkStore(self.metadata_store)
-        self.etcd = {str(key): str(value) for key, value in _mapping(etcd, "etcd").items()}
-        self.socket_dir = os.fspath(socket_dir)
+        self.etcd = {
+            _utf8(str(key), "etcd: a name"): _utf8(str(value), f"etcd: {key}")
+            for key, value in _mapping(etcd, "etcd").items()
+        }
+        self.socket_dir = _path(socket_dir, "socket_dir")
         self.strict_descriptors = bool(strict_descriptors)
         self.dump_on_sigusr2 = bool(dump_on_sigusr2)
 
@@ -225,4 +248,6 @@ def backend_options(backend: str, options: Mapping[str, Any]) -> dict[str, str]:
             raise TypeError(
                 f"backend {backend}: option {key}={value!r} must be a str, a number or a bool"
             )
+        _utf8(key, f"backend {backend}: option")
+        _utf8(text[key], f"backend {backend}: option {key}")
     return text

@@ -55,6 +55,15 @@ def test_own_options_reach_the_raw_configuration(tmp_path):
         ({"peer_timeout": "1"}, TypeError, "peer_timeout must be a number"),
         ({"backend_params": {"UCX": {"a": []}}}, TypeError, "backend UCX: option a="),
         ({"unknown": 1}, TypeError, "unknown"),
+        ({"backends": ["\udcff"]}, nixlInvalidParamError, "backends: UTF-8 .* character 0"),
+        ({"backend_params": {"OBJ": {"a": "b\udcff"}}}, nixlInvalidParamError, "OBJ: option a: U"),
+        ({"backend_params": {"\udcff": {}}}, nixlInvalidParamError, "backend_params: a name: U"),
+        ({"auth_key": "secret\udcff"}, nixlInvalidParamError, "auth_key: UTF-8 .* character 6"),
+        ({"auth_key_file": "/\udcff"}, nixlInvalidParamError, "auth_key_file: UTF-8"),
+        ({"auth_key_file": 5}, TypeError, "auth_key_file must be a path, not int"),
+        ({"metadata_store": "/\udcff"}, nixlInvalidParamError, "metadata_store: UTF-8"),
+        ({"lanes": "\udcff"}, nixlInvalidParamError, "lanes: UTF-8"),
+        ({"etcd": {"user": "\udcff"}}, nixlInvalidParamError, "etcd: user: UTF-8"),
     ],
 )
 def test_wrong_options_are_named(options, error, text):
@@ -240,3 +249,10 @@ def test_an_agent_that_could_not_be_made_has_a_repr():
         trace = trace.tb_next
     (half,) = [f.f_locals["self"] for f in frames if f.f_code.co_name == "__init__"]
     assert repr(half) == "<nixl_agent 'half' with no backend>"
+
+
+def test_an_agents_name_is_utf8():
+    with pytest.raises(nixlInvalidParamError, match=r"agent_name '\\ud800': UTF-8 cannot"):
+        nixl_agent("\ud800")
+    with pytest.raises(nixlInvalidParamError, match="must be UTF-8"):
+        nixl.nixlAgent(b"\xff", nixl_agent_config().raw())

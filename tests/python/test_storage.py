@@ -217,6 +217,40 @@ def test_files_are_listed_and_removed_by_name(store, tmp_path):
         store.remove_storage("POSIX", f"{tmp_path}/deep")
 
 
+def test_names_that_are_not_utf8(store, tmp_path):
+    """A file may have any name: as bytes, and in str as os.fsdecode gives it. Errors are of their
+    class and show the byte."""
+    folder = os.fsencode(tmp_path)
+    path = folder + b"/odd\xff"
+    pathlib.Path(os.fsdecode(path)).write_bytes(b"x" * 100)
+    data = bytearray(200)
+    local = store.register_memory(data)
+    for name in (b"rw:" + path, os.fsdecode(b"rw:" + path)):
+        with store.register_memory([(0, 200, 1, name)], "FILE") as file:
+            short = store.get_xfer_descs([(0, 100, 1)], "FILE")
+            move(store, "READ", store.get_xfer_descs(memoryview(data)[:100]), short)
+            assert data[:100] == b"x" * 100
+            handle = store.initialize_xfer("READ", local, file, store.name)
+            with pytest.raises(nixl.nixlBackendError, match=r"odd\\xff"):
+                store.transfer(handle)
+                handle.wait(30)
+    with pytest.raises(nixl.nixlNotFoundError, match=r"gone\\xff"):
+        store.register_memory([(0, 1, 2, b"rw:" + folder + b"/gone\xff")], "FILE")
+    assert list(store.list_storage("POSIX", folder + b"/")) == [os.fsdecode(path)]
+    assert list(store.list_storage("POSIX", os.fsdecode(folder + b"/odd\xff"))) == [
+        os.fsdecode(path)
+    ]
+    gone = folder + b"/gone\xff"
+    with pytest.raises(nixl.nixlNotFoundError, match=r"gone\\xff"):
+        store.remove_storage("POSIX", gone)
+    left = store.remove_storage("POSIX", [gone, os.fsdecode(path)])
+    assert list(left) == [os.fsdecode(gone)] and not os.path.exists(path)
+    with pytest.raises(TypeError, match="name 1 must be str .* or bytes, not int"):
+        store.remove_storage("POSIX", ["/a", 5])
+    with pytest.raises(nixl.nixlNotFoundError, match=r"backend \"\\xff\""):
+        store.register_memory(data, backends=[b"\xff"])
+
+
 def switches_of(name: str) -> list[int]:
     """How often each thread of that name has gone to sleep so far."""
     counts = []
