@@ -217,8 +217,12 @@ std::optional<Reject> EngineImpl::checkIncoming(const Identity& peer) {
             return Reject{RejectCode::LIMIT, "too many peers"};
         }
     }
-    // Both dial at once: the connection of the smaller incarnation is the one.
-    const auto link = find(peer);
+    return ownConnectionStands(find(peer).get(), peer);
+}
+
+// Both dial at once: the connection of the smaller incarnation is the one.
+std::optional<Reject> EngineImpl::ownConnectionStands(const Link* link,
+                                                      const Identity& peer) const {
     if (link != nullptr && link->dialling() && config.self.incarnation < peer.incarnation) {
         return Reject{RejectCode::DUPLICATE, "both connect at once"};
     }
@@ -236,6 +240,11 @@ std::optional<Reject> EngineImpl::admit(const HandshakeResult& result) {
     if (own != nullptr && own->up() && !result.resumed && !result.proven) {
         // It may be about to notice the end of that one, and tries again.
         return Reject{RejectCode::DUPLICATE, "this agent has a live session already"};
+    }
+    // The own one may have come through since the peer's HELLO. Were both admitted, each side would
+    // close its own for the other's, and none would be left.
+    if (auto no = ownConnectionStands(own.get(), result.peer)) {
+        return no;
     }
     for (const auto& link : links()) {
         if (link == own || link->peer().name != result.peer.name || !link->up()) {

@@ -84,6 +84,7 @@ class EngineImpl final : public Admission, public std::enable_shared_from_this<E
             return names != 0 ? names < 0 : a.second < b.second;
         }
     };
+    std::optional<Reject> ownConnectionStands(const Link* link, const Identity& peer) const;
     bool welcome(const base::Fd& socket) const;
     void opened(ConnectResult connection);
 

@@ -203,12 +203,13 @@ void Link::lost(const Status& why) {
     if (dataDialer_ != nullptr) {
         std::exchange(dataDialer_, nullptr)->cancel();
     }
-    for (uint64_t* timer : {&retryTimer_, &graceTimer_}) {
+    for (uint64_t* timer : {&retryTimer_, &graceTimer_, &dataRetryTimer_}) {
         if (*timer != 0) {
             engine_.reactor.stopTimer(std::exchange(*timer, 0));
         }
     }
     wantedSince_.reset();
+    dataWantedSince_.reset();
     backoff_ = {};
     std::vector<Done> waiting;
     bool tell = false;

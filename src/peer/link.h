@@ -116,6 +116,7 @@ class Link final : public ControlLink::Owner,
     // Opens data connections for the pool.
     void wantData();
     void dialData();
+    void dataDialFailed(const ConnectFailure& why);
 
     EngineImpl& engine_;
     const Identity peer_;
@@ -140,6 +141,9 @@ class Link final : public ControlLink::Owner,
     std::optional<Time> wantedSince_;
     std::chrono::milliseconds backoff_{0};
     uint64_t retryTimer_ = 0;
+    std::optional<Time> dataWantedSince_;  // while no data connection could be opened
+    std::chrono::milliseconds dataBackoff_{0};
+    uint64_t dataRetryTimer_ = 0;
     uint64_t graceTimer_ = 0;
 };
 

@@ -1,10 +1,20 @@
 // See link.h: opening data connections for the stream pool.
+#include <algorithm>
 #include <utility>
 
 #include "peer/engine_impl.h"
 #include "peer/link.h"
 
 namespace nixl::peer {
+
+using std::chrono::milliseconds;
+
+namespace {
+
+constexpr milliseconds kFirstDataRetry{20};
+constexpr milliseconds kLastDataRetry{500};
+
+}  // namespace
 
 void Link::wantData() {
     Status ended;
@@ -16,7 +26,7 @@ void Link::wantData() {
         return pool_->fail(ended);
     }
     engine_.reactor.run([self = shared_from_this()] {
-        if (self->dataDialer_ == nullptr) {
+        if (self->dataDialer_ == nullptr && self->dataRetryTimer_ == 0) {
             self->dialData();
         }
     });
@@ -68,14 +78,41 @@ void Link::dialData() {
         [weak](const ConnectFailure& why) {
             if (const auto link = weak.lock()) {
                 link->dataDialer_.reset();
-                link->pool_->openFailed(
-                    Status::disconnected("agent \"" + link->peer_.name +
-                                         "\": no data connection: " + why.status.message()));
+                link->dataDialFailed(why);
             }
         });
 }
 
+// What passes is waited for, like the session itself: a lost packet, a peer that has no room, or
+// whose control connection is being replaced, so that it has no session, or one of another key.
+void Link::dataDialFailed(const ConnectFailure& why) {
+    const Time now = Reactor::Clock::now();
+    if (!dataWantedSince_) {
+        dataWantedSince_ = now;
+        dataBackoff_ = {};
+    }
+    const bool may_change = why.code ? *why.code == RejectCode::UNKNOWN_GRANT ||
+                                           *why.code == RejectCode::AUTHENTICATION ||
+                                           *why.code == RejectCode::LIMIT
+                                     : !why.refused;
+    if (!may_change || now >= *dataWantedSince_ + engine_.config.peerTimeout ||
+        pool_->connections() > 0 || !pool_->waiting()) {
+        dataWantedSince_.reset();
+        return pool_->openFailed(Status::disconnected(
+            "agent \"" + peer_.name + "\": no data connection: " + why.status.message()));
+    }
+    dataBackoff_ = dataBackoff_ == milliseconds(0) ? kFirstDataRetry
+                                                   : std::min(dataBackoff_ * 2, kLastDataRetry);
+    dataRetryTimer_ = engine_.reactor.startTimer(now + dataBackoff_, [weak = weak_from_this()] {
+        if (const auto link = weak.lock()) {
+            link->dataRetryTimer_ = 0;
+            link->dialData();
+        }
+    });
+}
+
 void Link::dataConnected(ConnectResult opened) {
+    dataWantedSince_.reset();
     pool_->adopt(std::move(opened.channel), opened.result.key);
 }
 

@@ -4,12 +4,14 @@
 
 #include <chrono>
 #include <future>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -61,6 +63,11 @@ class PlainPeer {
         auth_ = answer.value();
     }
     void sayAuth() { say(auth_); }
+    // What it is refused with.
+    std::optional<RejectCode> awaitRefusal() {
+        static_cast<void>(take().ok());
+        return connector_.refused() ? std::optional(connector_.refused()->code) : std::nullopt;
+    }
     void awaitReady() {
         const auto answer = take();
         ASSERT_TRUE(answer.ok()) << answer.status().message();
@@ -145,6 +152,57 @@ TEST(Link, CloseReasonOfAReplacedConnectionEndsNothing) {
     ASSERT_EQ(arrived.size(), 1U);
     EXPECT_EQ(arrived[0].second, "still here");
     EXPECT_EQ(access.lost(), 0U);
+    engine->stop();
+}
+
+// Both sides dial, and the peer's HELLO comes before the own connection is through: the own one, of
+// the smaller incarnation, is being taken by the peer, so the peer's AUTH comes too late. Were it
+// taken, each side would close its own for the other's.
+TEST(Link, AnAuthThatMeetsTheOwnConnectionIsRefused) {
+    auto reactor = std::move(base::EpollReactor::create()).value();
+    base::ThreadPool pool;
+    TestAccess access;
+    EngineConfig config;
+    config.self = {"bob", {2}};
+    auto engine = std::make_shared<EngineImpl>(config, *reactor, pool, access);
+    engine->onReactor([&] { ASSERT_TRUE(engine->start().ok()); });
+    const auto endpoints = Endpoints::decode(engine->connectionInfo()).value();
+    const HandshakeSelf carol{.self = {"carol", {3}}, .authKey = {}};
+    PlainPeer peer(carol, config.self, access.grant());
+    peer.begin(targetsOf(endpoints, base::bootId()).front());
+
+    // Where carol listens: a connection is taken and HELLO is not answered.
+    const base::Fd listener(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t length = sizeof(address);
+    ASSERT_EQ(bind(listener.get(), reinterpret_cast<sockaddr*>(&address), length), 0);
+    ASSERT_EQ(listen(listener.get(), 8), 0);
+    ASSERT_EQ(getsockname(listener.get(), reinterpret_cast<sockaddr*>(&address), &length), 0);
+    Endpoints there;
+    there.bootId = base::bootId();
+    there.port = ntohs(address.sin_port);
+    there.addresses = {std::string("\x7f\0\0\1", 4)};
+    ASSERT_TRUE(
+        engine->setMetadata(carol.self, there, std::make_shared<Grants>(access.grant())).ok());
+    const auto link = engine->find(carol.self);
+    std::promise<Status> ready;
+    link->whenReady([&](const Status& status) { ready.set_value(status); });
+    const auto until = Clock::now() + seconds(20);
+    bool dialling = false;
+    while (!dialling && Clock::now() < until) {
+        engine->onReactor([&] {
+            dialling = link->dialling();
+            if (dialling) {
+                peer.sayAuth();
+            }
+        });
+    }
+    ASSERT_TRUE(dialling);
+    EXPECT_EQ(peer.awaitRefusal(), RejectCode::DUPLICATE);
+    link->close(Status::canceled("the test ends"), "");
+    EXPECT_FALSE(ready.get_future().get().ok());
     engine->stop();
 }
 

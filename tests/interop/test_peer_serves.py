@@ -133,6 +133,38 @@ def test_the_whole_blob_after_a_partial_one_opens_all(make_real, make_peer):
     assert real.transfer("WRITE", peer, [(0, 0, 64)]).wait(10) == "DONE"
 
 
+@pytest.mark.parametrize("code", [3, 4, 7])
+def test_a_data_connection_refused_for_a_moment_is_asked_for_again(simple, monkeypatch, code):
+    """While its control connection is being replaced a peer knows no session, or another key."""
+    real, peer = simple
+    refused, objection = [], peer.objection
+
+    def objects(hello, session):
+        if hello.kind == wire.DATA and len(refused) < 3:
+            refused.append(code)
+            return code
+        return objection(hello, session)
+
+    monkeypatch.setattr(peer, "objection", objects)
+    real.buffer[0] = 77
+    assert real.transfer("WRITE", peer, [(0, 9, 1)], b"late").wait(20) == "DONE"
+    assert peer.memory[9] == 77 and refused == [code] * 3
+    assert session_of(real, peer).take() == b"late"
+
+
+def test_a_data_connection_that_is_always_refused_is_an_error(make_real, make_peer, monkeypatch):
+    real, peer = make_real(peer_timeout=1), make_peer()
+    real.agent.add_remote_agent(peer.blob())
+    objection = peer.objection
+    monkeypatch.setattr(
+        peer,
+        "objection",
+        lambda hello, own: 3 if hello.kind == wire.DATA else objection(hello, own),
+    )
+    with pytest.raises(nixl.nixlRemoteDisconnectError, match="no data connection.*not here"):
+        real.transfer("WRITE", peer, [(0, 9, 1)]).wait(20)
+
+
 def test_keys_that_differ_are_a_typed_error(make_real, make_peer):
     for ours, theirs in ((KEY, b""), (b"", KEY), (KEY, KEY[::-1])):
         real, peer = make_real(auth_key=ours), make_peer(key=theirs)
