@@ -132,8 +132,8 @@ class NixlKVReceiver:
 
     def is_abort_release_safe(self) -> bool:
         """Whether nobody writes into the pages of this room any more, so that they may be used for
-        something else: after Success, and after Failed once every prefill rank has answered or is
-        dead."""
+        something else: after Success, and after Failed once every prefill rank has answered, was
+        started anew, or has been silent for so long that nothing it sent can arrive."""
         room = self._room
         return room.status in (KVPoll.Failed, KVPoll.Success) and not room.unsafe
 

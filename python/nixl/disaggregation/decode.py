@@ -104,6 +104,7 @@ class DecodeRoom(WatchedRoom):
         self.poll = self.watch.poll
         self.started = time.monotonic()
         self.asked = 0.0
+        self.told = 0.0  # to stop
         self.latency: float | None = None
         self.deadline = self.started + mgr.settings.bootstrap_timeout
         self.set(KVPoll.Bootstrapping)
@@ -172,6 +173,7 @@ class DecodeRoom(WatchedRoom):
                     self.unsafe.add(where)
                 words = {"agent": mgr.agent.name, "room": self.room, "nonce": self.nonce}
                 mgr.tell(where, "abort", **words)
+            self.told = time.monotonic()
             if self.unsafe:
                 mgr.stopping.append(self)
         logger.info("room %d failed: %s", self.room, reason)
@@ -272,6 +274,11 @@ class DecodePart:
         self.groups: dict[str, Group] = {}
         self._by_address: dict[tuple[str, int], PrefillRank] = {}
         self._lost: dict[str, float] = {}  # instance -> when
+        # Ranks that fell silent and may only be unplugged or stopped: address -> when their writes
+        # are over in any case. By then this agent's session with them has ended, and with it what
+        # was on its way; and they have given this rank up themselves.
+        self._silent: dict[tuple[str, int], float] = {}
+        self._silence = 3 * self.settings.peer_timeout + self.settings.heartbeat
 
     def new_decode_room(self: Any, address: str, room: int, dp: Any) -> DecodeRoom:
         with self.lock:
@@ -348,11 +355,12 @@ class DecodePart:
                 continue
             rank = PrefillRank(row)
             if known is not None:
-                self._rank_lost(known, "was started anew")
+                self._rank_lost(known, "was started anew", dead=known.where == rank.where)
             group.ranks[key] = rank
             self._by_address[rank.where] = rank
 
-    def _rank_lost(self: Any, rank: PrefillRank, what: str) -> None:
+    def _rank_lost(self: Any, rank: PrefillRank, what: str, dead: bool) -> None:
+        """`dead`: its process is known to have ended, so that it writes no more."""
         self.count(peers_lost=1)
         self._lost[rank.row["instance"]] = time.monotonic()
         self._by_address.pop(rank.where, None)
@@ -362,9 +370,13 @@ class DecodePart:
                     del group.ranks[key]
         for room in list(self.rooms.values()):
             if rank in room.ranks:
-                room.fail(f"{rank} {what}", safe=rank)
-        for room in self.stopping:
-            room.unsafe.discard(rank.where)
+                room.fail(f"{rank} {what}", safe=rank if dead else None)
+        if dead:
+            self._silent.pop(rank.where, None)
+            for room in self.stopping:
+                room.unsafe.discard(rank.where)
+        else:
+            self._silent[rank.where] = rank.heard + self._silence
 
     # Prefill ranks.
 
@@ -405,10 +417,11 @@ class DecodePart:
         with self.lock:
             rank = self._by_address.get((got["endpoint"], got["port"]))
             if rank is None:
+                self._on_stopped(got)
                 return
             rank.heard = time.monotonic()
             if rank.row["instance"] != got["instance"]:
-                self._rank_lost(rank, "was started anew")
+                self._rank_lost(rank, "was started anew", dead=True)
                 return
             kind = got["kind"]
             if kind == "registered" and got["refused"]:
@@ -427,10 +440,14 @@ class DecodePart:
                 self.ask(rank, room.infos[rank.where])
             else:
                 room.fail(f"{rank}: {got.get('reason', 'aborted')}", safe=rank)
-        elif got["kind"] != "unknown":
-            for stopping in self.stopping:
-                if stopping.room == got["room"] and stopping.nonce == got["nonce"]:
-                    stopping.unsafe.discard(rank.where)
+        else:
+            self._on_stopped(got)
+
+    def _on_stopped(self: Any, got: dict[str, Any]) -> None:
+        if got["kind"] in ("failed", "aborted"):
+            for room in self.stopping:
+                if room.room == got["room"] and room.nonce == got["nonce"]:
+                    room.unsafe.discard((got["endpoint"], got["port"]))
 
     # Notifications.
 
@@ -468,23 +485,25 @@ class DecodePart:
                 self._ping(rank)
                 if now - rank.heard > self.settings.peer_timeout:
                     silent = now - rank.heard
-                    self._rank_lost(rank, f"has not answered for {silent:.1f} s")
+                    self._rank_lost(rank, f"has not answered for {silent:.1f} s", dead=False)
             for room in self.stopping:
                 self._stop_writers(room, now)
             self.stopping = [room for room in self.stopping if room.unsafe]
+            self._silent = {where: end for where, end in self._silent.items() if now < end}
             for room in rooms:
                 if now > room.deadline:
                     room.poll()
 
     def _stop_writers(self: Any, room: DecodeRoom, now: float) -> None:
+        again = now - room.told >= self.settings.heartbeat  # the note may have been lost
+        room.told = now if again else room.told
         for where in list(room.unsafe):
             rank = self._by_address.get(where)
-            if rank is None:
-                room.unsafe.discard(where)
-                continue
-            if now - rank.pinged >= self.settings.heartbeat:  # the note may have been lost
+            if rank is not None:
                 self._ping(rank)
+            if again:
                 words = {"agent": self.agent.name, "room": room.room, "nonce": room.nonce}
                 self.tell(where, "abort", **words)
-            if now - rank.heard > self.settings.peer_timeout:
+            over = self._silent.get(where, now) if rank is None else rank.heard + self._silence
+            if now >= over:
                 room.unsafe.discard(where)

@@ -97,7 +97,12 @@ class NixlKVManager(PrefillPart, DecodePart):
         self.local_ip = _own_address(server_args)
         self.prefill = disaggregation_mode == DisaggregationMode.PREFILL
         name = f"{'prefill' if self.prefill else 'decode'}-{self.instance}"
-        self.agent = nixl_agent(name, nixl_agent_config(backends=backends or self._backends()))
+        # The sessions of a rank that is silent end before its pages count as safe (decode.py).
+        config = nixl_agent_config(
+            backends=backends or self._backends(),
+            peer_timeout=min(10.0, 2 * self.settings.peer_timeout),
+        )
+        self.agent = nixl_agent(name, config)
         self._closed = threading.Event()
         try:
             self.register_buffer_to_engine()

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -91,7 +92,8 @@ def test_a_prefill_rank_dies_and_comes_back(place, process):
     first.kill()
     told = why(receiver)
     assert "prefill rank 0" in told and ("not answered" in told or "anew" in told)
-    assert receiver.is_abort_release_safe()
+    while not receiver.is_abort_release_safe():  # it might only have been stopped
+        receiver.poll()
     second = process("prefill", 2)
     receiver = conn.NixlKVReceiver(decode, place.address, 3)
     receiver.init([40, 41], 0)
@@ -100,6 +102,25 @@ def test_a_prefill_rank_dies_and_comes_back(place, process):
     assert np.array_equal(target.kv[1][[40, 41]], truth(2).kv[1][[8, 9]])
     assert np.array_equal(target.kv[1][[1, 11, 21]], truth(1).kv[1][[5, 6, 7]])
     assert decode.metrics()["peers_lost"] >= 1
+
+
+def test_pages_of_a_silent_prefill_rank_are_not_safe_before_it_has_stopped(place, process):
+    """It was only stopped: what it goes on writing must not meet the next use of the pages."""
+    settings = patient(heartbeat=0.1, peer_timeout=3.0)
+    decode = place.rank("decode", Cache(pages=64), settings=settings)
+    first = process("prefill")
+    receiver = conn.NixlKVReceiver(decode, place.address, 1)
+    receiver.init([1, 2, 3], 0)
+    first.begin(1, [5, 6, 7], hold=True)
+    first.expect("1 sent")
+    until(receiver, wanted=KVPoll.Transferring)
+    first.process.send_signal(signal.SIGSTOP)
+    assert "has not answered" in why(receiver)
+    assert not receiver.is_abort_release_safe()
+    first.process.send_signal(signal.SIGCONT)
+    first.expect("1 failed")
+    while not receiver.is_abort_release_safe():  # it has answered, or time has passed
+        receiver.poll()
 
 
 def test_a_decode_rank_dies_and_comes_back(place, process):
