@@ -110,9 +110,17 @@ void Dialer::fail(ConnectFailure why) {
     }
 }
 
-void Dialer::endTarget(const Status& why, bool refused) {
-    lastError_ = why;
+// That nobody listens at an address says little where another has more to tell: the loopback of
+// another network namespace always refuses.
+void Dialer::noteError(const Status& why, bool refused) {
+    if (allRefused_) {
+        error_ = why;
+    }
     allRefused_ = allRefused_ && refused;
+}
+
+void Dialer::endTarget(const Status& why, bool refused) {
+    noteError(why, refused);
     closeSocket();
     tryNext();
 }
@@ -129,8 +137,7 @@ void Dialer::tryNext() {
             if (error == EAGAIN && waitForRoom()) {
                 return;
             }
-            lastError_ = socket.status();
-            allRefused_ = allRefused_ && (error == ECONNREFUSED || error == ENOENT);
+            noteError(socket.status(), error == ECONNREFUSED || error == ENOENT);
             continue;
         }
         fullUntil_.reset();
@@ -157,7 +164,7 @@ void Dialer::tryNext() {
     if (targets_.empty()) {
         return fail({Status::disconnected("no address of it is known"), false, {}});
     }
-    fail({lastError_, allRefused_, {}});
+    fail({error_, allRefused_, {}});
 }
 
 // A unix socket whose queue is full does not let wait in it: asks at the same endpoint again, for

@@ -59,6 +59,7 @@ class Dialer : public std::enable_shared_from_this<Dialer> {
     void onConnected();
     // `sent`: how the last sending went; counts where nothing that came in says more.
     void readFrames(const Status& sent);
+    void noteError(const Status& why, bool refused);
     void endTarget(const Status& why, bool refused);
     void fail(ConnectFailure why);
     void closeSocket();
@@ -72,7 +73,7 @@ class Dialer : public std::enable_shared_from_this<Dialer> {
     std::optional<Reactor::Clock::time_point> fullUntil_;  // the endpoint asked has no room
     bool connected_ = false;
     bool allRefused_ = true;
-    Status lastError_;
+    Status error_;  // the first but for refusals, else the last
     std::unique_ptr<base::Channel> channel_;
     uint64_t watch_ = 0;
     uint64_t timer_ = 0;

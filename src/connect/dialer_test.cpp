@@ -56,13 +56,17 @@ class DialerTest : public testing::Test {
         const auto targets = targetsOf(endpoints, base::bootId());
         ASSERT_EQ(targets.size(), 2U);
         ASSERT_TRUE(targets.front().local);
+        dialer_ = make(targets, seconds(20));
+        targets_ = targets;
+    }
+    std::shared_ptr<Dialer> make(const std::vector<base::Target>& targets, milliseconds patience) {
         const Identity self{.name = "alice", .incarnation = {1}};
         const Identity peer{.name = "bob", .incarnation = {2}};
         const HandshakeSelf handshake{.self = self, .authKey = {}};
-        dialer_ = std::make_shared<Dialer>(
+        return std::make_shared<Dialer>(
             *reactor_, targets,
             Connector(handshake, peer, ConnectionKind::CONTROL, "grant", GrantId{}, std::nullopt),
-            seconds(20));
+            patience);
     }
     // Reactor thread.
     void dial() {
@@ -78,6 +82,7 @@ class DialerTest : public testing::Test {
         EXPECT_FALSE(nobody) << "it went on to the next endpoint";
     }
 
+    std::vector<base::Target> targets_;
     base::Fd first_;
     base::Fd next_;
     std::promise<ConnectFailure> ended_;
@@ -94,6 +99,16 @@ TEST_F(DialerTest, RefusalBeforeTheFirstByteCounts) {
         refuse(first_.get());
     });
     expectRefusedByTheFirst();
+}
+
+// What is told is why the first was of no use, not that nobody listens at the last.
+TEST_F(DialerTest, TellsOfTheEndpointThatDidNotAnswer) {
+    dialer_ = make(targets_, milliseconds(200));
+    next_.reset();
+    reactor_->startTimer(Reactor::Clock::now(), [&] { dial(); });
+    const ConnectFailure why = ended_.get_future().get();
+    EXPECT_EQ(why.status.message(), "no answer from " + targets_.front().text);
+    EXPECT_FALSE(why.refused);
 }
 
 // Many connect at once: the queue of the first endpoint is full for a moment.
