@@ -1,11 +1,6 @@
 // Lists of devices: what is understood, and what each mistake is told.
 #include "config.h"
 
-#include <fstream>
-
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-
 #include "gusli_test_support.h"
 
 namespace nixl::gusli {

@@ -1,10 +1,5 @@
 // Devices of servers through the GUSLI client, against its stand-in (testing/standins), and what
 // goes wrong with them.
-#include <fstream>
-
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-
 #include "gusli_test_support.h"
 #include "testing/gpu.h"
 
@@ -12,15 +7,10 @@ namespace nixl::gusli {
 namespace {
 
 using testing::HasSubstr;
-using testkit::Piece;
 using testkit::Registered;
 using testkit::Side;
-using testkit::Subject;
 
-constexpr uint64_t kMib = 1 << 20;
-constexpr uint64_t kBlock = 4096;
-
-class GusliClientTest : public testing::Test {
+class GusliClientTest : public DeviceTest {
   protected:
     void SetUp() override { setenv("NIXL_GUSLI_LIBRARY", NIXL_GUSLI_STANDIN, 1); }
     void TearDown() override {
@@ -31,44 +21,15 @@ class GusliClientTest : public testing::Test {
     static void standin(const std::string& words) {
         setenv("NIXL_GUSLI_STANDIN", words.c_str(), 1);
     }
-    static Subject subject(const std::string& lines,
-                           const std::map<std::string, std::string>& more) {
-        Subject made("GusliClient", "GUSLI", Subject::STORAGE);
-        made.table = &kPluginTable;
-        made.parameters = more;
-        made.parameters["config_file"] = "version=1\n" + lines;
-        return made;
-    }
-    // A backend over these devices.
-    Side& side(const std::string& lines, const std::map<std::string, std::string>& more = {}) {
-        side_.reset();  // first, for there is one client
-        side_ = std::make_unique<Side>(subject(lines, more), "test-agent");
-        return *side_;
-    }
     // What a server serves; the line that names it.
     std::string server(const std::string& name, uint64_t bytes, const char* access = "W") {
-        const std::string path = folder_ / name;
-        std::ofstream(path).close();
-        std::filesystem::resize_file(path, bytes);
-        return name + " N " + access + " D " + path + " sec=0x10\n";
+        return name + " N " + access + " D " + file(name, bytes) + " sec=0x10\n";
     }
-    std::string refusal(const std::string& lines, uint64_t id = 1, uint64_t size = kBlock) {
-        auto memory = side(lines).backend().registerMemory({MemType::BLOCK, 0, size, id, {}});
-        return memory.ok() ? "none" : memory.status().message();
-    }
+    // Of the device of that number, which serves the file of that name.
     std::unique_ptr<Registered> blocks(uint64_t id, uint64_t size) {
-        auto made = std::make_unique<Registered>(
-            *side_,
-            std::make_unique<BlockBuffer>(folder_ / std::to_string(id), id, 0, size, false));
+        auto made = DeviceTest::blocks(folder_ / std::to_string(id), id, 0, size);
         EXPECT_TRUE(made->ok()) << made->status().message();
         return made;
-    }
-    std::unique_ptr<Registered> memory(uint64_t size, uint64_t misalign = 0) {
-        return std::make_unique<Registered>(*side_, testkit::makeHostBuffer(size, misalign));
-    }
-    Status prepared(OpType op, Registered& near, Registered& far, const Piece& piece) {
-        testkit::Job job(op, near.region(), far.region(), side_->peer(true));
-        return job.add(piece).prepare(side_->backend());
     }
     // Writes `blocks` blocks in scattered order from memory at an odd address, and reads them back.
     void roundTrip(uint64_t id, uint64_t count, uint64_t block) {
@@ -91,9 +52,6 @@ class GusliClientTest : public testing::Test {
                       testkit::pattern(9, i * block, block));
         }
     }
-
-    TempFolder folder_;
-    std::unique_ptr<Side> side_;
 };
 
 TEST_F(GusliClientTest, AnyMemoryAndSingleBlocks) {
@@ -208,9 +166,7 @@ TEST_F(GusliClientTest, GpuMemoryGoesThroughTheSameBuffers) {
 }
 
 TEST_F(GusliClientTest, EveryDeviceGoesThroughTheClientWhereThatIsWanted) {
-    const std::string path = folder_ / "2";
-    std::ofstream(path).close();
-    std::filesystem::resize_file(path, kMib);
+    const std::string path = file("2", kMib);
     const std::string lines = server("1", 8 * kMib) + "2 F W N " + path + "\n";
     side(lines, {{"use_client", "all"}});
     const auto near = memory(kBlock);
@@ -227,8 +183,7 @@ TEST_F(GusliClientTest, NativeAndNetworkDevicesAreNotMixed) {
     side(server("1", kMib) + "2 F W N " + path + "\n");
     auto near = memory(2 * kBlock);
     auto network = blocks(1, kMib);
-    auto plain =
-        std::make_unique<Registered>(*side_, std::make_unique<BlockBuffer>(path, 2, 0, kMib, true));
+    auto plain = DeviceTest::blocks(path, 2, 0, kMib, true);
     ASSERT_TRUE(plain->ok()) << plain->status().message();
     testkit::Job alone(OpType::WRITE, near->region(), plain->region(), side_->peer(true));
     ASSERT_TRUE(alone.add({0, 0, kBlock}).run(side_->backend()));

@@ -1,7 +1,6 @@
 // The conformance suite over GUSLI: files as devices, a loop device, and a server
 // of the stand-in of the GUSLI client.
 #include <atomic>
-#include <fstream>
 #include <mutex>
 #include <set>
 
@@ -15,7 +14,6 @@ using testkit::Subject;
 
 constexpr unsigned kFiles = 64;
 constexpr uint64_t kDeviceBytes = 4ULL << 30;  // sparse
-constexpr uint64_t kBlock = 4096;
 
 // Made when the first check runs, gone when the program ends.
 struct Place {

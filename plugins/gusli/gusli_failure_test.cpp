@@ -1,9 +1,4 @@
 // What goes wrong: each is an error that names the device, the value and the cause.
-#include <fstream>
-
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-
 #include "gusli_test_support.h"
 
 namespace nixl::gusli {
@@ -12,49 +7,8 @@ namespace {
 using testing::HasSubstr;
 using testkit::Piece;
 using testkit::Registered;
-using testkit::Side;
-using testkit::Subject;
 
-constexpr uint64_t kMib = 1 << 20;
-
-class GusliTest : public testing::Test {
-  protected:
-    // A backend over these devices.
-    Side& side(const std::string& lines, const std::string& requests = "256") {
-        Subject subject("Gusli", "GUSLI", Subject::STORAGE);
-        subject.table = &kPluginTable;
-        subject.parameters = {{"config_file", "version=1\n" + lines},
-                              {"max_num_simultaneous_requests", requests}};
-        side_ = std::make_unique<Side>(subject, "test-agent");
-        return *side_;
-    }
-    std::string file(const std::string& name, uint64_t bytes) {
-        const std::string path = folder_ / name;
-        std::ofstream(path).close();
-        std::filesystem::resize_file(path, bytes);
-        return path;
-    }
-    // The reason why blocks of device 1 cannot be registered.
-    std::string refusal(const std::string& line, uint64_t offset = 0, uint64_t size = 4096) {
-        auto memory = side(line).backend().registerMemory({MemType::BLOCK, offset, size, 1, {}});
-        return memory.ok() ? "none" : memory.status().message();
-    }
-    std::unique_ptr<Registered> blocks(
-        const std::string& path, uint64_t id, uint64_t offset, uint64_t size, bool own = false) {
-        return std::make_unique<Registered>(
-            *side_, std::make_unique<BlockBuffer>(path, id, offset, size, own));
-    }
-    std::unique_ptr<Registered> memory(uint64_t size, uint64_t misalign = 0) {
-        return std::make_unique<Registered>(*side_, testkit::makeHostBuffer(size, misalign));
-    }
-    Status prepared(OpType op, Registered& near, Registered& far, const Piece& piece) {
-        testkit::Job job(op, near.region(), far.region(), side_->peer(true));
-        return job.add(piece).prepare(side_->backend());
-    }
-
-    TempFolder folder_;
-    std::unique_ptr<Side> side_;
-};
+class GusliTest : public DeviceTest {};
 
 TEST_F(GusliTest, EachKindWantsItsOwn) {
     const std::string plain = file("plain", kMib);
@@ -79,8 +33,7 @@ TEST_F(GusliTest, AFileThatIsNotThereIsMadeAndGrows) {
     const std::string path = folder_ / "new";
     side("1 F W N " + path + " sec=0x3\n");
     auto near = memory(kMib);
-    auto far = std::make_unique<Registered>(*side_,
-                                            std::make_unique<BlockBuffer>(path, 1, 0, kMib, false));
+    auto far = blocks(path, 1, 0, kMib);
     ASSERT_TRUE(far->ok()) << far->status().message();
     near->buffer().fill(5);
     testkit::Job job(OpType::WRITE, near->region(), far->region(), side_->peer(true));
@@ -144,7 +97,7 @@ TEST_P(GusliLoopTest, AnyMemoryAndSingleBlocks) {
         GTEST_SKIP() << LoopDevice::kNone;
     }
     const uint64_t block = GetParam();
-    side("1 K W D " + loop.path() + " sec=0x7\n", "64");
+    side("1 K W D " + loop.path() + " sec=0x7\n", {{"max_num_simultaneous_requests", "64"}});
     EXPECT_STREQ(static_cast<GusliBackend&>(side_->backend()).engineName(), "io_uring");
     constexpr uint64_t kBlocks = 999;
     const auto near = memory(kBlocks * block, 3);

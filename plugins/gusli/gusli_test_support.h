@@ -1,15 +1,19 @@
-// What the tests of the GUSLI backend share: loop devices, files as devices, a list of both. Owned
-// by each test; one thread.
+// What the tests of the GUSLI backend share: loop devices, files as devices, a backend over a list
+// of both. Owned by each test; one thread.
 #pragma once
 
 #include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <map>
 #include <memory>
 #include <string>
 
 #include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
 #include <unistd.h>
 
 #include "gusli_backend.h"
@@ -125,6 +129,60 @@ class BlockBuffer : public testkit::Buffer {
     const uint64_t offset_;
     const bool own_;
     int fd_ = -1;
+};
+
+constexpr uint64_t kMib = 1 << 20;
+constexpr uint64_t kBlock = 4096;
+
+// A backend over devices that each test lists, and memory to move.
+class DeviceTest : public testing::Test {
+  protected:
+    static testkit::Subject subject(const std::string& lines,
+                                    const std::map<std::string, std::string>& more) {
+        testkit::Subject made("Gusli", "GUSLI", testkit::Subject::STORAGE);
+        made.table = &kPluginTable;
+        made.parameters = more;
+        made.parameters["config_file"] = "version=1\n" + lines;
+        return made;
+    }
+    // A backend over these devices.
+    testkit::Side& side(const std::string& lines,
+                        const std::map<std::string, std::string>& more = {}) {
+        side_.reset();  // first, for there is one client
+        side_ = std::make_unique<testkit::Side>(subject(lines, more), "test-agent");
+        return *side_;
+    }
+    // The path of a sparse file.
+    std::string file(const std::string& name, uint64_t bytes) {
+        const std::string path = folder_ / name;
+        std::ofstream(path).close();
+        std::filesystem::resize_file(path, bytes);
+        return path;
+    }
+    // The reason why blocks of device 1 cannot be registered.
+    std::string refusal(const std::string& lines, uint64_t offset = 0, uint64_t size = kBlock) {
+        auto memory = side(lines).backend().registerMemory({MemType::BLOCK, offset, size, 1, {}});
+        return memory.ok() ? "none" : memory.status().message();
+    }
+    std::unique_ptr<testkit::Registered> blocks(
+        const std::string& path, uint64_t id, uint64_t offset, uint64_t size, bool own = false) {
+        return std::make_unique<testkit::Registered>(
+            *side_, std::make_unique<BlockBuffer>(path, id, offset, size, own));
+    }
+    std::unique_ptr<testkit::Registered> memory(uint64_t size, uint64_t misalign = 0) {
+        return std::make_unique<testkit::Registered>(*side_,
+                                                     testkit::makeHostBuffer(size, misalign));
+    }
+    Status prepared(OpType op,
+                    testkit::Registered& near,
+                    testkit::Registered& far,
+                    const testkit::Piece& piece) {
+        testkit::Job job(op, near.region(), far.region(), side_->peer(true));
+        return job.add(piece).prepare(side_->backend());
+    }
+
+    TempFolder folder_;
+    std::unique_ptr<testkit::Side> side_;
 };
 
 }  // namespace nixl::gusli
