@@ -19,6 +19,11 @@ struct Rails {
     std::shared_ptr<const FabricLibrary> library;
     std::atomic<size_t> next{0};
 
+    void losePeer(const std::string& key, const Status& why) const {
+        for (const auto& rail : all) {
+            rail->losePeer(key, why, false);
+        }
+    }
     std::string devices() const {
         std::string text;
         for (const auto& rail : all) {
@@ -119,6 +124,17 @@ struct Gathering {
     }
 };
 
+// Why the session with the peer of a post cannot be; it may be told before the post has jobs.
+struct Verdict {
+    std::mutex mutex;
+    Status why;  // guarded by mutex
+
+    Status told() {
+        const std::lock_guard lock(mutex);
+        return why;
+    }
+};
+
 class FabricTransfer final : public BackendTransfer {
   public:
     FabricTransfer(const TransferPlan& plan,
@@ -154,11 +170,14 @@ class FabricTransfer final : public BackendTransfer {
                 std::string_view notification,
                 bool has_notification) override {
         // Only the session tells that the peer is silent; libfabric would wait for ever.
-        services_.connectPeer(plan_.peer, [rails = rails_, key = peer_](const Status& up) {
+        const auto verdict = std::make_shared<Verdict>();
+        services_.connectPeer(plan_.peer, [rails = rails_, key = peer_, verdict](const Status& up) {
             if (!up.ok()) {
-                for (const auto& rail : rails->all) {
-                    rail->losePeer(key, up, false);
+                {
+                    const std::lock_guard lock(verdict->mutex);
+                    verdict->why = up;
                 }
+                rails->losePeer(key, up);
             }
         });
         auto all = std::make_shared<Gathering>();
@@ -169,6 +188,7 @@ class FabricTransfer final : public BackendTransfer {
         };
         const size_t count = parts_.size();  // `this` may be gone once the last one runs
         const RailsPtr rails = rails_;
+        const std::string key = peer_;
         const size_t first =
             first_.has_value() ? *first_ : rails->next.fetch_add(count, std::memory_order_relaxed);
         for (size_t i = 0; i < count; ++i) {
@@ -185,6 +205,9 @@ class FabricTransfer final : public BackendTransfer {
                 completion->tellUser(naming(plan_.peer.name, why), {{0, plan_.bytes, 0, 0}});
             };
             rails->all[rail]->run(std::move(job));
+        }
+        if (const Status why = verdict->told(); !why.ok()) {
+            rails->losePeer(key, why);  // it came before the jobs, which would wait for ever
         }
         return {};
     }
@@ -329,9 +352,7 @@ class FabricLane final : public Lane, public RemoteSupport {
         }
     }
     void peerLost(const PlanPeer& peer, const Status& why) override {
-        for (const auto& rail : rails_->all) {
-            rail->losePeer(peerKey(peer), why, false);
-        }
+        rails_->losePeer(peerKey(peer), why);
     }
     Status connect(const PlanPeer& /*peer*/) override { return {}; }
     Result<std::string> exportMemory(const BackendMemory& memory) override {

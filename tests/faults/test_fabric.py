@@ -27,6 +27,7 @@ from lane_tests import (  # noqa: E402, F401
     stays_as_it_is,
     test_agent_ends_in_the_middle,
     test_idle_takes_no_time_and_wakes_up,
+    test_killed_before_anything,
     test_removed_and_added_again,
     test_stopped_for_less_than_the_timeout,
 )
