@@ -49,22 +49,34 @@ std::string output(const std::string& command) {
     return text;
 }
 
-}  // namespace
-
-std::vector<std::string> etcdPrograms() {
+// The programs of this name in PATH.
+std::vector<std::string> programsNamed(const std::string& name) {
     std::vector<std::string> found;
     const char* const path = std::getenv("PATH");
-    std::string folders = path == nullptr ? "" : path;
+    const std::string folders = path == nullptr ? "" : path;
     size_t at = 0;
     while (at <= folders.size()) {
         const size_t end = std::min(folders.find(':', at), folders.size());
-        const std::string program = folders.substr(at, end - at) + "/etcd";
+        std::string program = folders.substr(at, end - at) + "/" + name;
         if (access(program.c_str(), X_OK) == 0) {
-            found.push_back(program);
+            found.push_back(std::move(program));
         }
         at = end + 1;
     }
     return found;
+}
+
+}  // namespace
+
+std::vector<std::string> etcdPrograms() {
+    return programsNamed("etcd");
+}
+
+std::string lackingBeside(const std::string& program) {
+    if (access((program + "ctl").c_str(), X_OK) != 0 && programsNamed("etcdctl").empty()) {
+        return "no etcdctl beside " + program + " or in PATH (Debian: etcd-client)";
+    }
+    return programsNamed("curl").empty() ? "no curl in PATH" : "";
 }
 
 std::unique_ptr<EtcdServer> EtcdServer::start(const std::string& program,

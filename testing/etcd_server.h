@@ -12,6 +12,8 @@ namespace nixl::testkit {
 
 // The programs "etcd" that are installed (PATH); empty: a test that needs one says SKIP.
 std::vector<std::string> etcdPrograms();
+// What else EtcdServer needs with this program and is not there, for such a test; else empty.
+std::string lackingBeside(const std::string& program);
 
 class EtcdServer {
   public:

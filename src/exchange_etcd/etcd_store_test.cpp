@@ -3,6 +3,8 @@
 #include "exchange_etcd/etcd_store.h"
 
 #include <csignal>
+#include <cstdlib>
+#include <filesystem>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -29,8 +31,13 @@ class EtcdStoreTest : public ::testing::TestWithParam<size_t> {
         if (programs.size() <= GetParam()) {
             GTEST_SKIP() << "no etcd number " << GetParam() + 1 << " in PATH";
         }
-        server_ = EtcdServer::start(programs[GetParam()]);
-        ASSERT_NE(server_, nullptr) << programs[GetParam()] << " does not come up";
+        const std::string& program = programs[GetParam()];
+        const std::string lacking = testkit::lackingBeside(program);
+        if (!lacking.empty()) {
+            GTEST_SKIP() << lacking;
+        }
+        server_ = EtcdServer::start(program);
+        ASSERT_NE(server_, nullptr) << program << " does not come up";
         store_ = openStore(server_->endpoint(), {{"lease_time", "2"}});
         ASSERT_NE(store_, nullptr);
     }
@@ -315,6 +322,26 @@ TEST_P(EtcdStoreTest, WhatIsNoEtcdIsNamed) {
 TEST_P(EtcdStoreTest, SameSettingsShareOneClient) {
     EXPECT_EQ(openStore(server_->endpoint(), {{"lease_time", "2"}}), store_);
     EXPECT_NE(openStore(server_->endpoint(), {{"lease_time", "9"}}), store_);
+}
+
+TEST(EtcdServerTest, TellsAtOnceWhichProgramIsNotThere) {
+    std::string folder = ::testing::TempDir() + "nixl-etcd-path-XXXXXX";
+    ASSERT_NE(mkdtemp(folder.data()), nullptr);
+    const std::string path = std::getenv("PATH");
+    setenv("PATH", folder.c_str(), 1);
+    const auto install = [&folder](const std::string& name) {
+        std::filesystem::create_symlink("/proc/self/exe", folder + "/" + name);
+    };
+    EXPECT_TRUE(testkit::etcdPrograms().empty());
+    install("etcd");
+    EXPECT_THAT(testkit::etcdPrograms(), ElementsAre(folder + "/etcd"));
+    EXPECT_THAT(testkit::lackingBeside(folder + "/etcd"), HasSubstr("no etcdctl beside " + folder));
+    install("etcdctl");
+    EXPECT_EQ(testkit::lackingBeside("/elsewhere/etcd"), "no curl in PATH");
+    install("curl");
+    EXPECT_EQ(testkit::lackingBeside(folder + "/etcd"), "");
+    setenv("PATH", path.c_str(), 1);
+    std::filesystem::remove_all(folder);
 }
 
 INSTANTIATE_TEST_SUITE_P(Versions, EtcdStoreTest, ::testing::Range<size_t>(0, 2));

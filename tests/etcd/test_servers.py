@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
+import etcd_support
 import nixl
 import numpy as np
 import pytest
@@ -20,6 +21,15 @@ def space(monkeypatch):
 
 def messages(capfd) -> str:
     return capfd.readouterr().err
+
+
+def test_what_is_not_installed_is_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no program etcd" in etcd_support.lacking()
+    (tmp_path / "etcd").symlink_to("/proc/self/exe")
+    assert f"no etcdctl beside {tmp_path}/etcd" in etcd_support.lacking()
+    (tmp_path / "etcdctl").symlink_to("/proc/self/exe")
+    assert etcd_support.lacking() == ""
 
 
 def test_down_at_the_start(make_etcd, agent_at, space, caplog):
