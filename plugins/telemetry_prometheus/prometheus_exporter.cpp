@@ -24,6 +24,7 @@
 
 #include "nixl/plugin.h"
 
+#include "inherited.h"
 #include "shelf.h"
 
 namespace nixl::prometheus_exporter {
@@ -84,11 +85,13 @@ class Server {
         }
         auto made = std::shared_ptr<Server>(new Server(directory, lock));
         try {
-            made->exposer_ = std::make_unique<prometheus::Exposer>(address, 2);
-            made->exposer_->RegisterCollectable(made->shelf_);
-            made->ports_ = made->exposer_->GetListeningPorts();
             made->host_ = address.substr(0, address.rfind(':'));
-            const int port = made->ports_.empty() ? 0 : made->ports_[0];
+            const int port = listenNoted(made->host_, [&] {
+                made->exposer_ = std::make_unique<prometheus::Exposer>(address, 2);
+                made->ports_ = made->exposer_->GetListeningPorts();
+                return made->ports_.empty() ? 0 : made->ports_[0];
+            });
+            made->exposer_->RegisterCollectable(made->shelf_);
             made->url_ = "http://" + made->host_ + ":" + std::to_string(port) + "/metrics";
         } catch (const std::exception& failure) {
             error = "cannot listen at " + address + ": " + failure.what() +
@@ -126,6 +129,7 @@ class Server {
             std::this_thread::sleep_for(std::chrono::milliseconds(5));
         }
         ending.join();
+        forgetNoted(ports_[0]);
     }
 
     Server(std::string directory, int lock)
