@@ -22,7 +22,8 @@ constexpr ParameterSpec kParameters[] = {
     {"gid_index", ParameterType::INTEGER, "0", "of the adapter's port", 0, 255},
     {"data_qp_count", ParameterType::INTEGER, "1",
      "queue pairs to each GPU of a peer; so many transfers go at once", 1, kMostQueues},
-    {"oob_interface", ParameterType::STRING, "", "taken and not used: sessions connect agents"},
+    {"oob_interface", ParameterType::STRING, "",
+     "no effect (a warning says so): the agents' sessions connect the GPUs"},
     {"oob_port", ParameterType::STRING, "", "as oob_interface"},
     {"lanes", ParameterType::STRING, "gpunetio",
      "lanes that may be used, comma-separated (local, host, stream, gpunetio)"},
@@ -124,11 +125,29 @@ Result<std::shared_ptr<Engine>> makeEngine(const Parameters& parameters, PluginS
                           static_cast<unsigned>(parameters.integer("data_qp_count")));
 }
 
+// Programs written for the published plugin give them.
+void warnOfNoEffect(const Parameters& parameters, PluginServices& services) {
+    std::string given;
+    for (const char* name : {"oob_interface", "oob_port"}) {
+        const std::string value = parameters.text(name);
+        if (!value.empty()) {
+            given += (given.empty() ? "" : ", ") + std::string(name) + "=\"" + value + "\"";
+        }
+    }
+    if (!given.empty()) {
+        services.log(LogLevel::WARN,
+                     given + (given.find(", ") == std::string::npos ? " has" : " have") +
+                         " no effect: the agents' sessions connect the GPUs, at the addresses of "
+                         "the agents");
+    }
+}
+
 Result<std::unique_ptr<Backend>> create(const Parameters& parameters, PluginServices& services) {
     Result<std::shared_ptr<Engine>> engine = makeEngine(parameters, services);
     if (!engine.ok()) {
         return engine.status();
     }
+    warnOfNoEffect(parameters, services);
     LaneBackendSpec spec;
     spec.info.name = "GPUNETIO";
     spec.info.memoryTypes = {std::begin(kMemoryTypes), std::end(kMemoryTypes)};

@@ -5,6 +5,7 @@
 #include "nixl/agent.h"
 
 #include "backend/plugins.h"
+#include "base/log.h"
 #include "gpunetio_test_support.h"
 #include "testing/until.h"
 
@@ -61,6 +62,30 @@ TEST_F(GpunetioFailureTest, DevicesThatAreNotThereAreNamedWithThoseThatAre) {
                 AllOf(HasSubstr("mlx5_0"), HasSubstr("gid_index 9")));
     EXPECT_THAT(refusal({{"cuda_streams", "0"}}), HasSubstr("cuda_streams"));
     EXPECT_EQ(refusal({{"gpu_devices", "all"}, {"network_devices", "mlx5_1"}}), "none");
+}
+
+std::vector<std::string>& warnings() {
+    static std::vector<std::string> lines;
+    return lines;
+}
+
+TEST_F(GpunetioFailureTest, WhatHasNoEffectIsToldOnce) {
+    warnings().clear();
+    base::setLogSink([](LogLevel level, std::string_view line) {
+        if (level == LogLevel::WARN && line.find("oob_") != std::string_view::npos) {
+            warnings().emplace_back(line);
+        }
+    });
+    EXPECT_EQ(refusal({{"gpu_devices", "0"}}), "none");
+    EXPECT_EQ(refusal({{"oob_interface", ""}, {"oob_port", ""}}), "none");
+    EXPECT_TRUE(warnings().empty());
+    EXPECT_EQ(refusal({{"oob_interface", "eth7"}}), "none");
+    EXPECT_EQ(refusal({{"oob_interface", "eth7"}, {"oob_port", "9999"}}), "none");
+    base::setLogSink(nullptr);
+    ASSERT_EQ(warnings().size(), 2U);
+    EXPECT_THAT(warnings()[0], HasSubstr("GPUNETIO: oob_interface=\"eth7\" has no effect: "));
+    EXPECT_THAT(warnings()[1],
+                HasSubstr("oob_interface=\"eth7\", oob_port=\"9999\" have no effect: "));
 }
 
 TEST_F(GpunetioFailureTest, ACallThatFailsIsNamed) {
