@@ -15,19 +15,23 @@ DEFAULT_COMM_PORT: int = nixlBind.DEFAULT_COMM_PORT
 nixl_thread_sync_t = nixlBind.nixl_thread_sync_t
 
 
-def _seconds(value: float | timedelta | None, name: str) -> timedelta:
-    """A time in seconds (or a timedelta) as timedelta; None is zero, which means none."""
-    if value is None:
-        return timedelta(0)
-    if not isinstance(value, timedelta):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
-        if not 0 <= value <= 1e9:
-            raise nixlInvalidParamError(f"{name}={value!r}: must be within 0 ... 1e9 seconds")
-        value = timedelta(seconds=value)
-    if value < timedelta(0):
-        raise nixlInvalidParamError(f"{name}={value}: must not be negative")
-    return value
+def _seconds(value: float | timedelta, name: str) -> timedelta:
+    """A time in seconds (or a timedelta) as timedelta: 0, or the library's milliseconds."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if not 0 <= seconds <= 1e9:
+        raise nixlInvalidParamError(f"{name}={value!r}: must be within 0 ... 1e9 seconds")
+    if 0 < seconds < 0.001:
+        return timedelta(milliseconds=1)
+    return timedelta(seconds=seconds)
+
+
+def _peer_timeout(value: float | timedelta) -> timedelta:
+    limit = _seconds(value, "peer_timeout")
+    if not limit:  # every peer would have been silent for too long at once
+        raise nixlInvalidParamError(f"peer_timeout={value!r}: must be more than 0")
+    return limit
 
 
 def _whole(value: Any, name: str, low: int, high: int) -> int:
@@ -105,7 +109,7 @@ class nixl_agent_config:
             lease_time, timeout, watch_timeout; what is not here is looked for in NIXL_ETCD_*.
         auth_key, auth_key_file: the key all agents share (at least 16 bytes; file mode 0600).
         peer_timeout: seconds after which a silent peer's transfers fail.
-        xfer_timeout: seconds a transfer may take; 0: no limit.
+        xfer_timeout: seconds a transfer may take, counted in milliseconds; 0 or None: no limit.
         lanes: which lanes to use, "host,stream"; empty: NIXL_LANES, else all.
         busy_poll_us: how long waiting calls and the agent's threads look again before they
             sleep, in microseconds.
@@ -167,8 +171,8 @@ class nixl_agent_config:
         self.listen_host = _text(listen_host, "listen_host")
         self.auth_key = _text(auth_key, "auth_key", bytes)
         self.auth_key_file = _path(auth_key_file, "auth_key_file")
-        self.peer_timeout = _seconds(peer_timeout, "peer_timeout")
-        self.xfer_timeout = _seconds(xfer_timeout, "xfer_timeout")
+        self.peer_timeout = _peer_timeout(peer_timeout)
+        self.xfer_timeout = _seconds(0 if xfer_timeout is None else xfer_timeout, "xfer_timeout")
         self.lanes = lanes if isinstance(lanes, str) else ",".join(_names(lanes, "lanes"))
         _utf8(self.lanes, "lanes")
         self.busy_poll_us = _whole(busy_poll_us, "busy_poll_us", 0, 1_000_000)

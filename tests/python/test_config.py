@@ -53,6 +53,11 @@ def test_own_options_reach_the_raw_configuration(tmp_path):
         ({"sync_mode": 1}, TypeError, "sync_mode must be a nixl_thread_sync_t"),
         ({"peer_timeout": -1}, nixlInvalidParamError, "peer_timeout=-1"),
         ({"peer_timeout": "1"}, TypeError, "peer_timeout must be a number"),
+        ({"peer_timeout": None}, TypeError, "peer_timeout must be a number .* not NoneType"),
+        ({"peer_timeout": 0}, nixlInvalidParamError, "peer_timeout=0: must be more than 0"),
+        ({"peer_timeout": timedelta(days=110000)}, nixlInvalidParamError, "peer_timeout=.*1e9"),
+        ({"xfer_timeout": timedelta.max}, nixlInvalidParamError, "xfer_timeout=.*within 0 ... 1e9"),
+        ({"xfer_timeout": timedelta(-1)}, nixlInvalidParamError, "xfer_timeout=.*within 0 ... 1e9"),
         ({"backend_params": {"UCX": {"a": []}}}, TypeError, "backend UCX: option a="),
         ({"unknown": 1}, TypeError, "unknown"),
         ({"backends": ["\udcff"]}, nixlInvalidParamError, "backends: UTF-8 .* character 0"),
@@ -249,6 +254,13 @@ def test_an_agent_that_could_not_be_made_has_a_repr():
         trace = trace.tb_next
     (half,) = [f.f_locals["self"] for f in frames if f.f_code.co_name == "__init__"]
     assert repr(half) == "<nixl_agent 'half' with no backend>"
+
+
+def test_the_shortest_time_is_not_none():
+    config = nixl_agent_config(peer_timeout=1e-9, xfer_timeout=timedelta(microseconds=1))
+    assert config.raw().peerTimeout == config.raw().xferTimeout == timedelta(milliseconds=1)
+    assert nixl_agent_config(xfer_timeout=None).raw().xferTimeout == timedelta(0)
+    assert nixl_agent_config(peer_timeout=1e9).raw().peerTimeout == timedelta(seconds=1e9)
 
 
 def test_an_agents_name_is_utf8():
