@@ -17,7 +17,7 @@ from .frames import BadFrames, KVArgsRegisterInfo, TransferInfo
 from .layout import Pairing, Side, pair
 from .pages import check_range
 from .prefill_room import DecodePeer, Lists, PrefillRoom
-from .types import LayoutMismatch
+from .types import KVPoll, LayoutMismatch
 
 logger = get_logger("nixl.disaggregation")
 
@@ -30,6 +30,8 @@ class PrefillPart:
         self.rooms: dict[int, Any] = {}
         self.draining: list[PrefillRoom] = []
         self._stash: dict[int, dict[str, tuple[TransferInfo, float]]] = {}
+        # Rooms that failed, oldest first: why, the decode ranks that are told of it, and when.
+        self._failed: dict[int, tuple[str, set[str], float]] = {}
         self._local_lists: dict[Side, Any] = {}
         self._aux_list: Any = None
 
@@ -38,6 +40,7 @@ class PrefillPart:
             self.collect()
             if room in self.rooms:
                 raise ValueError(f"room {room} is in use by another sender")
+            self._failed.pop(room, None)
             made = self.rooms[room] = PrefillRoom(self, room)
             self.count(rooms_started=1)
             for info, _ in self._stash.pop(room, {}).values():
@@ -185,7 +188,17 @@ class PrefillPart:
             elif room is not None:
                 room.attach(info)
             else:
-                self._keep(info)
+                why, told, _ = self._failed.get(info.room, ("", set(), 0.0))
+                if why and info.agent_name not in told:  # one that asks when it is over
+                    told.add(info.agent_name)
+                    self.tell(where, "failed", room=info.room, nonce=info.nonce, reason=why)
+                else:
+                    self._keep(info)
+
+    def remember_failed(self: Any, room: PrefillRoom) -> None:
+        """Under the lock: decode ranks that have not asked for it yet will be told."""
+        self._failed.pop(room.room, None)
+        self._failed[room.room] = (room.reason[:1000], set(room.infos), time.monotonic())
 
     def _keep(self: Any, info: TransferInfo) -> None:
         self._stash.setdefault(info.room, {})[info.agent_name] = (info, time.monotonic())
@@ -214,7 +227,8 @@ class PrefillPart:
                 if info is not None and info.room == number and info.nonce == note["nonce"]:
                     room.told_abort.add(name)
                     room.fail("aborted by the decode rank")
-                    return
+                    if room.status == KVPoll.Failed:
+                        return  # told once it is drained
         self.tell(where, "aborted", room=number, nonce=note["nonce"])
 
     def prefill_tick(self: Any) -> None:
@@ -234,6 +248,10 @@ class PrefillPart:
                         self.tell(where, "failed", room=number, nonce=info.nonce, reason=reason)
                 if not infos:
                     del self._stash[number]
+            for number, (_, _, since) in list(self._failed.items()):
+                if now - since < self.settings.bootstrap_timeout:
+                    break
+                del self._failed[number]
             for room in list(self.rooms.values()):
                 if now > room.deadline:
                     room.poll()

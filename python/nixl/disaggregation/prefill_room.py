@@ -230,6 +230,7 @@ class PrefillRoom(WatchedRoom):
             self.backlog.clear()
             self.mgr.rooms.pop(self.room, None)
             self.mgr.draining.append(self)
+            self.mgr.remember_failed(self)
             self.mgr.count(rooms_failed=1)
         jobs = self.watch.unfinished
         logger.info("room %d failed: %s", self.room, reason)

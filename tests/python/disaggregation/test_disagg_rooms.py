@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from kv_support import PATIENCE, Cache, KVPoll, until
+from kv_support import PATIENCE, Cache, KVPoll, until, why
 from nixl.disaggregation.conn import NixlKVReceiver, NixlKVSender
 
 
@@ -68,3 +68,49 @@ def test_rooms_move_on_while_nobody_polls(place):
         assert time.monotonic() < limit
         time.sleep(0.001)  # sleeps: as above
     assert (sender.poll(), receiver.poll()) == (KVPoll.Success, KVPoll.Success)
+
+
+def test_a_sender_that_gave_up_before_it_was_asked(place):
+    """Who asks for its pages afterwards is told, and the room may be used again."""
+    source, target = Cache(), Cache()
+    source.fill(4)
+    prefill, decode = place.rank("prefill", source), place.rank("decode", target)
+    pages = np.array([3, 4, 9], np.int32)
+    NixlKVSender(prefill, place.address, 5).abort()
+    late = NixlKVReceiver(decode, place.address, 5)
+    late.init(pages, 0)
+    assert "aborted by the prefill rank" in why(late)
+    late.clear()
+    receiver = NixlKVReceiver(decode, place.address, 5)
+    receiver.init(pages, 0)
+    sender = NixlKVSender(prefill, place.address, 5)
+    until(sender, wanted=KVPoll.WaitingForInput)
+    sender.init(3, 2)
+    sender.send(pages)
+    until(sender, receiver)
+    equal_pages(source, target, pages, pages)
+
+
+def test_a_lost_abort_is_sent_again_while_others_go_on(place):
+    """Rooms under way ping the rank all the time; that must not take the place of the note."""
+    prefill, decode = place.rank("prefill", Cache()), place.rank("decode", Cache())
+    other, receiver = (NixlKVReceiver(decode, place.address, room) for room in (1, 2))
+    senders = [NixlKVSender(prefill, place.address, room) for room in (1, 2)]
+    for one, page in ((other, 1), (receiver, 2)):
+        one.init(np.array([page], np.int32), 0)
+    until(*senders, wanted=KVPoll.WaitingForInput)
+    heard, on_abort = [], prefill._on_abort
+
+    def lose_the_first(where, note) -> None:
+        heard.append(note["room"])
+        if len(heard) > 1:
+            on_abort(where, note)
+
+    prefill._on_abort = lose_the_first
+    receiver.abort()
+    limit = time.monotonic() + PATIENCE
+    while not receiver.is_abort_release_safe():
+        assert time.monotonic() < limit, heard
+        assert other.poll() != KVPoll.Failed
+        time.sleep(0.001)  # sleeps: nothing tells of it but what is looked at here
+    assert heard[:2] == [2, 2]
