@@ -11,6 +11,7 @@
 #include <endian.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -196,8 +197,7 @@ void adapterLoop() {
         }
         if (!busy) {
             const timespec moment{0, 50'000};
-            nanosleep(&moment, nullptr);  // sleeps: nobody tells of a doorbell  // sleeps: nobody
-                                          // tells of a doorbell
+            nanosleep(&moment, nullptr);  // sleeps: nobody tells of a doorbell
         }
     }
 }
@@ -207,6 +207,12 @@ void adapterLoop() {
 void begin() {
     if (owner == getpid()) {
         return;
+    }
+    // No child is to find the lock taken by a thread that it does not have.
+    static const int ready =
+        pthread_atfork([] { lock.lock(); }, [] { lock.unlock(); }, [] { lock.unlock(); });
+    if (ready != 0) {
+        abort();
     }
     owner = getpid();
     pairs.clear();
