@@ -366,5 +366,53 @@ TEST(ClientConnectionTest, AWakeThatFindsItAtWorkIsNotForgotten) {
     connection.reset();
 }
 
+// A request to write all of `source` somewhere.
+StreamPart writing(const std::string& source) {
+    const TestAccess access;
+    Request request;
+    request.op = OpType::WRITE;
+    request.grant = grantId(access.grant());
+    request.regions = {{1, 1}};
+    request.runs = {{4096, source.size(), 0, 1, 0}};
+    request.bytes = source.size();
+    std::vector<MemoryRun> local{
+        {reinterpret_cast<uint64_t>(source.data()), source.size(), 0, 1, 0}};
+    return {std::make_shared<PreparedRequest>(request, access.grant(), std::move(local), 0), 1,
+            nullptr};
+}
+
+// What a caller and a thread send in turn may be reordered on its way. So of much that is to be
+// sent a caller who polls sends nothing, though it takes the answers that have come.
+TEST(ClientConnectionTest, BulkIsSentByTheThreadsAlone) {
+    const auto reactor = std::move(base::EpollReactor::create()).value();
+    base::PollSet poll_set(*reactor, std::chrono::microseconds(100));
+    for (const uint64_t bytes : {uint64_t{256} << 10, uint64_t{4} << 20}) {
+        const std::string source(bytes, 's');
+        const StreamPart part = writing(source);
+        DataLoop loop(0, poll_set);
+        auto [ours, theirs] = socketPair();
+        bool fed = false;
+        const auto connection = std::make_shared<ClientConnection>(
+            base::makeSocketChannel(std::move(ours)), "bob", kKey, loop, [&](StreamClient& client) {
+                if (!std::exchange(fed, true)) {
+                    client.submit(part);
+                }
+            });
+        ASSERT_TRUE(loop.add(connection, EPOLLIN).ok());
+        connection->wake(0);  // takes the part, and sends nothing
+        std::vector<char> sent(1 << 20);
+        const auto take = [&, fd = theirs.get()] {
+            return recv(fd, sent.data(), sent.size(), MSG_DONTWAIT);
+        };
+        EXPECT_EQ(take(), -1);
+        connection->pollReady();
+        EXPECT_EQ(take() > 0, bytes <= (1U << 20)) << bytes;
+        EXPECT_TRUE(loop.serveReady());
+        EXPECT_TRUE(bytes <= (1U << 20) || take() > 0);
+        loop.stop(Status::canceled("the test ends"));
+    }
+    poll_set.stop();
+}
+
 }  // namespace
 }  // namespace nixl::peer

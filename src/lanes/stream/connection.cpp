@@ -17,7 +17,10 @@ constexpr uint64_t kTurn = 4 << 20;
 // The same for callers who poll: they come again, and may hold locks of their own (such as the
 // GIL).
 constexpr uint64_t kHelpTurn = 256 << 10;
-// So much is left to callers who poll; with more the threads take part.
+// So much is left to callers who poll; with more the threads take part, and send alone. What two
+// processors send on one connection in turn may arrive out of order (between network namespaces:
+// each has a queue of its own), and the congestion control takes that for loss: 64 MiB went at 2.2
+// GB/s where they go at 4 to 5 now.
 constexpr uint64_t kBrief = 1 << 20;
 // A post sends at once while no more than this is under way.
 constexpr uint64_t kInlineBytes = 256 << 10;
@@ -170,7 +173,8 @@ void TargetConnection::pollReady() {
     }
     Status status;
     uint64_t moved = 0;
-    if (!ended_) {
+    const bool bulk = target_.wantsOutput() && target_.bytesLeft() > kBrief;
+    if (!ended_ && !bulk) {
         status = turn(kHelpTurn, moved);
     }
     mutex_.unlock();
@@ -364,7 +368,9 @@ void ClientConnection::pollReady() {
     }
     Report report;
     if (!ended_) {
-        report = finishTurn(move(kHelpTurn));
+        uint64_t budget = kHelpTurn;
+        const bool bulk = client_.wantsOutput() && client_.outstandingBytes() > kBrief;
+        report = finishTurn(bulk ? receiveSome(budget) : move(budget));
     }
     mutex_.unlock();
     dispatchCompletions(std::move(report));
