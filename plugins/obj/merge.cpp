@@ -98,13 +98,10 @@ class MergeTask final : public S3Task, private BodySink {
         for (const Piece& piece : pieces) {
             reader.seek(piece.offset);
             while (reader.offset() < piece.offset + piece.size) {
-                const std::span<const char> here =
-                    reader.here(piece.offset + piece.size - reader.offset());
-                if (here.empty()) {
+                const uint64_t at = reader.offset();
+                if (reader.copy(image_.data() + at, piece.offset + piece.size - at) == 0) {
                     return reader.status();
                 }
-                std::memcpy(image_.data() + reader.offset(), here.data(), here.size());
-                reader.advance(here.size());
             }
         }
         return {};

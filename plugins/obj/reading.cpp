@@ -194,7 +194,7 @@ Verdict RangeTask::compare(const HttpAnswer& answer) {
 
 Verdict RangeTask::accept(HttpAnswer& answer) {
     if (!writer_.flush()) {
-        return {Verdict::FAILED, failure(writer_.status().message(), EIO)};
+        return {Verdict::FAILED, failure(writer_.status().message(), errnoOf(writer_.status()))};
     }
     if (!problem_.empty()) {
         return again(problem_);

@@ -2,7 +2,10 @@
 #include "staging.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
+
+#include "nixl/user_memory.h"
 
 namespace nixl::obj {
 
@@ -31,6 +34,13 @@ Status fit(Devices& devices, std::unique_ptr<DeviceStaging>& buffer, int& known,
     buffer = std::move(made).value();
     known = device;
     return {};
+}
+
+Status unreachable(const char* what, const PieceCursor::Place& place) {
+    char text[96];
+    snprintf(text, sizeof(text), "cannot %s the memory at %p (%llu bytes): Bad address", what,
+             static_cast<const void*>(place.memory), static_cast<unsigned long long>(place.size));
+    return Status::backend(text, EFAULT);
 }
 
 uint64_t addressOf(const std::unique_ptr<DeviceStaging>& buffer, uint64_t offset) {
@@ -97,7 +107,14 @@ std::span<const char> PieceReader::here(uint64_t most) {
     most = std::min(most, end_ - offset);
     const PieceCursor::Place place = cursor_.place(most);
     if (place.device < 0) {
-        return {place.memory, place.size};
+        const uint64_t size = std::min(place.size, kHostBytes);
+        host_.resize(std::max<uint64_t>(host_.size(), size));
+        const iovec there{place.memory, size};
+        if (!copyFromUser(host_.data(), {&there, 1}, size)) {
+            failed(unreachable("read", place));
+            return {};
+        }
+        return {host_.data(), size};
     }
     if (!slots_[0].holds(offset)) {
         std::swap(slots_[0], slots_[1]);
@@ -117,6 +134,27 @@ std::span<const char> PieceReader::here(uint64_t most) {
     }
     const uint64_t done = offset - slot.begin;
     return {static_cast<const char*>(slot.buffer->data()) + done, std::min(most, slot.size - done)};
+}
+
+uint64_t PieceReader::copy(char* to, uint64_t most) {
+    if (offset() >= end_ || !status_.ok()) {
+        return 0;
+    }
+    const PieceCursor::Place place = cursor_.place(std::min(most, end_ - offset()));
+    uint64_t size = place.size;
+    if (size > 0 && place.device < 0) {
+        const iovec there{place.memory, size};
+        if (!copyFromUser(to, {&there, 1}, size)) {
+            failed(unreachable("read", place));
+            return 0;
+        }
+    } else {
+        const std::span<const char> bytes = here(most);
+        size = bytes.size();
+        std::memcpy(to, bytes.data(), size);
+    }
+    advance(size);
+    return size;
 }
 
 void PieceReader::stop() {
@@ -171,8 +209,8 @@ bool PieceWriter::put(const PieceCursor::Place& to, const char* data) {
         return false;
     }
     if (to.device < 0) {
-        std::memcpy(to.memory, data, to.size);
-        return true;
+        const iovec there{to.memory, to.size};
+        return copyToUser({&there, 1}, data, to.size) || failed(unreachable("write", to));
     }
     for (uint64_t done = 0; done < to.size;) {
         const Slot& filling = slots_[current_];

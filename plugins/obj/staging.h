@@ -1,10 +1,12 @@
-// User memory as host bytes. Host memory is reached directly; memory of a GPU goes through two
-// page-locked buffers, so that one is copied while the other is sent or filled.
+// User memory as host bytes. Host memory is copied by the kernel, which says where it is not there
+// any more or may not be written; memory of a GPU goes through two page-locked buffers, so that one
+// is copied while the other is sent or filled.
 //
 // Threads: of one task; nothing here is thread-safe.
 #pragma once
 
 #include <array>
+#include <cerrno>
 #include <memory>
 #include <span>
 #include <string>
@@ -17,6 +19,12 @@
 namespace nixl::obj {
 
 inline constexpr uint64_t kStagingBytes = 1 << 20;  // of each of the two buffers
+inline constexpr uint64_t kHostBytes = 64 << 10;    // of host memory shown at once
+
+// Of a failure to reach user memory.
+inline int errnoOf(const Status& status) {
+    return status.systemErrno() != 0 ? status.systemErrno() : EIO;
+}
 
 // The bytes of [first, first + size) of an object's pieces, one after the other. After a failure
 // there are none any more, and status() says why.
@@ -33,6 +41,8 @@ class PieceReader {
     // At the place, up to `most` bytes; empty at the end, in a gap and after a failure.
     std::span<const char> here(uint64_t most);
     void advance(uint64_t bytes) { cursor_.advance(bytes); }
+    // Copies up to `most` bytes from the place on, and advances by them; 0 where here() is empty.
+    uint64_t copy(char* to, uint64_t most);
     const Status& status() const { return status_; }
     // Waits until no copy touches user memory; called before the transfer is told to have ended.
     void stop();
@@ -54,6 +64,7 @@ class PieceReader {
     PieceCursor cursor_;
     const uint64_t end_;
     std::array<Slot, 2> slots_;
+    std::vector<char> host_;  // what here() shows of host memory
     Status status_;
 };
 

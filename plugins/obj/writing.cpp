@@ -16,13 +16,11 @@ namespace nixl::obj {
 size_t PieceSource::read(char* to, size_t size) {
     size_t copied = 0;
     while (copied < size) {
-        const std::span<const char> here = reader_.here(size - copied);
-        if (here.empty()) {
+        const uint64_t step = reader_.copy(to + copied, size - copied);
+        if (step == 0) {
             break;
         }
-        std::memcpy(to + copied, here.data(), here.size());
-        reader_.advance(here.size());
-        copied += here.size();
+        copied += step;
     }
     report(reader_.offset());
     return reader_.status().ok() ? copied : kFailed;
@@ -95,7 +93,9 @@ class PutTask final : public S3Task {
         request.bodySize = object_.size;
         request.source = &source_;
         checksum_ = addDigest(request, source_, store());
-        return source_.status().ok() ? Status() : failure(source_.status().message(), EIO);
+        return source_.status().ok()
+                   ? Status()
+                   : failure(source_.status().message(), errnoOf(source_.status()));
     }
     bool cutShort() const override { return !source_.status().ok(); }
     std::string what() const override {
@@ -105,7 +105,8 @@ class PutTask final : public S3Task {
     // A checksum that the store gives back must be that of what was sent.
     Verdict accept(HttpAnswer& answer) override {
         if (cutShort()) {
-            return {Verdict::FAILED, failure(source_.status().message(), EIO)};
+            return {Verdict::FAILED,
+                    failure(source_.status().message(), errnoOf(source_.status()))};
         }
         const std::string_view theirs =
             answer.header(store().settings.checksum == Checksum::SHA256 ? "x-amz-checksum-sha256"
@@ -223,7 +224,9 @@ class PartTask final : public S3Task {
         request.bodySize = size_;
         request.source = &source_;
         checksum_ = upload_->checksums ? addDigest(request, source_, store()) : std::string();
-        return source_.status().ok() ? Status() : failure(source_.status().message(), EIO);
+        return source_.status().ok()
+                   ? Status()
+                   : failure(source_.status().message(), errnoOf(source_.status()));
     }
     bool cutShort() const override { return !source_.status().ok(); }
     std::string what() const override {
@@ -232,7 +235,8 @@ class PartTask final : public S3Task {
     }
     Verdict accept(HttpAnswer& answer) override {
         if (cutShort()) {
-            return {Verdict::FAILED, failure(source_.status().message(), EIO)};
+            return {Verdict::FAILED,
+                    failure(source_.status().message(), errnoOf(source_.status()))};
         }
         const std::string_view etag = answer.header("etag");
         if (etag.empty() || etag.size() > 1024) {

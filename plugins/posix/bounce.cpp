@@ -19,18 +19,6 @@ BouncePool::~BouncePool() {
     }
 }
 
-bool copyFromUser(void* buffer, std::span<const iovec> pieces, uint64_t bytes) {
-    const iovec target{buffer, bytes};
-    return process_vm_writev(getpid(), pieces.data(), pieces.size(), &target, 1, 0) ==
-           static_cast<ssize_t>(bytes);
-}
-
-bool copyToUser(const iovec& piece, const void* buffer) {
-    const iovec source{const_cast<void*>(buffer), piece.iov_len};
-    return process_vm_readv(getpid(), &piece, 1, &source, 1, 0) ==
-           static_cast<ssize_t>(piece.iov_len);
-}
-
 std::string copyFromGpu(Devices& devices, int device, void* buffer, std::span<const iovec> pieces) {
     std::vector<DeviceCopy> copies;
     copies.reserve(pieces.size());

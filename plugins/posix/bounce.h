@@ -19,12 +19,7 @@
 
 namespace nixl::posix {
 
-// Copies between a buffer and memory in pieces through the kernel. It reaches what cannot be
-// pinned, and says false where memory is gone; a plain copy would end the process.
-bool copyFromUser(void* buffer, std::span<const iovec> pieces, uint64_t bytes);
-bool copyToUser(const iovec& piece, const void* buffer);
-
-// The same for memory of a GPU; a reason if that fails.
+// Copies between a buffer and memory of a GPU in pieces; a reason if that fails.
 std::string copyFromGpu(Devices& devices, int device, void* buffer, std::span<const iovec> pieces);
 std::string copyToGpu(Devices& devices,
                       int device,

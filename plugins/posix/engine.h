@@ -43,7 +43,7 @@ struct IoRequest {
     Part* part = nullptr;
     File* file = nullptr;
     Memory* memory = nullptr;  // registered, of the first byte; may be null
-    bool careful = false;      // between `user` and `bounce` bytes go through the kernel
+    bool careful = false;      // `user` cannot be pinned, hence the bounce buffer
     Bounce* bounce = nullptr;  // set: `user` holds where its bytes come from or go to
     int device = -1;           // of the memory: a GPU, or -1 for the host
     bool twin = false;         // goes through the file's buffered descriptor

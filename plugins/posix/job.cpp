@@ -7,6 +7,8 @@
 
 #include <sched.h>
 
+#include "nixl/user_memory.h"
+
 #include "inline_queue.h"
 
 namespace nixl::posix {
@@ -146,19 +148,11 @@ bool Part::gather(IoRequest& request) {
     if (request.op == IoOp::READ) {
         return true;
     }
-    if (request.device < 0 && request.careful) {
+    if (request.device < 0) {
         if (!copyFromUser(request.bounce->data, request.user, request.length)) {
             job_.fail(request, EFAULT);
             scheduler_.giveBack(request);
             return false;
-        }
-        return true;
-    }
-    if (request.device < 0) {
-        auto* target = static_cast<char*>(request.bounce->data);
-        for (const iovec& vector : request.user) {
-            std::memcpy(target, vector.iov_base, vector.iov_len);
-            target += vector.iov_len;
         }
         return true;
     }

@@ -179,7 +179,7 @@ class Scheduler final : public RequestSource {
     bool finish(IoRequest& request, int64_t result);
     bool useTwin(IoRequest& request);
     bool useBounce(IoRequest& request);
-    static void scatterCarefully(const IoRequest& request);
+    static void scatterChecked(const IoRequest& request);
     void finish(IoRequest& request);
     void scatter(IoRequest& request);
 

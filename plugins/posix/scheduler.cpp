@@ -3,6 +3,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "nixl/user_memory.h"
+
 #include "job.h"
 
 namespace nixl::posix {
@@ -311,7 +313,7 @@ void Scheduler::giveBack(IoRequest& request) {
 }
 
 // Memory that turns out to be gone fails alone.
-void Scheduler::scatterCarefully(const IoRequest& request) {
+void Scheduler::scatterChecked(const IoRequest& request) {
     const auto* const source = static_cast<const char*>(request.bounce->data);
     bool all = true;
     uint64_t at = 0;
@@ -320,7 +322,7 @@ void Scheduler::scatterCarefully(const IoRequest& request) {
         if (piece.iov_len == 0) {
             break;
         }
-        if (!copyToUser(piece, source + at)) {
+        if (!copyToUser({&piece, 1}, source + at, piece.iov_len)) {
             all = false;
             IoRequest failed = request;
             failed.unitStart = at;
@@ -331,35 +333,24 @@ void Scheduler::scatterCarefully(const IoRequest& request) {
         }
         at += piece.iov_len;
     }
-    if (all && request.memory != nullptr) {
+    if (all && request.careful && request.memory != nullptr) {
         request.memory->cannotPin = true;
     }
 }
 
 // Copies what was read into the bounce buffer to where it belongs.
 void Scheduler::scatter(IoRequest& request) {
-    if (request.careful) {
-        scatterCarefully(request);
+    if (request.device < 0) {
+        scatterChecked(request);
         return;
     }
-    if (request.device >= 0) {
-        const std::string reason =
-            copyToGpu(devices(), request.device, request.user, request.bounce->data, request.done);
-        if (!reason.empty()) {
-            request.offset -= request.done;
-            request.done = 0;
-            request.unitSize = request.total;
-            request.part->job().fail(request, EIO, reason);
-        }
-        return;
-    }
-    const auto* source = static_cast<const char*>(request.bounce->data);
-    uint64_t left = request.done;
-    for (const iovec& vector : request.user) {
-        const uint64_t size = std::min<uint64_t>(left, vector.iov_len);
-        std::memcpy(vector.iov_base, source, size);
-        source += size;
-        left -= size;
+    const std::string reason =
+        copyToGpu(devices(), request.device, request.user, request.bounce->data, request.done);
+    if (!reason.empty()) {
+        request.offset -= request.done;
+        request.done = 0;
+        request.unitSize = request.total;
+        request.part->job().fail(request, EIO, reason);
     }
 }
 

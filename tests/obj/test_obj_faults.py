@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
+import os
 import re
 import threading
 import time
@@ -340,3 +343,37 @@ def test_a_listing_that_never_ends_is_told(through, proxy):
     proxy.script = lambda request: Fault(answer=head + page)
     with pytest.raises(nixl.nixlBackendError, match="the same page again"):
         through().agent.list_storage("OBJ", "")
+
+
+def mapped(path, size: int, access: int) -> np.ndarray:
+    """A file's bytes as memory, which cutting the file short takes away."""
+    path.write_bytes(pattern(size))
+    with open(path, "r+b") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), size, access=access), np.uint8)
+
+
+@pytest.mark.parametrize("size", [1000, 300_000])
+def test_memory_that_may_not_be_written_fails_a_read(through, tmp_path, size):
+    objects = through()
+    memory = mapped(tmp_path / "memory", size, mmap.ACCESS_READ)
+    with objects.transfer("READ", memory, [(KEY, 0, size, 0)]) as handle:
+        objects.agent.transfer(handle)
+        with pytest.raises(nixl.nixlBackendError, match="cannot write the memory at") as caught:
+            handle.wait(60)
+    assert caught.value.errno == errno.EFAULT
+    assert memory.tobytes() == pattern(size)
+    assert objects.get(KEY, len(DATA)) == DATA
+
+
+@pytest.mark.parametrize("signed", ["false", "true"])
+@pytest.mark.parametrize("op", ["READ", "WRITE"])
+def test_memory_that_is_gone_fails_the_transfer(through, tmp_path, op, signed):
+    objects = through(sign_payload=signed)
+    file = tmp_path / "memory"
+    memory = mapped(file, len(DATA), mmap.ACCESS_WRITE)
+    with objects.transfer(op, memory, [(KEY, 0, len(DATA), 0)]) as handle:
+        os.truncate(file, 8192)
+        with pytest.raises(nixl.nixlBackendError, match="cannot (read|write) the memory at"):
+            objects.agent.transfer(handle)
+            handle.wait(60)
+    assert objects.get(KEY, len(DATA)) == DATA
