@@ -10,8 +10,8 @@
 #include <arpa/inet.h>
 #include <endian.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
 #include <time.h>
