@@ -17,6 +17,9 @@ import aarch64
 from common import LOGS, ROOT, VENV_PYTHON, Failure, must, say, venv_env
 
 DIST = ROOT / "dist"
+# Of the system, for plugins that say what to install where they are missing (see their READMEs):
+# a copy in the wheel would be one that nobody mends when the system's is.
+OF_THE_SYSTEM = ("libcurl.so.*", "libcrypto.so.*", "libprometheus-cpp-pull.so.*")
 HEADING = re.compile(r"^## (\S+) \(([^)]*)\)$", re.M)
 DATE = re.compile(r"\d{4}-\d\d-\d\d$")
 
@@ -83,10 +86,12 @@ def checksum(path: pathlib.Path) -> str:
 
 def repaired(wheel: pathlib.Path) -> pathlib.Path:
     """The wheel with the tag of the oldest systems that it runs on, which auditwheel finds; it must
-    need no library that would have to be copied into it."""
+    need no other library of the system that would have to be copied into it."""
     tool = [VENV_PYTHON, "-m", "auditwheel"]
     folder = DIST / "tagged"
-    must([*tool, "repair", "--wheel-dir", folder, wheel], "release-auditwheel", "auditwheel repair")
+    left = [word for name in OF_THE_SYSTEM for word in ("--exclude", name)]
+    command = [*tool, "repair", *left, "--wheel-dir", folder, wheel]
+    must(command, "release-auditwheel", "auditwheel repair")
     (made,) = folder.glob("*.whl")
     if "manylinux" not in made.name:
         raise Failure(f"release: auditwheel gives {made.name} no manylinux tag")
