@@ -28,6 +28,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import hosts  # noqa: E402
 import rows  # noqa: E402
+from page import counts, number, with_spread  # noqa: E402
 from rows_base import Row, Target  # noqa: E402
 from utils import machine  # noqa: E402
 
@@ -218,21 +219,8 @@ class Figure:
         return statistics.median(pairs) if pairs else float("nan")
 
 
-def number(value: float) -> str:
-    if value != value:
-        return "-"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
-
-
 def shown(figure: Figure) -> str:
-    if not figure:
-        return "-"
-    low, high = figure.spread
-    if figure.median == low == high:
-        return number(figure.median)
-    return f"{number(figure.median)} ({number(low)}-{number(high)})"
+    return with_spread(figure.median, *figure.spread) if figure else "-"
 
 
 def judge(target: Target, ours: Figure, others: dict[str, Figure]) -> str:
@@ -463,9 +451,7 @@ def main(words: list[str] | None = None) -> int:
         pathlib.Path(options.json).write_text(json.dumps(everything))
     if options.keep and kept and not options.quick:
         print(f"kept in {keep(pathlib.Path(options.keep), kept)}")
-    targets = [t for row in kept.values() for m in row["metrics"].values() for t in m["targets"]]
-    counts = [sum(t["reached"] is state for t in targets) for state in (True, False, None)]
-    print("targets: {} reached, {} not, {} could not be told".format(*counts))
+    print("targets: {} reached, {} not, {} could not be told".format(*counts(kept)))
     print(machine.load())
     return 1 if failed else 0
 

@@ -33,18 +33,21 @@ HEAD = "| what | ours | published 1.5.1 | ratio | limit | ratio | target | reach
 
 
 def number(value: float) -> str:
+    if value != value:
+        return "-"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
 
+def with_spread(median: float, low: float, high: float) -> str:
+    if median == low == high:
+        return number(median)
+    return f"{number(median)} ({number(low)}-{number(high)})"
+
+
 def shown(entry: dict[str, Any] | None) -> str:
-    if not entry:
-        return ""
-    low, high = entry["spread"]
-    if low == high == entry["median"]:
-        return number(low)
-    return f"{number(entry['median'])} ({number(low)}-{number(high)})"
+    return with_spread(entry["median"], *entry["spread"]) if entry else ""
 
 
 def ratio(entry: dict[str, Any] | None) -> str:
@@ -89,15 +92,11 @@ def section(name: str, row: dict[str, Any], reasons: dict[str, str]) -> list[str
     return [*out, ""]
 
 
-def counts(rows: dict[str, Any]) -> str:
-    states = [
-        target["reached"]
-        for row in rows.values()
-        for metric in row["metrics"].values()
-        for target in metric["targets"]
-    ]
-    told = [sum(state is wanted for state in states) for wanted in (True, False, None)]
-    return "{} targets reached, {} not, {} could not be told.".format(*told)
+def counts(rows: dict[str, Any]) -> tuple[int, int, int]:
+    """Targets that are reached, that are not, and of which it could not be told."""
+    metrics = [metric for row in rows.values() for metric in row["metrics"].values()]
+    states = [target["reached"] for metric in metrics for target in metric["targets"]]
+    return states.count(True), states.count(False), states.count(None)
 
 
 def machine_line(machine: dict[str, Any]) -> str:
@@ -113,7 +112,8 @@ def page(kept: dict[str, dict[str, Any]], reasons: dict[str, str]) -> str:
     out = [OPENING]
     for _, record in sorted(kept.items()):
         machine, rows = record["machine"], record["rows"]
-        out += [f"## {machine['processor']}", f"{machine_line(machine)}. {counts(rows)}", ""]
+        told = "{} targets reached, {} not, {} could not be told.".format(*counts(rows))
+        out += [f"## {machine['processor']}", f"{machine_line(machine)}. {told}", ""]
         for name in sorted(rows):
             out += section(name, rows[name], reasons)
     return "\n".join(out).rstrip() + "\n"

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <future>
+#include <memory>
 #include <thread>
 
 #include <gtest/gtest.h>
@@ -54,27 +55,35 @@ class Server {
     std::thread thread_;
 };
 
-// A watch that is refused asks for a new token as the refusal comes, inside libcurl's callback.
-TEST(HttpLoopTest, ARequestMayBeSentWhileBytesOfAnotherCome) {
-    Server server;
-    auto made = HttpLoop::create({});
-    if (!made.ok()) {
-        GTEST_SKIP() << made.status().message();
+class HttpLoopTest : public ::testing::Test {
+  protected:
+    void SetUp() override {
+        auto made = HttpLoop::create({});
+        if (!made.ok()) {
+            GTEST_SKIP() << made.status().message();
+        }
+        loop_ = std::move(made).value();
     }
-    HttpLoop& loop = *made.value();
+
+    Server server_;
+    std::unique_ptr<HttpLoop> loop_;
+};
+
+// A watch that is refused asks for a new token as the refusal comes, inside libcurl's callback.
+TEST_F(HttpLoopTest, ARequestMayBeSentWhileBytesOfAnotherCome) {
     std::promise<HttpReply> second;
-    ASSERT_TRUE(loop.run([&] {
+    ASSERT_TRUE(loop_->run([&] {
         HttpRequest first;
-        first.url = server.url();
+        first.url = server_.url();
         first.onData = [&](std::string_view) {
             HttpRequest inside;
-            inside.url = server.url();
+            inside.url = server_.url();
             inside.timeout = kPatience;
             inside.done = [&](HttpReply reply) { second.set_value(std::move(reply)); };
-            loop.send(std::move(inside));
+            loop_->send(std::move(inside));
         };
         first.done = [](const HttpReply&) {};
-        loop.send(std::move(first));
+        loop_->send(std::move(first));
     }));
     auto answered = second.get_future();
     ASSERT_EQ(answered.wait_for(kPatience), std::future_status::ready);
@@ -83,31 +92,25 @@ TEST(HttpLoopTest, ARequestMayBeSentWhileBytesOfAnotherCome) {
     EXPECT_EQ(reply.body, "word\n");
 }
 
-TEST(HttpLoopTest, WhatIsCanceledBeforeItBeganIsNeverSent) {
-    Server server;
-    auto made = HttpLoop::create({});
-    if (!made.ok()) {
-        GTEST_SKIP() << made.status().message();
-    }
-    HttpLoop& loop = *made.value();
+TEST_F(HttpLoopTest, WhatIsCanceledBeforeItBeganIsNeverSent) {
     std::promise<void> over;
     std::atomic<bool> called{false};
-    ASSERT_TRUE(loop.run([&] {
+    ASSERT_TRUE(loop_->run([&] {
         HttpRequest first;
-        first.url = server.url();
+        first.url = server_.url();
         first.onData = [&](std::string_view) {
             HttpRequest inside;
-            inside.url = server.url();
+            inside.url = server_.url();
             inside.done = [&](const HttpReply&) { called = true; };
-            loop.cancel(loop.send(std::move(inside)));
+            loop_->cancel(loop_->send(std::move(inside)));
         };
         first.done = [&](const HttpReply&) {
-            loop.startTimer(HttpLoop::Clock::now(), [&] { over.set_value(); });
+            loop_->startTimer(HttpLoop::Clock::now(), [&] { over.set_value(); });
         };
-        loop.send(std::move(first));
+        loop_->send(std::move(first));
     }));
     ASSERT_EQ(over.get_future().wait_for(kPatience), std::future_status::ready);
-    made.value().reset();
+    loop_.reset();
     EXPECT_FALSE(called);
 }
 
