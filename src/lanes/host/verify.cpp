@@ -5,7 +5,7 @@
 #include <cerrno>
 #include <string>
 
-#include "memory/checked_copy.h"
+#include "nixl/user_memory.h"
 
 namespace nixl::peer {
 
@@ -31,7 +31,7 @@ Status HostVerifier::verify(HostPeer& host, const HostPeer::Batch& batch, uint64
             // By way of a copy: this side's memory may have been unmapped.
             const size_t size = std::min(vector.iov_len - done, kStep);
             const iovec piece{static_cast<char*>(vector.iov_base) + done, size};
-            if (!memory::copyChecked(&piece, 1, here_.get(), size, memory::Copy::FROM_VECTORS)) {
+            if (!copyFromUser(here_.get(), {&piece, 1}, size)) {
                 return Status::backend("local memory is not mapped", EFAULT);
             }
             const char* const there = there_.get() + good;

@@ -5,8 +5,9 @@
 #include <cerrno>
 #include <utility>
 
+#include "nixl/user_memory.h"
+
 #include "base/crc32c.h"
-#include "memory/checked_copy.h"
 
 namespace nixl::peer {
 
@@ -214,8 +215,7 @@ void StreamClient::takeChunkOver(Waiting& part) {
         const size_t count = part.cursor.peek(vectors, 64, chunkToSend_, here);
         const size_t end = out_.size();
         out_.resize(end + here);  // zeros where the memory is not there: the part fails anyway
-        static_cast<void>(memory::copyChecked(vectors, count, out_.data() + end, here,
-                                              memory::Copy::FROM_VECTORS));
+        static_cast<void>(copyFromUser(out_.data() + end, {vectors, count}, here));
         part.cursor.skip(here);
         chunkToSend_ -= static_cast<uint32_t>(here);
     }

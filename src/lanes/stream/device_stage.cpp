@@ -4,8 +4,9 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "nixl/user_memory.h"
+
 #include "device/devices.h"
-#include "memory/checked_copy.h"
 
 namespace nixl::peer {
 
@@ -61,9 +62,10 @@ Status DeviceStage::move(bool to_buffer, uint64_t bytes, uint64_t& done) {
                 begins.push_back(at);
             } else {
                 const iovec vector{reinterpret_cast<void*>(place), size};
-                if (!memory::copyChecked(
-                        &vector, 1, reinterpret_cast<char*>(buffer + at), size,
-                        to_buffer ? memory::Copy::FROM_VECTORS : memory::Copy::TO_VECTORS)) {
+                auto* const staged = reinterpret_cast<char*>(buffer + at);
+                const bool copied = to_buffer ? copyFromUser(staged, {&vector, 1}, size)
+                                              : copyToUser({&vector, 1}, staged, size);
+                if (!copied) {
                     return Status::backend("registered memory is not mapped", EFAULT);
                 }
             }

@@ -4,8 +4,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "nixl/user_memory.h"
+
 #include "base/crc32c.h"
-#include "memory/checked_copy.h"
 
 namespace nixl::peer {
 
@@ -174,8 +175,7 @@ void StreamInput::scatter(std::string_view bytes) {
     while (!bytes.empty()) {
         uint64_t here = 0;
         const size_t count = cursor.peek(vectors, 64, bytes.size(), here);
-        if (!memory::copyChecked(vectors, count, const_cast<char*>(bytes.data()), here,
-                                 memory::Copy::TO_VECTORS)) {
+        if (!copyToUser({vectors, count}, bytes.data(), here)) {
             sink_.memoryGone();
             return;
         }

@@ -5,8 +5,9 @@
 #include <cerrno>
 #include <cstring>
 
+#include "nixl/user_memory.h"
+
 #include "base/crc32c.h"
-#include "memory/checked_copy.h"
 
 namespace nixl::peer {
 
@@ -327,8 +328,7 @@ bool StreamTarget::copyTail(std::string& tail) {
     for (size_t at = 0; at < tail.size();) {
         uint64_t here = 0;
         const size_t count = cursor.peek(vectors, 64, tail.size() - at, here);
-        if (!memory::copyChecked(vectors, count, tail.data() + at, here,
-                                 memory::Copy::FROM_VECTORS)) {
+        if (!copyFromUser(tail.data() + at, {vectors, count}, here)) {
             return false;
         }
         cursor.skip(here);

@@ -3,8 +3,9 @@
 
 #include <algorithm>
 
+#include "nixl/user_memory.h"
+
 #include "base/crc32c.h"
-#include "memory/checked_copy.h"
 
 namespace nixl::peer {
 
@@ -234,7 +235,7 @@ bool checksumOf(const RunCursor& from, uint64_t bytes, uint32_t& crc) {
         if (count == 0) {
             break;
         }
-        if (!memory::copyChecked(vectors, count, copy, here, memory::Copy::FROM_VECTORS)) {
+        if (!copyFromUser(copy, {vectors, count}, here)) {
             return false;
         }
         crc = base::crc32c(crc, copy, here);

@@ -121,7 +121,7 @@ class RunCursor {
 // Whether all of `run` lies in [address, address + size).
 bool runWithin(const MemoryRun& run, uint64_t address, uint64_t size);
 
-// Continues `crc` with `bytes` of user memory from the cursor's place on. False as copyChecked().
+// Continues `crc` with `bytes` of user memory from the cursor's place on. False as copyFromUser().
 bool checksumOf(const RunCursor& from, uint64_t bytes, uint32_t& crc);
 
 }  // namespace nixl::peer
